@@ -1,0 +1,1 @@
+"""What it costs: timing, statistics, sweeps and gates."""

@@ -1,0 +1,7 @@
+"""zipfmax: adaptive softmax that is fast, verified and measured."""
+
+from zipfmax.clusters import Cluster, ClusterLayout
+from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+
+__all__ = ["AdaptiveLogSoftmaxWithLoss", "Cluster", "ClusterLayout"]
+__version__ = "0.1.0"

@@ -1,0 +1,92 @@
+"""The backends: four functions each, the same in all, chosen by name or by what the input needs.
+
+`eager` is the specification: plain differentiable torch operations. The others compute the same function.
+A backend is a module; `Backend` is what it must hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from zipfmax.clusters import ClusterLayout
+from zipfmax.weights import Weights
+
+# Fastest first: `auto` takes the first one that does not refuse the input.
+BACKENDS = {
+    "eager": "zipfmax.backends.eager",
+}
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Backend(Protocol):
+    """What a backend module holds. N rows, d = in_features; hidden and weights share one floating dtype."""
+
+    def refusal(self, hidden: Tensor, weights: Weights) -> str | None:
+        """Why this backend cannot serve the input, or None where it can. Never reads device data."""
+
+    def nll(
+        self,
+        layout: ClusterLayout,
+        weights: Weights,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each row's target, and the loss. Both differentiable.
+
+        Args:
+            layout: the partition.
+            weights: as the layout shapes them.
+            hidden: [N, d].
+            target: [N], int64, in [0, n_classes) or equal to ignore_index.
+            ignore_index: rows with this target get output 0 and no gradient, and are not counted.
+            reduction: "mean" over the counted rows (NaN where there are none), "sum" or "none".
+
+        Returns:
+            output [N], log p(target | hidden); loss, a scalar, or [N] for "none". Dtype of hidden.
+
+        Raises:
+            RuntimeError: a target outside [0, n_classes), with torch.nn's text (asynchronously on a GPU).
+        """
+
+    def log_prob(self, layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+        """Log-probabilities of all classes, [N, n_classes], differentiable."""
+
+    def predict(self, layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+        """Most probable class of each row, [N] int64."""
+
+
+def load(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def select(name: str, hidden: Tensor, weights: Weights) -> Backend:
+    """The backend that serves this input: the named one, or for "auto" the fastest that can.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: a named backend that cannot serve the input, with its reason.
+    """
+    if name == "auto":
+        for candidate in BACKENDS:
+            backend = load(candidate)
+            if backend.refusal(hidden, weights) is None:
+                return backend
+    backend = load(name if name != "auto" else "eager")
+    reason = backend.refusal(hidden, weights)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot serve this input: {reason}")
+    return backend

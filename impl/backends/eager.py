@@ -1,0 +1,93 @@
+"""The specification: adaptive softmax in plain, differentiable torch operations.
+
+log p(y | h) = log_softmax(head(h))[y]                                   for y in the shortlist,
+             = log_softmax(head(h))[slot_i] + log_softmax(tail_i(h))[y]  for y in tail i
+
+(Grave et al. 2016, section 4). Every other backend is checked against this file's meaning; this one is
+checked against a float64 definition that never touches torch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zipfmax.backends.targets import check_targets, reduce_loss
+from zipfmax.clusters import ClusterLayout
+from zipfmax.weights import TailWeights, Weights
+
+
+def refusal(hidden: Tensor, weights: Weights) -> str | None:
+    """Serves any device and any floating dtype that torch's linear serves."""
+    return None
+
+
+def nll(
+    layout: ClusterLayout,
+    weights: Weights,
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's target, and the loss; see `Backend.nll`.
+
+    Reads the targets on the host, as torch.nn does: one synchronisation a cluster on a GPU. Clusters
+    without targets take no part, so their weights' gradients stay None.
+    """
+    counted = check_targets(target, layout.n_classes, ignore_index)
+    # In the head a shortlist label is scored by its own row and a tail label by its cluster's slot.
+    head_target = target
+    for tail in layout:
+        head_target = torch.where((target >= tail.start) & (target < tail.stop), tail.slot, head_target)
+    if counted is not None:
+        head_target = torch.where(counted, head_target, 0)
+    output = _head_log_prob(weights, hidden).gather(1, head_target.unsqueeze(1)).squeeze(1)
+
+    for tail, tail_weights in zip(layout, weights.tails, strict=True):
+        member = (target >= tail.start) & (target < tail.stop)
+        if counted is not None:
+            member &= counted
+        rows = member.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            continue
+        within = _tail_log_prob(tail_weights, hidden.index_select(0, rows))
+        local_target = target.index_select(0, rows) - tail.start
+        output = output.index_add(0, rows, within.gather(1, local_target.unsqueeze(1)).squeeze(1))
+
+    if counted is not None:
+        output = torch.where(counted, output, 0)
+    return output, reduce_loss(output, counted, reduction)
+
+
+def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+    """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
+    head = _head_log_prob(weights, hidden)
+    parts = [head[:, : layout.shortlist_size]]
+    for tail, tail_weights in zip(layout, weights.tails, strict=True):
+        parts.append(_tail_log_prob(tail_weights, hidden) + head[:, tail.slot, None])
+    return torch.cat(parts, dim=1)
+
+
+def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+    """Most probable class of each row, [N] int64; see `Backend.predict`.
+
+    A row whose head prefers a shortlist word needs no tail: no class of a tail can beat its slot.
+    """
+    best = F.linear(hidden, weights.head, weights.head_bias).argmax(dim=1)
+    rows = (best >= layout.shortlist_size).nonzero().squeeze(1)
+    if rows.numel():
+        undecided = log_prob(layout, weights, hidden.index_select(0, rows)).argmax(dim=1)
+        best = best.index_copy(0, rows, undecided)
+    return best
+
+
+def _head_log_prob(weights: Weights, hidden: Tensor) -> Tensor:
+    return F.log_softmax(F.linear(hidden, weights.head, weights.head_bias), dim=1)
+
+
+def _tail_log_prob(tail: TailWeights, hidden: Tensor) -> Tensor:
+    projected = F.linear(hidden, tail.projection, tail.projection_bias)
+    return F.log_softmax(F.linear(projected, tail.output, tail.output_bias), dim=1)

@@ -1,0 +1,142 @@
+"""The partition of the classes: which go to the shortlist, which to which tail cluster, and how wide each is.
+
+This is the one place that knows it. It holds plain numbers, never tensors, so the module, the kernels, the
+references and the planner can all ask the same object.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One tail cluster: classes `start` up to but not including `stop`."""
+
+    index: int
+    """Position among the tails, from 0: the most frequent tail first."""
+    start: int
+    stop: int
+    projection_size: int
+    """Width of the projected hidden state; 0 makes the cluster uniform, as in torch.nn."""
+    slot: int
+    """Row of the head that stands for this cluster: shortlist_size + index."""
+
+    @property
+    def size(self) -> int:
+        """Number of classes in the cluster."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class ClusterLayout:
+    """Partition of `n_classes` labels into a shortlist and tail clusters (Grave et al. 2016, section 4).
+
+    Labels are ranks: 0 is the most frequent. Labels below `cutoffs[0]` form the shortlist and are scored by
+    the head itself. Tail i holds the labels from `cutoffs[i]` up to the next cutoff (the last one up to
+    `n_classes`) and scores them from a projection of size floor(in_features / div_value**(i + 1)).
+
+    Args:
+        in_features: width of the hidden state.
+        n_classes: number of labels.
+        cutoffs: increasing label ranks between 1 and n_classes - 1; n_classes itself is not listed.
+        div_value: factor by which each further tail is narrower; any positive number.
+
+    Raises:
+        ValueError: for cutoffs or a div_value that make no partition; the texts are those of torch.nn.
+    """
+
+    in_features: int
+    n_classes: int
+    cutoffs: tuple[int, ...]
+    div_value: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.in_features < 1:
+            raise ValueError(f"in_features should be a positive integer, got {self.in_features}")
+        object.__setattr__(self, "cutoffs", _checked_cutoffs(self.cutoffs, self.n_classes))
+        if not (self.div_value > 0 and math.isfinite(self.div_value)):
+            raise ValueError(f"div_value should be a positive, finite number, got {self.div_value}")
+
+    @property
+    def shortlist_size(self) -> int:
+        """Number of classes that the head scores directly."""
+        return self.cutoffs[0]
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of tail clusters."""
+        return len(self.cutoffs)
+
+    @property
+    def head_size(self) -> int:
+        """Rows of the head: the shortlist, then one slot a tail cluster."""
+        return self.shortlist_size + self.n_clusters
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """(0, cutoffs..., n_classes): part p holds the labels bounds[p] <= label < bounds[p + 1]."""
+        return (0, *self.cutoffs, self.n_classes)
+
+    @cached_property
+    def tails(self) -> tuple[Cluster, ...]:
+        """The tail clusters, most frequent first."""
+        stops = (*self.cutoffs[1:], self.n_classes)
+        return tuple(
+            Cluster(
+                index=i,
+                start=start,
+                stop=stop,
+                projection_size=int(self.in_features // self.div_value ** (i + 1)),
+                slot=self.shortlist_size + i,
+            )
+            for i, (start, stop) in enumerate(zip(self.cutoffs, stops, strict=True))
+        )
+
+    def __iter__(self) -> Iterator[Cluster]:
+        return iter(self.tails)
+
+    def parts(self, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Part of each label: 0 for the shortlist, i + 1 for tail i. Labels must lie in [0, n_classes)."""
+        return np.searchsorted(np.asarray(self.cutoffs), labels, side="right").astype(np.int64)
+
+    def occupancy(self, probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Mass of the shortlist and of each tail under a label distribution.
+
+        Args:
+            probabilities: [n_classes], or counts; normalised here.
+
+        Returns:
+            [1 + n_clusters] shares that sum to 1.
+        """
+        if probabilities.shape != (self.n_classes,):
+            raise ValueError(f"expected {self.n_classes} probabilities, got shape {probabilities.shape}")
+        mass = np.add.reduceat(np.asarray(probabilities, dtype=np.float64), self.bounds[:-1])
+        return mass / mass.sum()
+
+    def parameter_count(self, head_bias: bool = False, tail_bias: bool = False) -> int:
+        """Number of weights of the layer, in elements."""
+        head = self.head_size * (self.in_features + head_bias)
+        tails = sum(
+            cluster.projection_size * (self.in_features + cluster.size) + tail_bias * cluster.size
+            for cluster in self.tails
+        )
+        return head + tails
+
+
+def _checked_cutoffs(cutoffs: Sequence[int], n_classes: int) -> tuple[int, ...]:
+    if len(cutoffs) == 0:
+        raise ValueError("cutoffs should be a sequence of length larger than 0")
+    increasing = all(low < high for low, high in zip(cutoffs, cutoffs[1:], strict=False))
+    if not increasing or cutoffs[0] <= 0 or cutoffs[-1] > n_classes - 1 or any(int(c) != c for c in cutoffs):
+        raise ValueError(
+            "cutoffs should be a sequence of unique, positive integers sorted in an increasing order, "
+            "where each value is between 1 and n_classes-1"
+        )
+    return tuple(int(c) for c in cutoffs)

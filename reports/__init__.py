@@ -1,0 +1,1 @@
+"""What it shows: figures and pages, read from run directories only."""
