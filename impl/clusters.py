@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -117,8 +118,8 @@ class ClusterLayout:
         """
         if probabilities.shape != (self.n_classes,):
             raise ValueError(f"expected {self.n_classes} probabilities, got shape {probabilities.shape}")
-        mass = np.add.reduceat(np.asarray(probabilities, dtype=np.float64), self.bounds[:-1])
-        return mass / mass.sum()
+        mass: npt.NDArray[np.float64] = np.add.reduceat(probabilities.astype(np.float64), self.bounds[:-1])
+        return mass / float(mass.sum())
 
     def parameter_count(self, head_bias: bool = False, tail_bias: bool = False) -> int:
         """Number of weights of the layer, in elements."""
@@ -133,7 +134,7 @@ class ClusterLayout:
 def _checked_cutoffs(cutoffs: Sequence[int], n_classes: int) -> tuple[int, ...]:
     if len(cutoffs) == 0:
         raise ValueError("cutoffs should be a sequence of length larger than 0")
-    increasing = all(low < high for low, high in zip(cutoffs, cutoffs[1:], strict=False))
+    increasing = all(low < high for low, high in pairwise(cutoffs))
     if not increasing or cutoffs[0] <= 0 or cutoffs[-1] > n_classes - 1 or any(int(c) != c for c in cutoffs):
         raise ValueError(
             "cutoffs should be a sequence of unique, positive integers sorted in an increasing order, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class ASMoutput(NamedTuple):
 
 
 class AdaptiveLogSoftmaxWithLoss(nn.Module):
-    """Adaptive softmax over a large, skewed label space (Grave et al. 2016, "Efficient softmax approximation").
+    """Adaptive softmax over a large, skewed label space (Grave et al. 2016).
 
     Drops in for `torch.nn.AdaptiveLogSoftmaxWithLoss`: same arguments, results, errors, parameter names and
     initialisation, so a torch checkpoint loads unchanged.
@@ -33,7 +33,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         div_value: tail i is computed from a projection of size floor(d / div_value**(i + 1)).
         head_bias: add a bias to the head.
         device, dtype: of the parameters.
-        backend: "auto" takes the fastest that can serve the input; a named backend that cannot serve it raises.
+        backend: "auto" takes the fastest that can serve the input; a named one that cannot raises.
 
     Shape:
         input [N, d] with target [N], or [d] with a scalar target; output like target, loss a scalar.
@@ -88,11 +88,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     def weights(self) -> Weights:
         """The parameters as the backends take them: views, not copies."""
-        tails = tuple(
-            TailWeights(projection.weight, output.weight, projection.bias, output.bias)
-            for projection, output in self.tail
-        )
-        return Weights(self.head.weight, self.head.bias, tails)
+        tails = []
+        for pair in self.tail:
+            projection, output = (cast(nn.Linear, linear) for linear in cast(nn.Sequential, pair))
+            tails.append(TailWeights(projection.weight, output.weight, projection.bias, output.bias))
+        return Weights(self.head.weight, self.head.bias, tuple(tails))
 
     def forward(self, input: Tensor, target: Tensor) -> ASMoutput:
         """Log-probability of each target and the mean negative log-likelihood.
@@ -124,8 +124,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""
         return (
-            f"in_features={self.in_features}, n_classes={self.n_classes}, cutoffs={list(self.layout.cutoffs)}, "
-            f"div_value={self.div_value}, backend={self.backend!r}"
+            f"in_features={self.in_features}, n_classes={self.n_classes}, "
+            f"cutoffs={list(self.layout.cutoffs)}, div_value={self.div_value}, backend={self.backend!r}"
         )
 
 

@@ -1,6 +1,6 @@
 """One question to an implementation: a shape, a partition, a label distribution, a task and a seed.
 
-A case is plain values, so it travels as JSON, and its id is the same in parity, timing, pytest, gate and page.
+A case is plain values, so it travels as JSON; its id is the same in parity, timing, pytest, gate and page.
 """
 
 from __future__ import annotations

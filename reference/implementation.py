@@ -1,4 +1,4 @@
-"""The one interface in front of every implementation: zipfmax, torch.nn, Paddle, TensorFlow, the definition."""
+"""The interface in front of every implementation: zipfmax, torch.nn, Paddle, TensorFlow, the definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the backends that may read targets on the host share: the range check and the reduction of the loss."""
+"""For backends that may read targets on the host: the range check, and the reduction of the loss."""
 
 from __future__ import annotations
 
