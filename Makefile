@@ -1,0 +1,37 @@
+# Each target does its own set-up in .venv; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup report test lint clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := reports/out/latest
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,paddle,tensorflow,triton]'
+	touch $@
+
+setup: $(VENV)/.ready  ## the environment of every other target
+
+report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's path
+	rm -rf $(OUT)
+	$(BIN)/zipfmax verify --grid quick --out $(OUT)
+	$(BIN)/zipfmax sweep --preset quick --out $(OUT) --resume
+	$(BIN)/zipfmax report $(OUT)
+
+test: $(VENV)/.ready  ## every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+
+lint: $(VENV)/.ready  ## ruff, mypy --strict and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --target build/types .
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p zipfmax
+	PYTHONPATH=build/types $(BIN)/lint-imports
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build reports/out
