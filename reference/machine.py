@@ -1,0 +1,98 @@
+"""What a run was made on: processor, memory, threads, GPUs, versions and commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zipfmax
+
+# Name shown -> names it is distributed under, first match wins. Read from metadata, so nothing is imported.
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "numpy": ("numpy",),
+    "triton": ("triton", "pytorch-triton", "triton-windows"),
+    "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "liger-kernel": ("liger-kernel",),
+    "cut-cross-entropy": ("cut-cross-entropy",),
+}
+
+
+def describe() -> dict[str, Any]:
+    """This machine, as `run.json` holds it: `memory_bytes` is what is installed, `cores` what we may use."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": _usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions by name; None for what is not installed. Imports none of them."""
+    found: dict[str, str | None] = {"zipfmax": zipfmax.__version__}
+    for name, distributions in _DISTRIBUTIONS.items():
+        found[name] = next((v for v in map(_installed, distributions) if v is not None), None)
+    return found
+
+
+def commit() -> str | None:
+    """Git commit that the imported package comes from, with "-dirty" for local changes.
+
+    None where the package is not a checkout. A package installed inside someone else's repository is not one:
+    its files have to be tracked.
+    """
+    source = Path(zipfmax.__file__).resolve()
+    if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
+        return None
+    return _git(source.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
