@@ -14,6 +14,7 @@ from zipfmax.clusters import ClusterLayout
 
 TASKS = ("forward", "train", "log_prob", "predict")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+HIDDEN = ("normal", "scale:X", "strided", "expanded", "nan-rows", "inf-rows")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Case:
         head_bias: whether the head has a bias.
         dtype: "float64", "float32", "bfloat16" or "float16", of input and weights.
         device: a torch device, "cpu" or "cuda".
-        labels: "zipf:S", "uniform", "wordfreq:LANG" or "counts:FILE"; see `zipfmax.reference.labels`.
+        labels: "zipf:S", "uniform", "wordfreq:LANG", "counts:FILE"; see `zipfmax.reference.labels`.
         seed: of weights, inputs and labels.
         task: "forward", "train" (forward and backward of the mean loss), "log_prob" or "predict".
+        hidden: "normal"; or what makes the hidden state awkward: "scale:X" (normal times X), "strided" (not
+            contiguous), "expanded" (one row shared by all), "nan-rows" or "inf-rows" (every fourth row).
 
     Raises:
-        ValueError: a partition that is none, or an unknown dtype or task.
+        ValueError: a partition that is none, or an unknown dtype, task or hidden.
     """
 
     n_classes: int
@@ -48,12 +51,15 @@ class Case:
     labels: str = "zipf:1.0"
     seed: int = 0
     task: str = "train"
+    hidden: str = "normal"
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; choose one of: {', '.join(TASKS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; choose one of: {', '.join(DTYPES)}")
+        if not (_scales(self.hidden) if ":" in self.hidden else self.hidden in HIDDEN):
+            raise ValueError(f"unknown hidden {self.hidden!r}; choose one of: {', '.join(HIDDEN)}")
         if self.batch_size < 0:
             raise ValueError(f"batch_size should not be negative, got {self.batch_size}")
         object.__setattr__(self, "cutoffs", self.layout.cutoffs)
@@ -67,7 +73,8 @@ class Case:
     def id(self) -> str:
         """A stable, readable name of every field, such as
 
-        `train-V50000-d256-N2048-c2000,10000-div4-nobias-float32-cpu-zipf:1.0-seed0`.
+        `train-V50000-d256-N2048-c2000,10000-div4-nobias-float32-cpu-zipf:1.0-seed0`; a hidden state that is
+        not "normal" is named at the end.
         """
         return "-".join(
             (
@@ -82,6 +89,7 @@ class Case:
                 self.device,
                 self.labels,
                 f"seed{self.seed}",
+                *([self.hidden] if self.hidden != "normal" else []),
             )
         )
 
@@ -92,5 +100,13 @@ class Case:
     @classmethod
     def from_fields(cls, record: Mapping[str, Any]) -> Case:
         """The case of a record; fields that are not a case's are passed over."""
-        known = {field.name: record[field.name] for field in fields(cls)}
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
         return cls(**{**known, "cutoffs": tuple(known["cutoffs"])})
+
+
+def _scales(hidden: str) -> bool:
+    kind, _, argument = hidden.partition(":")
+    try:
+        return kind == "scale" and 0 < float(argument) < float("inf")
+    except ValueError:
+        return False

@@ -16,9 +16,10 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a case is computed on. Float arrays are float64 whose values the case's dtype holds exactly,
+    """What a case is computed on: values that the case's dtype holds exactly, so that an implementation
 
-    so that an implementation and the float64 definition start from the same numbers.
+    and the float64 definition start from the same numbers. The arrays are float64 for a float64 case and
+    float32 for the others.
     """
 
     hidden: Array
