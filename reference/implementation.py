@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from zipfmax.reference.case import Case
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
+Results = dict[str, npt.NDArray[Any]]
+"""Tensor name -> what was computed, on the host."""
+
+Family = Literal["adaptive", "full"]
+"""Which function is computed: adaptive softmax on the case's weights, or full softmax on `full.weight`."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,36 @@ class Runner(Protocol):
     def run(self) -> None:
         """Do the case's task once on the loaded batch: this is what is timed.
 
-        "train" leaves fresh gradients of input and weights behind, and keeps none from earlier runs. On a GPU
-        the call may return before the work is done.
+        "forward", "log_prob" and "predict" run without recording gradients. "train" drops the gradients of
+        earlier runs and leaves fresh ones of input and weights behind; the dropping is part of the step, for
+        every implementation alike. On a GPU the call may return before the work is done.
         """
 
-    def results(self) -> dict[str, Array]:
+    def results(self) -> Results:
         """What the last run computed, as NumPy arrays on the host (bfloat16 widened to float32).
 
         "forward": output [N], loss []. "train": those and grad.input [N, d] and grad.NAME of every weight
         (zeros where the implementation left a gradient unset). "log_prob": log_prob [N, V].
-        "predict": predict [N], integers.
+        "predict": predict [N], integers. Full softmax has no output, and grad.full.weight for its weight.
+        """
+
+    def mismatches(self) -> dict[str, str]:
+        """Results of the last run whose own dtype or device is not the input's: tensor name -> what it is.
+
+        Told by the implementation, because `results` has already brought everything to the host.
         """
 
 
 class Implementation(Protocol):
     """A named implementation."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name it is known by."""
+
+    @property
+    def family(self) -> Family:
+        """Which function it computes."""
 
     def lacks(self, case: Case) -> str | None:
         """Why it cannot do this case here (not installed, no such dtype, ...), or None where it can."""

@@ -82,9 +82,10 @@ def draw(probabilities: Probabilities, size: int, rng: np.random.Generator) -> n
     # Scaling by the total, which rounding leaves near 1, keeps every draw below the last entry; classes of
     # probability 0 repeat their predecessor's entry, so side="right" never returns them.
     position = rng.random(size) * cumulative[-1]
-    found = np.searchsorted(cumulative, position, side="right")
+    found = np.searchsorted(cumulative, position, side="right").astype(np.int64)
     last = int(np.flatnonzero(probabilities)[-1])
-    return np.minimum(found, last).astype(np.int64)
+    drawn: npt.NDArray[np.int64] = np.minimum(found, last)
+    return drawn
 
 
 def _exponent(labels: str, argument: str) -> float:
