@@ -48,6 +48,8 @@ class ClusterLayout:
         n_classes: number of labels.
         cutoffs: increasing label ranks between 1 and n_classes - 1; n_classes itself is not listed.
         div_value: factor by which each further tail is narrower; any positive number.
+        projection_sizes: the tails' projection sizes, one a tail, where they do not follow from div_value
+            (other frameworks round or start differently). Filled from div_value where left empty.
 
     Raises:
         ValueError: for cutoffs or a div_value that make no partition; the texts are those of torch.nn.
@@ -57,6 +59,7 @@ class ClusterLayout:
     n_classes: int
     cutoffs: tuple[int, ...]
     div_value: float = 4.0
+    projection_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.in_features < 1:
@@ -64,6 +67,15 @@ class ClusterLayout:
         object.__setattr__(self, "cutoffs", _checked_cutoffs(self.cutoffs, self.n_classes))
         if not (self.div_value > 0 and math.isfinite(self.div_value)):
             raise ValueError(f"div_value should be a positive, finite number, got {self.div_value}")
+        sizes = tuple(self.projection_sizes) or tuple(
+            int(self.in_features // self.div_value ** (i + 1)) for i in range(len(self.cutoffs))
+        )
+        if len(sizes) != len(self.cutoffs) or any(int(size) != size or size < 0 for size in sizes):
+            raise ValueError(
+                f"projection_sizes should be {len(self.cutoffs)} integers, one a tail, none negative, "
+                f"got {sizes}"
+            )
+        object.__setattr__(self, "projection_sizes", tuple(int(size) for size in sizes))
 
     @property
     def shortlist_size(self) -> int:
@@ -94,7 +106,7 @@ class ClusterLayout:
                 index=i,
                 start=start,
                 stop=stop,
-                projection_size=int(self.in_features // self.div_value ** (i + 1)),
+                projection_size=self.projection_sizes[i],
                 slot=self.shortlist_size + i,
             )
             for i, (start, stop) in enumerate(zip(self.cutoffs, stops, strict=True))
@@ -121,11 +133,14 @@ class ClusterLayout:
         mass: npt.NDArray[np.float64] = np.add.reduceat(probabilities.astype(np.float64), self.bounds[:-1])
         return mass / float(mass.sum())
 
-    def parameter_count(self, head_bias: bool = False, tail_bias: bool = False) -> int:
+    def parameter_count(
+        self, head_bias: bool = False, tail_bias: bool = False, projection_bias: bool = False
+    ) -> int:
         """Number of weights of the layer, in elements."""
         head = self.head_size * (self.in_features + head_bias)
         tails = sum(
-            cluster.projection_size * (self.in_features + cluster.size) + tail_bias * cluster.size
+            cluster.projection_size * (self.in_features + cluster.size + projection_bias)
+            + tail_bias * cluster.size
             for cluster in self.tails
         )
         return head + tails

@@ -1,16 +1,22 @@
-"""The layer: torch.nn.AdaptiveLogSoftmaxWithLoss's constructor, results, errors and state_dict names."""
+"""The layer: torch.nn.AdaptiveLogSoftmaxWithLoss's constructor, results, errors and names, and more."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from zipfmax import backends
+from zipfmax.backends import Backend
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import with_zeros_for_absent
 from zipfmax.weights import TailWeights, Weights
+
+Reduction = Literal["mean", "sum", "none"]
+AbsentGrads = Literal["none", "zeros"]
 
 
 class ASMoutput(NamedTuple):
@@ -24,7 +30,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
     """Adaptive softmax over a large, skewed label space (Grave et al. 2016).
 
     Drops in for `torch.nn.AdaptiveLogSoftmaxWithLoss`: same arguments, results, errors, parameter names and
-    initialisation, so a torch checkpoint loads unchanged.
+    initialisation, so a torch checkpoint loads unchanged. The arguments after `dtype` are what it lacks.
 
     Args:
         in_features: width d of the hidden state.
@@ -33,13 +39,26 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         div_value: tail i is computed from a projection of size floor(d / div_value**(i + 1)).
         head_bias: add a bias to the head.
         device, dtype: of the parameters.
+        tail_bias: add a bias to every cluster's output.
+        projection_bias: add a bias to every cluster's projection.
+        projection_sizes: the projections' sizes, one a tail, instead of those that div_value gives.
+        ignore_index: rows with this target get output 0 and no gradient, and are not counted in the mean.
+        reduction: "mean" over the counted rows, "sum", or "none" for a loss shaped like the target. With no
+            counted row, or no row at all, the mean is NaN and the sum 0, as in
+            `torch.nn.functional.cross_entropy`; either way every gradient is zero.
+        absent_grads: what the weights of a cluster without targets get: "none" leaves their gradient None, as
+            torch.nn does; "zeros" gives them zeros, so that DistributedDataParallel needs no
+            `find_unused_parameters`. Compiled graphs and GPU kernels, which never read the targets on the
+            host, give zeros either way.
         backend: "auto" takes the fastest that can serve the input; a named one that cannot raises.
 
     Shape:
-        input [N, d] with target [N], or [d] with a scalar target; output like target, loss a scalar.
+        input [..., d] with target [...]: any leading shape, none included. output like target, loss a scalar
+        or, for reduction "none", like target.
 
     Raises:
-        ValueError: cutoffs that are no partition, div_value not positive, unknown backend.
+        ValueError: cutoffs that are no partition, div_value not positive, an unknown reduction, absent_grads
+            or backend.
     """
 
     cutoffs: list[int]
@@ -54,28 +73,47 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        tail_bias: bool = False,
+        projection_bias: bool = False,
+        projection_sizes: Sequence[int] = (),
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+        absent_grads: AbsentGrads = "none",
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.layout = ClusterLayout(in_features, n_classes, tuple(cutoffs), div_value)
+        self.layout = ClusterLayout(
+            in_features, n_classes, tuple(cutoffs), div_value, tuple(projection_sizes)
+        )
+        if reduction not in backends.REDUCTIONS:
+            raise ValueError(
+                f"unknown reduction {reduction!r}; choose one of: {', '.join(backends.REDUCTIONS)}"
+            )
+        if absent_grads not in ("none", "zeros"):
+            raise ValueError(f"unknown absent_grads {absent_grads!r}; choose one of: none, zeros")
+        if backend != "auto":
+            backends.load(backend)
         self.in_features = in_features
         self.n_classes = n_classes
         self.cutoffs = [*self.layout.cutoffs, n_classes]  # torch.nn keeps n_classes in this list
         self.div_value = div_value
         self.head_bias = head_bias
+        self.tail_bias = tail_bias
+        self.projection_bias = projection_bias
         self.shortlist_size = self.layout.shortlist_size
         self.n_clusters = self.layout.n_clusters
         self.head_size = self.layout.head_size
-        if backend != "auto":
-            backends.load(backend)
+        self.ignore_index = ignore_index
+        self.reduction: Reduction = reduction
+        self.absent_grads: AbsentGrads = absent_grads
         self.backend = backend
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.head = nn.Linear(in_features, self.head_size, bias=head_bias, **factory)
         self.tail = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(in_features, cluster.projection_size, bias=False, **factory),
-                nn.Linear(cluster.projection_size, cluster.size, bias=False, **factory),
+                nn.Linear(in_features, cluster.projection_size, bias=projection_bias, **factory),
+                nn.Linear(cluster.projection_size, cluster.size, bias=tail_bias, **factory),
             )
             for cluster in self.layout
         )
@@ -95,31 +133,50 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         return Weights(self.head.weight, self.head.bias, tuple(tails))
 
     def forward(self, input: Tensor, target: Tensor) -> ASMoutput:
-        """Log-probability of each target and the mean negative log-likelihood.
+        """Log-probability of each target, and the loss.
 
         Args:
-            input: [N, d] or [d].
-            target: [N] or scalar, int64, in [0, n_classes).
+            input: [..., d], of the parameters' dtype (any floating dtype under autocast).
+            target: [...], int64 or int32, in [0, n_classes) or equal to ignore_index.
 
         Raises:
-            RuntimeError: shapes that do not match, or targets out of range; torch.nn's texts.
+            RuntimeError: shapes, dtypes or devices that do not match, or targets out of range; torch.nn's
+                texts where it has one.
         """
-        _check_shapes(input, target)
-        hidden, flat_target = input.reshape(-1, input.shape[-1]), target.reshape(-1)
+        _check_target(input, target)
+        self._check_input(input)
         weights = self.weights()
-        backend = backends.select(self.backend, hidden, weights)
-        output, loss = backend.nll(self.layout, weights, hidden, flat_target)
+        if self.absent_grads == "zeros":
+            weights = with_zeros_for_absent(weights)
+        hidden, weights, autocast_off = _operands(input, weights)
+        with autocast_off:
+            output, loss = self._backend_for(hidden, weights).nll(
+                self.layout,
+                weights,
+                hidden,
+                target.reshape(-1).long(),
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+            )
+        if self.reduction == "none":
+            loss = loss.reshape(target.shape)
         return ASMoutput(output.reshape(target.shape), loss)
 
     def log_prob(self, input: Tensor) -> Tensor:
-        """Log-probabilities of all classes: [N, d] -> [N, n_classes]."""
-        weights = self.weights()
-        return backends.select(self.backend, input, weights).log_prob(self.layout, weights, input)
+        """Log-probabilities of all classes: [..., d] -> [..., n_classes]."""
+        self._check_input(input)
+        hidden, weights, autocast_off = _operands(input, self.weights())
+        with autocast_off:
+            result = self._backend_for(hidden, weights).log_prob(self.layout, weights, hidden)
+        return result.reshape(*input.shape[:-1], self.n_classes)
 
     def predict(self, input: Tensor) -> Tensor:
-        """The most probable class: [N, d] -> [N], int64."""
-        weights = self.weights()
-        return backends.select(self.backend, input, weights).predict(self.layout, weights, input)
+        """The most probable class: [..., d] -> [...], int64."""
+        self._check_input(input)
+        hidden, weights, autocast_off = _operands(input, self.weights())
+        with autocast_off:
+            best = self._backend_for(hidden, weights).predict(self.layout, weights, hidden)
+        return best.reshape(input.shape[:-1])
 
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""
@@ -128,19 +185,61 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             f"cutoffs={list(self.layout.cutoffs)}, div_value={self.div_value}, backend={self.backend!r}"
         )
 
+    def _backend_for(self, hidden: Tensor, weights: Weights) -> Backend:
+        # An exported program runs where zipfmax's operators may be missing: plain torch operations there.
+        return backends.select("eager" if torch.compiler.is_exporting() else self.backend, hidden, weights)
 
-def _check_shapes(input: Tensor, target: Tensor) -> None:
-    if target.dim() == 1:
-        if input.size(0) != target.size(0):
-            raise RuntimeError("Input and target should have the same size in the batch dimension.")
-        if input.dim() != 2:
+    def _check_input(self, input: Tensor) -> None:
+        weight = self.head.weight
+        if input.dim() == 0 or input.size(-1) != self.in_features:
             raise RuntimeError(
-                f"1D target tensor expects 2D input tensors, but found inputs with size {input.size()}"
+                f"expected inputs whose last dimension is in_features={self.in_features}, "
+                f"but found inputs with size {input.size()}"
             )
-    elif target.dim() == 0:
+        if input.device != weight.device:
+            raise RuntimeError(
+                f"inputs are on {input.device}, but the layer's weights are on {weight.device}"
+            )
+        if input.dtype != weight.dtype and not _is_autocast(input):
+            raise RuntimeError(f"inputs are {input.dtype}, but the layer's weights are {weight.dtype}")
+
+
+def _check_target(input: Tensor, target: Tensor) -> None:
+    """torch.nn's checks, in its words, and those for what it does not take."""
+    if target.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
+    if target.device != input.device:
+        raise RuntimeError(f"targets are on {target.device}, but inputs are on {input.device}")
+    if target.dim() == 0:
         if input.dim() != 1:
             raise RuntimeError(
                 f"0D target tensor expects 1D input tensors, but found inputs with size {input.size()}"
             )
-    else:
-        raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
+        return
+    if input.dim() == 0 or input.size(0) != target.size(0):
+        raise RuntimeError("Input and target should have the same size in the batch dimension.")
+    if target.dim() == 1 and input.dim() != 2:
+        raise RuntimeError(
+            f"1D target tensor expects 2D input tensors, but found inputs with size {input.size()}"
+        )
+    if input.shape[:-1] != target.shape:
+        raise RuntimeError(
+            "Input and target should have the same size in the batch dimension. "
+            f"Found inputs with size {input.size()} and targets with size {target.size()}"
+        )
+
+
+def _is_autocast(input: Tensor) -> bool:
+    """Whether autocast takes this tensor: it is on for the device, and leaves float64 alone."""
+    return torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64
+
+
+def _operands(input: Tensor, weights: Weights) -> tuple[Tensor, Weights, AbstractContextManager[Any]]:
+    """Rows [N, d] and weights of one dtype, and the context to compute in: under autocast, its dtype."""
+    hidden = input.reshape(-1, input.size(-1))
+    if not _is_autocast(input) or weights.head.dtype == torch.float64:
+        return hidden, weights, nullcontext()
+    device_type = input.device.type
+    dtype = torch.get_autocast_dtype(device_type)
+    autocast_off = torch.autocast(device_type, enabled=False)
+    return hidden.to(dtype), weights.map(lambda tensor: tensor.to(dtype)), autocast_off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -33,3 +34,21 @@ class Weights(NamedTuple):
         """Every tensor that is there, in a fixed order: head, head_bias, then each tail's four."""
         optional = [self.head, self.head_bias, *(tensor for tail in self.tails for tensor in tail)]
         return [tensor for tensor in optional if tensor is not None]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Weights:
+        """The same structure holding other tensors, given in the order of `tensors()`."""
+        replacement = iter(tensors)
+
+        def next_for(old: Tensor | None) -> Tensor | None:
+            return None if old is None else next(replacement)
+
+        head, head_bias = next(replacement), next_for(self.head_bias)
+        tails = tuple(
+            TailWeights(next(replacement), next(replacement), next_for(tail[2]), next_for(tail[3]))
+            for tail in self.tails
+        )
+        return Weights(head, head_bias, tails)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """The same structure with `function` applied to every tensor."""
+        return self.with_tensors([function(tensor) for tensor in self.tensors()])

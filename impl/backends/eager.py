@@ -38,36 +38,22 @@ def nll(
     without targets take no part, so their weights' gradients stay None.
     """
     counted = check_targets(target, layout.n_classes, ignore_index)
-    # In the head a shortlist label is scored by its own row and a tail label by its cluster's slot.
-    head_target = target
-    for tail in layout:
-        head_target = torch.where((target >= tail.start) & (target < tail.stop), tail.slot, head_target)
-    if counted is not None:
-        head_target = torch.where(counted, head_target, 0)
-    output = _head_log_prob(weights, hidden).gather(1, head_target.unsqueeze(1)).squeeze(1)
-
-    for tail, tail_weights in zip(layout, weights.tails, strict=True):
-        member = (target >= tail.start) & (target < tail.stop)
-        if counted is not None:
-            member &= counted
-        rows = member.nonzero().squeeze(1)
-        if rows.numel() == 0:
-            continue
-        within = _tail_log_prob(tail_weights, hidden.index_select(0, rows))
-        local_target = target.index_select(0, rows) - tail.start
-        output = output.index_add(0, rows, within.gather(1, local_target.unsqueeze(1)).squeeze(1))
-
-    if counted is not None:
-        output = torch.where(counted, output, 0)
+    if counted is None:
+        output = _target_log_prob(layout, weights, hidden, target)
+    else:
+        # Selecting the rows, not masking their results, keeps a NaN in an ignored row out of the gradients.
+        rows = counted.nonzero().squeeze(1)
+        seen = _target_log_prob(layout, weights, hidden.index_select(0, rows), target.index_select(0, rows))
+        output = seen.new_zeros(target.shape).index_copy(0, rows, seen)
     return output, reduce_loss(output, counted, reduction)
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
-    head = _head_log_prob(weights, hidden)
+    head = head_log_prob(weights, hidden)
     parts = [head[:, : layout.shortlist_size]]
     for tail, tail_weights in zip(layout, weights.tails, strict=True):
-        parts.append(_tail_log_prob(tail_weights, hidden) + head[:, tail.slot, None])
+        parts.append(tail_log_prob(tail_weights, hidden) + head[:, tail.slot, None])
     return torch.cat(parts, dim=1)
 
 
@@ -76,6 +62,8 @@ def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
 
     A row whose head prefers a shortlist word needs no tail: no class of a tail can beat its slot.
     """
+    if torch.compiler.is_compiling():  # a graph cannot branch on which rows need a tail
+        return log_prob(layout, weights, hidden).argmax(dim=1)
     best = F.linear(hidden, weights.head, weights.head_bias).argmax(dim=1)
     rows = (best >= layout.shortlist_size).nonzero().squeeze(1)
     if rows.numel():
@@ -84,10 +72,30 @@ def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     return best
 
 
-def _head_log_prob(weights: Weights, hidden: Tensor) -> Tensor:
+def head_log_prob(weights: Weights, hidden: Tensor) -> Tensor:
+    """Log-probabilities of the shortlist's classes and of the clusters' slots, [N, head_size]."""
     return F.log_softmax(F.linear(hidden, weights.head, weights.head_bias), dim=1)
 
 
-def _tail_log_prob(tail: TailWeights, hidden: Tensor) -> Tensor:
+def tail_log_prob(tail: TailWeights, hidden: Tensor) -> Tensor:
+    """Log-probabilities of a cluster's classes given the cluster, [N, cluster size]."""
     projected = F.linear(hidden, tail.projection, tail.projection_bias)
     return F.log_softmax(F.linear(projected, tail.output, tail.output_bias), dim=1)
+
+
+def _target_log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor, target: Tensor) -> Tensor:
+    """log p(target | hidden), [N], for targets that are all in [0, n_classes)."""
+    # In the head a shortlist label is scored by its own row and a tail label by its cluster's slot.
+    head_target = target
+    for tail in layout:
+        member = (target >= tail.start) & (target < tail.stop)
+        head_target = head_target.masked_fill(member, tail.slot)
+    output = head_log_prob(weights, hidden).gather(1, head_target.unsqueeze(1)).squeeze(1)
+
+    for tail, tail_weights in zip(layout, weights.tails, strict=True):
+        rows = ((target >= tail.start) & (target < tail.stop)).nonzero().squeeze(1)
+        if rows.numel():
+            within = tail_log_prob(tail_weights, hidden.index_select(0, rows))
+            local = target.index_select(0, rows) - tail.start
+            output = output.index_add(0, rows, within.gather(1, local.unsqueeze(1)).squeeze(1))
+    return output
