@@ -1,0 +1,65 @@
+"""The dynamic program against exhaustive search, and the monotonicity that it rests on."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from zipfmax.partition import TailCost, best_partitions
+
+seconds = st.floats(0, 10).map(lambda value: round(value, 6))
+tail_costs = st.lists(st.builds(TailCost, seconds, seconds, seconds, seconds), min_size=1, max_size=4)
+
+
+@st.composite
+def problems(draw):
+    """Candidates with gaps, counts with ties and zeros, and any non-negative costs."""
+    gaps = draw(st.lists(st.integers(1, 5), min_size=2, max_size=10))
+    rows = sorted(draw(st.lists(seconds, min_size=len(gaps), max_size=len(gaps))), reverse=True)
+    head = draw(st.lists(seconds, min_size=len(gaps), max_size=len(gaps)))
+    return np.cumsum(gaps), np.cumsum(rows), np.array(head), draw(seconds), draw(tail_costs)
+
+
+def cost_of(chosen, candidates, rows_below, head_cost, slot_cost, tails):
+    ends = (*chosen, len(candidates) - 1)
+    cost = head_cost[chosen[0]] + slot_cost * len(chosen)
+    for tail, start, stop in zip(tails, ends, ends[1:], strict=False):
+        classes = float(candidates[stop] - candidates[start])
+        rows = rows_below[stop] - rows_below[start]
+        cost += tail.constant + tail.per_class * classes + (tail.per_row + tail.per_logit * classes) * rows
+    return cost
+
+
+@given(problems())
+def test_the_program_finds_the_cost_of_exhaustive_search_for_every_number_of_tails(problem):
+    candidates, _, _, _, tails = problem
+    found = best_partitions(*problem)
+    assert len(found) == min(len(tails), len(candidates) - 1)
+    for n_tails, partition in enumerate(found, start=1):
+        choices = combinations(range(len(candidates) - 1), n_tails)
+        cheapest = min(cost_of(chosen, *problem) for chosen in choices)
+        assert_allclose(partition.cost_s, cheapest, rtol=1e-12, atol=1e-12)
+
+
+@given(problems())
+def test_the_cutoffs_that_are_returned_cost_what_is_said(problem):
+    candidates = problem[0].tolist()
+    for partition in best_partitions(*problem):
+        chosen = tuple(candidates.index(cutoff) for cutoff in partition.cutoffs)
+        assert list(chosen) == sorted(set(chosen))
+        assert_allclose(partition.cost_s, cost_of(chosen, *problem), rtol=1e-12, atol=1e-12)
+
+
+def test_a_forbidden_shortlist_is_never_taken():
+    candidates, rows = np.arange(1, 9), np.linspace(1, 2, 8)
+    head = np.where(np.arange(8) == 4, 100.0, np.inf)
+    partitions = best_partitions(candidates, rows, head, 0.0, [TailCost(0, 1, 1, 1)] * 3)
+    assert [partition.cutoffs[0] for partition in partitions] == [5, 5, 5]
+
+
+def test_one_candidate_is_refused():
+    with pytest.raises(ValueError, match="at least one candidate"):
+        best_partitions(np.array([7]), np.array([1.0]), np.array([0.0]), 0.0, [TailCost(0, 0, 0, 0)])
