@@ -1,0 +1,119 @@
+"""The page: one HTML file that answers, in this order, is it right, worth it, why, and how to repeat it.
+
+Templates are Jinja2's with autoescape; static figures are Matplotlib's, so the page reads whole without
+JavaScript. A content security policy in the page itself allows no request and no script but its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import zipfmax
+from zipfmax.reports import sections, tables
+from zipfmax.reports.commands import run_commands
+from zipfmax.reports.elements import Table
+from zipfmax.reports.rundir import Run
+from zipfmax.reports.style import DARK, LIGHT, size
+from zipfmax.reports.summary import condition_text, statements
+
+SIGNS = {"good": "✓", "bad": "✗", "mixed": "±", "unknown": "?"}
+"""Beside the colour of an answer."""
+
+SECTIONS = (
+    ("speed", "Is it worth it?"),
+    ("why", "Why?"),
+    ("parity", "Can I trust it?"),
+    ("missing", "Cells without a time"),
+    ("repeat", "How do I repeat it?"),
+)
+
+
+def render(run: Run) -> str:
+    """The page of a run, as HTML text."""
+    table = tables.cells(run)
+    context: dict[str, Any] = {
+        "title": f"{run.name}: parity and speed of adaptive softmax",
+        "machine_line": machine_line(run),
+        "versions_line": versions_line(run),
+        "remarks": run.remarks,
+        "statements": statements(run, table),
+        "signs": SIGNS,
+        "condition_line": _condition_line(table),
+        "sections": SECTIONS,
+        "speed": sections.speed(table),
+        "why": sections.why(table),
+        "parity": sections.parity(run),
+        "missing": sections.missing(table),
+        "all_cells": sections.all_cells(table),
+        "commands": [*run_commands(run), shlex.join(["zipfmax", "report", run.name])],
+        "facts": facts(run),
+        "zipfmax_version": zipfmax.__version__,
+    }
+    environment = _environment()
+    context["css"] = Markup(environment.get_template("page.css.j2").render(light=LIGHT, dark=DARK))
+    return environment.get_template("page.html.j2").render(context)
+
+
+def machine_line(run: Run) -> str:
+    """The machine in one line: processor or GPU, cores and threads, memory."""
+    machine = run.meta.get("machine")
+    if not isinstance(machine, dict):
+        return "The run does not say what machine it was made on."
+    gpus = machine.get("gpus") or []
+    parts = [
+        *dict.fromkeys(map(str, gpus)),
+        str(machine.get("cpu") or "unknown processor"),
+        f"{machine['cores']} cores" if machine.get("cores") else "",
+        f"{machine['threads']} threads" if machine.get("threads") else "",
+        size(machine["memory_bytes"]) if isinstance(machine.get("memory_bytes"), int | float) else "",
+        str(machine.get("os") or ""),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def versions_line(run: Run) -> str:
+    """What was installed, when the run began, and the commit."""
+    versions = run.meta.get("versions")
+    installed = {name: v for name, v in versions.items() if v} if isinstance(versions, dict) else {}
+    parts = [f"{name} {version}" for name, version in installed.items()]
+    if commit := run.meta.get("commit"):
+        text = str(commit)
+        parts.append(f"commit {text[:10]}{' with local changes' if text.endswith('-dirty') else ''}")
+    if created := run.meta.get("created"):
+        parts.append(f"run of {str(created)[:16].replace('T', ' ')}")
+    return " · ".join(parts)
+
+
+def facts(run: Run) -> Table:
+    """Everything that `run.json` says, a line each."""
+    rows: list[tuple[str, ...]] = [pair for pair in _flat(run.meta) if pair[0] != "format"]
+    return Table("What the run recorded about itself", ("field", "value"), rows)
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [pair for name, item in value.items() for pair in _flat(item, f"{prefix}{name}.")]
+    shown = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return [(prefix.removesuffix("."), shown or "none")]
+
+
+def _condition_line(table: Any) -> str:
+    if table.empty:
+        return ""
+    condition = tables.main_condition(table)
+    return f"Figures of the first screen: {condition_text(condition)}; other conditions below."
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(["html", "html.j2"], default=False),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,413 @@
+"""The sections of the page, each from a run's tables: its lead, figures, tables and reasons."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from zipfmax.reports import figures, tables
+from zipfmax.reports.commands import sweep_command
+from zipfmax.reports.elements import Details, Format, Picture, Section, Table, text
+from zipfmax.reports.rundir import Run
+from zipfmax.reports.style import count, factor, percent, scientific, seconds, size
+from zipfmax.reports.summary import condition_text, name_of
+
+_MOST_ROWS = 300
+"""Rows of a table of findings that the page shows; the run directory holds the rest."""
+
+STATUS_WORDS = {
+    "ok": "measured",
+    "skipped": "cannot do it",
+    "failed": "failed",
+    "out_of_memory": "out of memory",
+    "over_budget": "over budget",
+    "parity_failed": "wrong result",
+}
+
+_SPEED_COLUMNS = {
+    "task": ("task", text),
+    "n_classes": ("classes", count),
+    "labels_name": ("labels", text),
+    "speedup": ("speedup", factor),
+    "low": ("95 % from", factor),
+    "high": ("to", factor),
+    "median_s": ("median", seconds),
+    "baseline_s": ("baseline", seconds),
+}
+
+
+def speed(table: pd.DataFrame) -> Section:
+    """Speedups of the subject over full softmax and over its peers."""
+    if table.empty:
+        return Section("")
+    name, condition = tables.subject(table), tables.main_condition(table)
+    section = Section(
+        f"How many times faster {name} is than full softmax (a linear layer and cross entropy over every "
+        "class). Above the dashed line it is faster, below it slower; bars are 95 % intervals."
+    )
+    for baseline in tables.baselines(table):
+        rows = tables.under(tables.ratios(table, baseline), condition)
+        rows = rows[rows["impl"] == name]
+        if not rows.empty:
+            section.figures += _speed_figures(rows, name, baseline, condition_text(condition))
+    return section
+
+
+def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str) -> list[Picture]:
+    other = name_of(baseline)
+    command = sweep_command(rows, [name, "full" if baseline == tables.BEST_FULL else baseline])
+    caption = f"{name} over {other}; {condition}."
+    data = Table.of(caption, rows, _SPEED_COLUMNS)
+    extremes = _extremes(rows)
+    by_vocabulary = Picture(
+        name=f"vocabulary-{_slug(baseline)}",
+        title=f"Speedup over {other}, by vocabulary size",
+        reading="A line for each distribution of the labels; real word frequencies are dashed.",
+        description=f"Lines of speedup against vocabulary size, one per label distribution. {extremes}",
+        caption=caption,
+        draw=lambda theme: figures.speedup_by_vocabulary(rows, other, theme=theme),
+        table=data,
+        command=command,
+        chart="vocabulary" if baseline == "full" else None,
+    )
+    if baseline != "full":
+        return [by_vocabulary]
+    by_skew = Picture(
+        name="skew",
+        title=f"Speedup over {other}, by Zipf skew",
+        reading="A line for each vocabulary. Word-frequency lists have no exponent: they stand at the right.",
+        description=f"Lines of speedup against the Zipf exponent, one per vocabulary size. {extremes}",
+        caption=caption,
+        draw=lambda theme: figures.speedup_by_skew(rows, other, theme=theme),
+        table=data,
+        command=command,
+        chart="skew",
+    )
+    heat = Picture(
+        name="heat",
+        title=f"Speedup over {other}, vocabulary by skew",
+        reading="Purple is faster, white is break-even, orange is slower; the number is the speedup.",
+        description=f"A grid of speedups, label distributions down, vocabulary sizes across. {extremes}",
+        caption=caption,
+        draw=lambda theme: figures.speedup_heat_map(rows, theme=theme),
+        table=_grid(rows, caption),
+        command=command,
+        chart="heat",
+    )
+    pictures = [by_vocabulary, by_skew, heat]
+    if rows["occupancy"].map(figures.has_items).any():
+        pictures.append(
+            Picture(
+                name="real",
+                title="Real word frequencies beside synthetic ones",
+                reading="What matters of a distribution is how many labels the shortlist catches. Stars are "
+                "real word frequencies, the other points Zipf's law.",
+                description=f"Speedup against the share of labels in the shortlist. {extremes}",
+                caption=caption,
+                draw=lambda theme: figures.speedup_by_head_share(rows, other, theme=theme),
+                table=Table.of(
+                    caption,
+                    rows.assign(
+                        share=rows["occupancy"].map(lambda s: s[0] if figures.has_items(s) else None)
+                    ),
+                    {
+                        "task": ("task", text),
+                        "n_classes": ("classes", count),
+                        "labels_name": ("labels", text),
+                        "share": ("in the shortlist", percent),
+                        "speedup": ("speedup", factor),
+                    },
+                ),
+                command=command,
+            )
+        )
+    return pictures
+
+
+def why(table: pd.DataFrame) -> Section:
+    """Occupancy, limit and memory: what the time is made of."""
+    if table.empty:
+        return Section("")
+    name, condition = tables.subject(table), tables.main_condition(table)
+    rows = tables.under(table[table["ok"]], condition)
+    own = rows[rows["impl"] == name]
+    section = Section(
+        "A skewed distribution sends most labels to the short head, so most of the vocabulary is never "
+        "scored. What is left is matrix products, and memory that an implementation may or may not need."
+    )
+    caption = f"{condition_text(condition)}."
+    filled = own[own["occupancy"].map(figures.has_items)]
+    if not filled.empty:
+        section.figures.append(_occupancy(filled, name))
+    limited = rows[rows["limit_s"].notna()]
+    if not limited.empty:
+        section.figures.append(_efficiency(limited, caption))
+    weighed = table[table["ok"] & (table["peak_bytes"] > 0)]
+    if not weighed.empty:
+        section.figures.append(_memory(weighed, condition))
+    return section
+
+
+def _occupancy(rows: pd.DataFrame, name: str) -> Picture:
+    first = rows.drop_duplicates(["n_classes", "labels_name"])
+    columns = {
+        "n_classes": ("classes", count),
+        "labels_name": ("labels", text),
+        "cutoffs": ("cutoffs", text),
+        "occupancy": ("head, then tails", lambda shares: ", ".join(map(percent, shares))),
+    }
+    return Picture(
+        name="occupancy",
+        title="Where the labels fall",
+        reading="The share of a batch's labels in the head and in each tail. A row is only charged for the "
+        "head and for the tail that its label is in.",
+        description="Stacked bars: the more skewed the labels, the larger the head's share.",
+        caption=f"As drawn for {name} in the timed batches.",
+        draw=lambda theme: figures.occupancy(first, theme=theme),
+        table=Table.of("Occupancy of head and tails", first, columns),
+        command=sweep_command(first, [name]),
+    )
+
+
+def _efficiency(rows: pd.DataFrame, caption: str) -> Picture:
+    columns = {
+        "task": ("task", text),
+        "n_classes": ("classes", count),
+        "labels_name": ("labels", text),
+        "impl": ("implementation", text),
+        "limit_s": ("limit", seconds),
+        "median_s": ("measured", seconds),
+        "efficiency": ("limit / measured", percent),
+    }
+    names = list(dict.fromkeys(rows["impl"]))
+    return Picture(
+        name="efficiency",
+        title="How near the limit",
+        reading="The limit is the time of the same shapes' bare matrix products into warm buffers, measured "
+        "in the same run. At 1 nothing is left to gain without fewer products. Bars span the label "
+        "distributions.",
+        description="Limit over measured time against vocabulary size, a line per implementation.",
+        caption=caption,
+        draw=lambda theme: figures.efficiency(rows, theme=theme),
+        table=Table.of(caption, rows, columns),
+        command=sweep_command(rows, names),
+    )
+
+
+def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
+    """Against batch size where the run varies it, otherwise against vocabulary size."""
+    varied = table[table["n_classes"] == table["n_classes"].max()]
+    free = tables.under(varied, condition.drop(["batch_size"]))
+    by_batch = free["batch_size"].nunique() > 1
+    rows = free if by_batch else tables.under(table, condition)
+    axis, word = ("batch_size", "batch size") if by_batch else ("n_classes", "vocabulary size")
+    columns = {
+        "task": ("task", text),
+        "n_classes": ("classes", count),
+        "batch_size": ("batch", count),
+        "labels_name": ("labels", text),
+        "impl": ("implementation", text),
+        "peak_bytes": ("peak temporary memory", size),
+    }
+    caption = (
+        f"{condition_text(condition)}." if not by_batch else f"{count(varied['n_classes'].max())} classes."
+    )
+    return Picture(
+        name="memory",
+        title=f"Memory, by {word}",
+        reading="The most bytes that a step allocates beyond weights, their gradients and the input's.",
+        description=f"Peak temporary memory against {word}, a line per implementation; logarithmic axes.",
+        caption=caption,
+        draw=lambda theme: figures.peak_memory(rows, axis, theme=theme),
+        table=Table.of(caption, rows, columns),
+        command=sweep_command(rows, list(dict.fromkeys(rows["impl"]))),
+    )
+
+
+def parity(run: Run) -> Section:
+    """Agreement with the references: per implementation, per tensor, and every finding."""
+    table = run.parity
+    if table.empty:
+        return Section("This run holds no comparison with a reference; `zipfmax verify` makes one.")
+    rows = tables.with_used_budget(table)
+    section = Section(
+        "Each tensor of each cell is compared with float64 truth. Its budget is twice what the reference "
+        "itself errs, plus rounding; an error above 100 % of its budget is a failure."
+    )
+    section.tables.append(_by_implementation(table))
+    failures, skipped = rows[rows["status"] == "fail"], rows[rows["status"] == "skipped"]
+    if not failures.empty:
+        section.details.append(_findings(failures, "comparisons that failed", opened=True))
+    if not skipped.empty:
+        section.details.append(_skipped(skipped))
+    section.details.append(_by_tensor(rows))
+    if rows["used"].notna().any():
+        section.figures.append(_strip(rows, run))
+    return section
+
+
+def _by_implementation(table: pd.DataFrame) -> Table:
+    summary = tables.parity_by_implementation(table)
+    columns: dict[str, tuple[str, Format]]
+    verdict = summary["fail"].map(lambda fails: "✗ differs" if fails else "✓ agrees")
+    summary["verdict"] = verdict.where(summary["pass"] + summary["fail"] > 0, "– not compared")
+    columns = {
+        "impl": ("implementation", text),
+        "against": ("against", name_of),
+        "dtype": ("dtype", text),
+        "verdict": ("verdict", text),
+        "cells": ("cells", count),
+        "pass": ("tensors within budget", count),
+        "fail": ("over budget", count),
+        "skipped": ("skipped", count),
+        "worst": ("worst error / budget", percent),
+        "worst_tensor": ("worst tensor", text),
+    }
+    return Table.of("Parity at a glance", summary, columns)
+
+
+def _findings(rows: pd.DataFrame, what: str, opened: bool = False) -> Details:
+    columns = {
+        "case": ("cell", text),
+        "impl": ("implementation", text),
+        "against": ("against", text),
+        "tensor": ("tensor", text),
+        "error": ("error", scientific),
+        "budget": ("budget", scientific),
+        "used": ("error / budget", percent),
+        "reason": ("reason", text),
+    }
+    more = f", the first {_MOST_ROWS}" if len(rows) > _MOST_ROWS else ""
+    summary = f"{count(len(rows))} {what}{more}"
+    return Details(summary, Table.of(summary, rows.head(_MOST_ROWS), columns), opened)
+
+
+def _skipped(rows: pd.DataFrame) -> Details:
+    grouped = rows.assign(reason=rows["reason"].fillna("no reason recorded"))
+    grouped = grouped.groupby(["impl", "against", "reason"], sort=False)["case"].nunique().reset_index()
+    columns = {
+        "impl": ("implementation", text),
+        "against": ("against", text),
+        "case": ("cells", count),
+        "reason": ("reason", text),
+    }
+    return Details(
+        f"{count(len(rows))} comparisons that were skipped, by reason", Table.of("Skipped", grouped, columns)
+    )
+
+
+def _by_tensor(rows: pd.DataFrame) -> Details:
+    grouped = rows.groupby(["impl", "against", "dtype", "tensor"], sort=False)["used"]
+    summary = grouped.agg(["count", "median", "max"]).reset_index()
+    columns = {
+        "impl": ("implementation", text),
+        "against": ("against", text),
+        "dtype": ("dtype", text),
+        "tensor": ("tensor", text),
+        "count": ("comparisons", count),
+        "median": ("median error / budget", percent),
+        "max": ("worst", percent),
+    }
+    return Details(
+        "Error against budget, tensor by tensor", Table.of("Error in units of its budget", summary, columns)
+    )
+
+
+def _strip(rows: pd.DataFrame, run: Run) -> Picture:
+    points = tables.binned(rows)
+    columns = {
+        "impl": ("implementation", text),
+        "against": ("against", text),
+        "dtype": ("dtype", text),
+        "tensor": ("tensor", text),
+        "used": ("error / budget, about", percent),
+        "comparisons": ("comparisons", count),
+    }
+    return Picture(
+        name="strip",
+        title="Every comparison's error against its budget",
+        reading="Each mark is a tensor's error in units of its budget, on a logarithmic axis; right of the "
+        "dashed line it fails. Marks of nearly the same error are drawn as one.",
+        description=f"Errors of {count(len(rows))} comparisons; the largest is "
+        f"{percent(rows['used'].max())} of its budget.",
+        caption=f"{count(len(rows))} comparisons.",
+        draw=lambda theme: figures.parity_strip(points, theme=theme),
+        table=Table.of("Errors in units of their budgets", points, columns),
+        command=str(run.meta.get("command") or "zipfmax verify"),
+        chart="strip",
+    )
+
+
+def missing(table: pd.DataFrame) -> Section:
+    """The cells that show no time, with their reasons."""
+    if table.empty:
+        return Section("This run timed nothing; `zipfmax sweep` does.")
+    rows = table[~table["ok"]]
+    if rows.empty:
+        return Section(f"None: all {count(len(table))} cells were measured.")
+    words = rows["status"].map(STATUS_WORDS).fillna(rows["status"])
+    parts = ", ".join(f"{count(number)} {word}" for word, number in words.value_counts(sort=False).items())
+    section = Section(f"{count(len(rows))} of {count(len(table))} cells: {parts}. None of them counts above.")
+    rows = rows.assign(words=words, reason=rows["reason"].fillna("no reason recorded"))
+    columns = {
+        "impl": ("implementation", text),
+        "words": ("outcome", text),
+        "reason": ("reason", text),
+        "case": ("cells", count),
+    }
+    grouped = rows.groupby(["impl", "words", "reason"], sort=False)["case"].nunique().reset_index()
+    section.tables.append(Table.of("Cells without a time, by reason", grouped, columns))
+    listed = {"case": ("cell", text), **{name: columns[name] for name in ("impl", "words", "reason")}}
+    section.details.append(Details("Each of them", Table.of("Cells without a time", rows, listed)))
+    return section
+
+
+def all_cells(table: pd.DataFrame) -> Table | None:
+    """Every timing record, with limit and efficiency."""
+    if table.empty:
+        return None
+    rows = table.copy()
+    for baseline in ("full", "torch"):
+        for column in (f"speedup_vs_{baseline}", f"speedup_vs_{baseline}_low", f"speedup_vs_{baseline}_high"):
+            rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else float("nan")
+    rows["words"] = rows["status"].map(STATUS_WORDS).fillna(rows["status"])
+    rows["samples"] = rows["samples_s"].map(lambda s: float(len(s)) if figures.has_items(s) else 0.0)
+    columns = {
+        "case": ("cell", text),
+        "impl": ("implementation", text),
+        "words": ("outcome", text),
+        "median_s": ("median", seconds),
+        "samples": ("samples", count),
+        "speedup_vs_full": ("over full", factor),
+        "speedup_vs_full_low": ("from", factor),
+        "speedup_vs_full_high": ("to", factor),
+        "speedup_vs_torch": ("over torch.nn", factor),
+        "limit_s": ("limit", seconds),
+        "efficiency": ("limit / measured", percent),
+        "peak_bytes": ("peak memory", size),
+        "occupancy": ("occupancy", lambda s: ", ".join(map(percent, s)) if figures.has_items(s) else ""),
+    }
+    return Table.of("Every cell", rows, columns)
+
+
+def _grid(rows: pd.DataFrame, caption: str) -> Table:
+    grid = rows.pivot_table(index=["task", "labels_name"], columns="n_classes", values="speedup", sort=False)
+    grid = grid.reindex(columns=sorted(grid.columns))
+    headings = tuple(f"{int(classes):,} classes" for classes in grid.columns)
+    body = [
+        (*map(str, index), *map(factor, values))
+        for index, values in zip(grid.index, grid.to_numpy(), strict=True)
+    ]
+    return Table(caption, ("task", "labels", *headings), body, frozenset(headings))
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def _extremes(rows: pd.DataFrame) -> str:
+    least, most = rows.nsmallest(1, "speedup").iloc[0], rows.nlargest(1, "speedup").iloc[0]
+    ends = [
+        f"{factor(row['speedup'])} ({row['task']}, {count(row['n_classes'])} classes, {row['labels_name']})"
+        for row in (least, most)
+    ]
+    return f"From {ends[0]} to {ends[1]}."

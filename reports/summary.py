@@ -1,0 +1,194 @@
+"""The answers of the first screen, as sentences with their numbers: is it right, is it worth it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from zipfmax.reports import tables
+from zipfmax.reports.rundir import Run
+from zipfmax.reports.style import count, factor, percent, size
+
+NAMES = {
+    "full": "full softmax",
+    tables.BEST_FULL: "the best full softmax",
+    "torch": "torch.nn's adaptive softmax",
+    "paddle": "Paddle's adaptive softmax",
+    "tensorflow": "the TensorFlow layer",
+    "definition": "the float64 definition",
+}
+TASK_WORDS = {
+    "train": "a training step",
+    "forward": "a forward pass",
+    "log_prob": "all log-probabilities",
+    "predict": "a prediction",
+}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One answer.
+
+    Attributes:
+        question: what a reader asks.
+        figure: the number or word to show large.
+        text: the sentence that answers it.
+        detail: where it holds least and most, and how sure it is.
+        mood: "good", "bad", "mixed" or "unknown"; the page adds a word and a sign to its colour.
+        link: the id of the section that it comes from.
+    """
+
+    question: str
+    figure: str
+    text: str
+    detail: str
+    mood: str
+    link: str
+
+
+def statements(run: Run, table: pd.DataFrame) -> list[Statement]:
+    """What the first screen says of a run; `table` is `tables.cells(run)`."""
+    found = [_parity(run, table)]
+    if not table.empty:
+        condition = tables.main_condition(table)
+        rows = tables.under(table, condition)
+        name = tables.subject(table)
+        found += [
+            _speed(tables.ratios(rows, baseline), name, baseline)
+            for baseline in tables.baselines(table)
+            if baseline in ("full", tables.BEST_FULL, "torch")
+        ]
+        found += _memory(rows, name)
+    return found
+
+
+def name_of(implementation: str) -> str:
+    """An implementation's name as it stands in a sentence."""
+    return NAMES.get(implementation, implementation)
+
+
+def condition_text(condition: pd.Series) -> str:
+    """A condition in words, without what is usual (no head bias, div_value 4, first partition)."""
+    parts = [
+        str(condition["dtype"]),
+        str(condition["device"]),
+        f"batch {count(condition['batch_size'])}",
+        f"width {count(condition['in_features'])}",
+    ]
+    if condition["div_value"] != 4:
+        parts.append(f"div_value {condition['div_value']:g}")
+    if condition["head_bias"]:
+        parts.append("head bias")
+    if condition["partition"] != 1:
+        parts.append(f"partition {condition['partition']}")
+    return ", ".join(parts)
+
+
+def _parity(run: Run, table: pd.DataFrame) -> Statement:
+    question = "Is it right?"
+    parity = run.parity
+    wrong = table.loc[table["status"] == "parity_failed", "case"] if not table.empty else pd.Series(dtype=str)
+    if parity.empty:
+        if not wrong.empty:
+            text = f"{_cells(len(wrong))} failed the parity check before they were timed."
+            return Statement(question, "No", text, "No speed is shown for them.", "bad", "parity")
+        text = "This run holds no comparison with a reference."
+        return Statement(question, "Unchecked", text, "zipfmax verify makes one.", "unknown", "parity")
+    name = tables.subject(parity)
+    rows = tables.with_used_budget(parity)
+    rows = rows[rows["impl"] == name]
+    checked = rows[rows["status"] != "skipped"]
+    if checked.empty:
+        text = f"Every comparison of {name} was skipped."
+        return Statement(question, "Unchecked", text, "The reasons are under parity.", "unknown", "parity")
+    peers = _listed([name_of(against) for against in dict.fromkeys(checked["against"])])
+    cells = checked["case"].nunique()
+    bad = pd.concat([checked.loc[checked["status"] == "fail", "case"], wrong]).nunique()
+    worst = _worst(checked)
+    if bad:
+        text = f"{name} exceeds its error budget in {count(bad)} of {_cells(cells)} compared with {peers}."
+        return Statement(
+            question, "No", text, f"{worst} No speed is shown where parity failed.", "bad", "parity"
+        )
+    text = f"{name} agrees with {peers} in all {_cells(cells)}."
+    detail = f"{count(len(checked))} tensors compared, values and gradients. {worst}{_mutants(run)}"
+    return Statement(question, "Yes", text, detail, "good", "parity")
+
+
+def _worst(checked: pd.DataFrame) -> str:
+    if checked["used"].isna().all():
+        return ""
+    worst = checked.nlargest(1, "used").iloc[0]
+    return f"The worst error is {percent(worst['used'])} of its budget ({worst['tensor']}, {worst['dtype']})."
+
+
+def _mutants(run: Run) -> str:
+    mutants = run.extras.get("mutants")
+    if mutants is None or "caught" not in mutants:
+        return ""
+    faults = mutants[mutants["mutant"] != "control"] if "mutant" in mutants else mutants
+    return f" {count(faults['caught'].sum())} of {count(len(faults))} planted faults were caught."
+
+
+def _speed(rows: pd.DataFrame, name: str, baseline: str) -> Statement:
+    other = name_of(baseline)
+    question = f"Is it faster than {other}?"
+    rows = rows[rows["impl"] == name]
+    if rows.empty:
+        text = f"No cell of {name} has a time beside {other}."
+        return Statement(
+            question, "Unknown", text, "The reasons are under cells without a time.", "unknown", "missing"
+        )
+    task = tables.tasks(rows)[0]
+    rows = rows[rows["task"] == task]
+    middle = float(rows["speedup"].median())
+    worst, best = rows.nsmallest(1, "speedup").iloc[0], rows.nlargest(1, "speedup").iloc[0]
+    task_words = TASK_WORDS.get(task, task).capitalize()
+    slower = ", so slower" if middle < 1 else ""
+    median = f"the median of {_cells(len(rows))}"
+    text = f"{task_words} is {factor(middle)} as fast as with {other}{slower}: {median}."
+    detail = f"From {_where(worst)} to {_where(best)}. {_resolved(rows)}"
+    mood = "good" if rows["speedup"].min() > 1 else "bad" if middle < 1 else "mixed"
+    return Statement(question, factor(middle), text, detail, mood, "speed")
+
+
+def _where(row: pd.Series) -> str:
+    interval = f" [{factor(row['low'])}, {factor(row['high'])}]" if pd.notna(row["low"]) else ""
+    return f"{factor(row['speedup'])}{interval} ({count(row['n_classes'])} classes, {row['labels_name']})"
+
+
+def _resolved(rows: pd.DataFrame) -> str:
+    if rows["low"].isna().all():
+        return "No intervals were recorded."
+    faster, slower = int((rows["low"] > 1).sum()), int((rows["high"] < 1).sum())
+    rest = len(rows) - faster - slower
+    unresolved = f", not told apart in {rest}" if rest else ""
+    return f"By 95 % intervals: faster in {faster}, slower in {slower}{unresolved}."
+
+
+def _memory(rows: pd.DataFrame, name: str) -> list[Statement]:
+    task = tables.tasks(rows)[0]
+    shown = rows[rows["ok"] & (rows["task"] == task)]
+    own = shown[shown["impl"] == name].set_index("case")["peak_bytes"].dropna()
+    shares = {}
+    for baseline in ("torch", "full"):
+        other = shown[shown["impl"] == baseline].groupby("case")["peak_bytes"].min()
+        share = (own / other.reindex(own.index)).dropna()
+        if not share.empty:
+            shares[baseline] = float(share.median())
+    if not shares:
+        return []
+    parts = [f"{percent(share)} of what {name_of(baseline)} needs" for baseline, share in shares.items()]
+    text = f"For {TASK_WORDS.get(task, task)}, {' and '.join(parts)}."
+    detail = f"Peak temporary memory, median of {_cells(len(own))}; at most {size(own.max())}."
+    mood = "good" if max(shares.values()) < 1 else "mixed"
+    return [Statement("How much memory?", percent(next(iter(shares.values()))), text, detail, mood, "why")]
+
+
+def _cells(number: int) -> str:
+    return "1 cell" if number == 1 else f"{count(number)} cells"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

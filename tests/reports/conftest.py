@@ -1,0 +1,201 @@
+"""A made-up run directory for the tests of the page: plausible shapes, seeded noise, nothing measured.
+
+`python tests/reports/conftest.py DIR` writes one to look at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+VOCABULARIES = {10_000: (1000, 4000), 50_000: (2000, 10_000), 267_735: (20_000, 60_000)}
+LABELS = ("uniform", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en")
+IMPLEMENTATIONS = ("zipfmax", "torch", "paddle", "full")
+TENSORS = ("output", "loss", "grad.input", "grad.head.weight", "grad.tail.0.0.weight", "grad.tail.0.1.weight")
+WIDTH, BATCH = 256, 1024
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpu": "No real processor (made-up figures)",
+        "cores": 2,
+        "memory_bytes": 8 * 2**30,
+        "threads": 2,
+        "omp_num_threads": "2",
+        "gpus": [],
+        "os": "Linux",
+        "python": "3.11.0",
+    }
+
+
+def write_run(
+    directory: Path, *, seed: int = 0, pace: float = 1.0, dtypes: tuple[str, ...] = ("float32", "bfloat16")
+) -> Path:
+    """Write a run of every file; `pace` divides the subject's times, to make a second run differ."""
+    rng = np.random.default_rng(seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    meta = {
+        "format": 1,
+        "created": "2026-01-02T03:04:05+00:00",
+        "arguments": {"preset": "quick"},
+        "command": "zipfmax sweep --preset quick --out made-up",
+        "machine": machine(),
+        "versions": {
+            "zipfmax": "0.1.0",
+            "torch": "2.13.0",
+            "numpy": "2.3.0",
+            "paddle": "3.3.1",
+            "triton": None,
+        },
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+    }
+    (directory / "run.json").write_text(json.dumps(meta, indent=2))
+    write_lines(directory / "timings.jsonl", timings(rng, pace, dtypes))
+    write_lines(directory / "parity.jsonl", parity(rng))
+    return directory
+
+
+def write_lines(path: Path, records: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def timings(rng: np.random.Generator, pace: float, dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for task in ("forward", "train"):
+        for dtype in dtypes:
+            for classes, cutoffs in VOCABULARIES.items():
+                for labels in LABELS:
+                    yield from cell(rng, pace, task, dtype, classes, cutoffs, labels)
+
+
+def cell(
+    rng: np.random.Generator,
+    pace: float,
+    task: str,
+    dtype: str,
+    classes: int,
+    cutoffs: tuple[int, ...],
+    labels: str,
+) -> Iterator[dict[str, Any]]:
+    fields = {
+        "n_classes": classes,
+        "in_features": WIDTH,
+        "batch_size": BATCH,
+        "cutoffs": list(cutoffs),
+        "div_value": 4.0,
+        "head_bias": False,
+        "dtype": dtype,
+        "device": "cpu",
+        "labels": labels,
+        "seed": 0,
+        "task": task,
+    }
+    shape = f"V{classes}-d{WIDTH}-N{BATCH}-c{','.join(map(str, cutoffs))}"
+    case = f"{task}-{shape}-div4-nobias-{dtype}-cpu-{labels}-seed0"
+    shares = occupancy(labels, classes, cutoffs)
+    products = 3 if task == "train" else 1
+    head = 2 * BATCH * WIDTH * (cutoffs[0] + len(cutoffs)) * products
+    tails = sum(
+        2 * BATCH * share * (WIDTH // 4 ** (i + 1)) * (high - low + WIDTH) * products
+        for i, (share, low, high) in enumerate(zip(shares[1:], cutoffs, (*cutoffs[1:], classes), strict=True))
+    )
+    full = 2 * BATCH * WIDTH * classes * products
+    flops = {"zipfmax": head + tails, "torch": head + tails, "paddle": head + tails, "full": full}
+    slowness = {"zipfmax": 1.25 / pace, "torch": 2.4, "paddle": 3.4, "full": 1.3}
+    middle = {name: flops[name] / 2.5e11 * slowness[name] + 4e-4 for name in IMPLEMENTATIONS}
+    draws = {name: middle[name] * rng.lognormal(0, 0.03, size=15) for name in IMPLEMENTATIONS}
+    for name in IMPLEMENTATIONS:
+        record = {**fields, "case": case, "impl": name, "status": "ok", "reason": None}
+        record["command"] = (
+            f"zipfmax sweep --impl {name} --classes {classes} --labels {labels} --tasks {task}"
+        )
+        if name == "paddle" and dtype == "bfloat16":
+            yield {**record, "status": "skipped", "reason": "paddle has no bfloat16 product on a CPU"}
+            continue
+        if (
+            name == "full"
+            and classes == 267_735
+            and task == "train"
+            and dtype == "bfloat16"
+            and labels == "uniform"
+        ):
+            yield {**record, "status": "over_budget", "reason": "predicted 61 s, the budget is 60 s"}
+            continue
+        record |= {
+            "samples_s": list(draws[name]),
+            "median_s": float(np.median(draws[name])),
+            "peak_bytes": int(
+                4 * BATCH * (classes if name == "full" else cutoffs[0]) * (0.1 if name == "zipfmax" else 2)
+            ),
+            "flops": int(flops[name]),
+            "limit_s": flops[name] / 2.5e11,
+            "occupancy": None if name == "full" else shares,
+        }
+        for base in ("full", "torch"):
+            logs = np.log(draws[base] / draws[name])
+            spread = 2 * logs.std() / np.sqrt(len(logs))
+            record[f"speedup_vs_{base}"] = float(np.exp(np.median(logs)))
+            record[f"speedup_vs_{base}_low"] = float(np.exp(np.median(logs) - spread))
+            record[f"speedup_vs_{base}_high"] = float(np.exp(np.median(logs) + spread))
+        yield record
+
+
+def occupancy(labels: str, classes: int, cutoffs: tuple[int, ...]) -> list[float]:
+    exponent = {"uniform": 0.0, "wordfreq:en": 1.08}.get(labels)
+    exponent = float(labels.split(":")[1]) if exponent is None else exponent
+    mass = np.arange(1, classes + 1, dtype=np.float64) ** -exponent
+    edges = (0, *cutoffs, classes)
+    return [float(mass[a:b].sum() / mass.sum()) for a, b in itertools.pairwise(edges)]
+
+
+def parity(rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    for impl in ("zipfmax", "torch", "paddle"):
+        for against in ("definition", "torch", "paddle"):
+            if impl == against:
+                continue
+            for dtype in ("float32", "float64"):
+                for number in range(6):
+                    case = f"train-V{100 + number}-d16-N32-c10,50-div4-nobias-{dtype}-cpu-zipf:1.0-seed0"
+                    for tensor in TENSORS:
+                        used = float(rng.lognormal(-2.2, 0.7)) * (tensor != "loss")
+                        budget = 1e-6 if dtype == "float32" else 1e-15
+                        yield {
+                            "case": case,
+                            "impl": impl,
+                            "against": against,
+                            "tensor": tensor,
+                            "status": "pass",
+                            "error": min(used, 0.97) * budget,
+                            "budget": budget,
+                            "reference_error": budget / 2.5,
+                            "reason": None,
+                        }
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def edit_lines() -> Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]:
+    """Rewrite a JSON-lines file by a function of each record."""
+
+    def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        write_lines(path, [change(record) for record in read_lines(path)])
+
+    return edit
+
+
+if __name__ == "__main__":
+    print(write_run(Path(sys.argv[1])))
