@@ -42,7 +42,12 @@ class Arithmetic:
 
 
 def arithmetic(dtype: str) -> Arithmetic:
-    """Arithmetic of a dtype; the 16-bit ones sum in float32 and round every intermediate to 16 bits."""
+    """Arithmetic of a dtype; the 16-bit ones sum in float32 and round every intermediate to 16 bits.
+
+    "extended" is the machine's long double: 64 bits of mantissa on x86, no more than float64 elsewhere.
+    """
+    if dtype == "extended":
+        return Arithmetic(np.longdouble, lambda values: values)
     if dtype == "float64":
         return Arithmetic(np.float64, lambda values: values)
     if dtype == "float32":
