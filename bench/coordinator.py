@@ -1,0 +1,304 @@
+"""One worker process per implementation; one asked at a time, in random order, round after round.
+
+So the implementations' thread pools never run together, memory is each one's own, drift of the machine hits
+all of them alike, and an implementation that dies costs one cell.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from zipfmax.bench import protocol
+from zipfmax.reference.case import Case
+
+# Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
+# would set it to 1.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+)
+
+# Intel's OpenMP keeps idle threads spinning for 200 ms, into the next worker's sample. One millisecond spans
+# the gaps within a run and is over before the next worker has drawn its batch.
+_SPIN = {"KMP_BLOCKTIME": "1"}
+
+# Importing a framework, drawing weights and counting work are not the implementation's cost.
+_ALLOWANCE_S = 180.0
+
+
+class Worker:
+    """A process that holds one implementation. Started at the first request, and again after a failure."""
+
+    def __init__(self, name: str, threads: int, log: IO[bytes] | None = None) -> None:
+        self.name = name
+        self._threads = threads
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None while no process runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process, if there is none; returns before it is ready."""
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "zipfmax.bench.worker"),
+                    *("--name", self.name, "--threads", str(self._threads), "--fd", str(theirs.fileno())),
+                ],
+                env=worker_environment(self._threads),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log or subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the coordinator, which then ends its workers
+            )
+        self._connection = Connection(ours.detach())
+
+    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+        """The answer, or a `Failure` if the process raised, died or took longer than `timeout_s`."""
+        self.start()
+        assert self._connection is not None
+        try:
+            self._connection.send(request)
+            if not self._connection.poll(timeout_s):
+                self.close()
+                return protocol.Failure("over_budget", f"no answer within {timeout_s:g} s")
+            reply: protocol.Reply = self._connection.recv()
+        except (EOFError, OSError):
+            return self._post_mortem()
+        if isinstance(reply, protocol.Failure):
+            self.close()  # what raised may have left anything behind
+        return reply
+
+    def close(self) -> None:
+        """End the process at once."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._connection = None
+
+    def _post_mortem(self) -> protocol.Failure:
+        assert self._process is not None
+        status = self._process.wait()
+        self.close()
+        if status == -signal.SIGKILL:
+            return protocol.Failure(
+                "out_of_memory", "killed by SIGKILL, as the kernel does when memory runs out"
+            )
+        if status < 0:
+            return protocol.Failure("failed", f"killed by {signal.Signals(-status).name}")
+        return protocol.Failure("failed", f"ended with exit status {status}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed run."""
+
+    process: int
+    round: int
+    seconds: float
+    wall_s: float
+
+
+@dataclass
+class Measurement:
+    """What came of one implementation on one case."""
+
+    status: str = "ok"
+    reason: str | None = None
+    samples: list[Sample] = field(default_factory=list)
+    throttled: int = 0
+    warm_up_s: float | None = None
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    work: protocol.Work = field(default_factory=protocol.Work)
+
+    @property
+    def ok(self) -> bool:
+        """Whether it still runs."""
+        return self.status == "ok"
+
+    def end(self, status: str, reason: str) -> None:
+        """No further sample; the first cause stays."""
+        if self.ok:
+            self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to go on measuring a case.
+
+    Rounds go on until `seconds` are spent, at least `least` and at most `most` of them; `rounds` fixes their
+    number. `budget_s` is what one cell, an implementation on a case, may cost at most.
+    """
+
+    seconds: float = 2.0
+    least: int = 5
+    most: int = 25
+    rounds: int | None = None
+    budget_s: float = 60.0
+
+    @property
+    def least_rounds(self) -> int:
+        """Rounds that a case gets however long they take."""
+        return self.rounds if self.rounds is not None else self.least
+
+    def enough(self, rounds: int, elapsed_s: float) -> bool:
+        """Whether to stop after so many rounds."""
+        if self.rounds is not None:
+            return rounds >= self.rounds
+        return rounds >= self.most or (rounds >= self.least and elapsed_s >= self.seconds)
+
+
+class Coordinator:
+    """The workers of a sweep, kept from case to case.
+
+    Args:
+        names: implementations.
+        threads: of every worker.
+        processes: workers per implementation; they take the rounds in turns, as replicates.
+        log: where the workers' output goes; nowhere by default.
+        seed: of the order within the rounds.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        threads: int,
+        processes: int = 1,
+        log: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.threads = threads
+        self.processes = processes
+        self._log = log.open("ab") if log is not None else None
+        self._workers = {name: [Worker(name, threads, self._log) for _ in range(processes)] for name in names}
+        self._order = random.Random(seed)
+
+    def __enter__(self) -> Self:
+        for workers in self._workers.values():
+            for worker in workers:
+                worker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for workers in self._workers.values():
+            for worker in workers:
+                worker.close()
+        if self._log is not None:
+            self._log.close()
+
+    def prepare(self, case: Case, names: Sequence[str], effort: Effort) -> dict[str, Measurement]:
+        """Each implementation ready for a case and warm, unless that already is beyond it.
+
+        A first run that takes longer than the least number of rounds could within the budget is broken off
+        and ends the cell.
+        """
+        found = {name: Measurement() for name in names}
+        for name, measurement in found.items():
+            for worker in self._workers[name]:
+                if measurement.ok:
+                    self._make_ready(worker, case, measurement, effort)
+        return found
+
+    def sample(
+        self,
+        found: Mapping[str, Measurement],
+        effort: Effort,
+        satisfied: Callable[[], bool] | None = None,
+    ) -> None:
+        """Rounds of samples of what `prepare` has made ready, in random order; then its work is counted.
+
+        Args:
+            found: what `prepare` returned; samples are added, and whatever happens to one ends it.
+            effort: when to stop.
+            satisfied: asked after each round from the least number on; True stops too.
+        """
+        started, round = time.monotonic(), 0
+        while any(measurement.ok for measurement in found.values()):
+            if effort.enough(round, time.monotonic() - started):
+                break
+            if satisfied and round >= effort.least_rounds and satisfied():
+                break
+            self._round(round, found, effort)
+            round += 1
+        for name, measurement in found.items():
+            if measurement.ok:
+                self._count_work(self._workers[name][0], measurement, effort)
+
+    def _make_ready(self, worker: Worker, case: Case, measurement: Measurement, effort: Effort) -> None:
+        reply = worker.ask(protocol.Prepare(case), _ALLOWANCE_S)
+        if isinstance(reply, protocol.Prepared):
+            longest_s = effort.budget_s / effort.least_rounds
+            reply = worker.ask(protocol.WarmUp(), longest_s)
+        match reply:
+            case protocol.Timed(_, wall_s):
+                measurement.warm_up_s = wall_s
+            case protocol.Lacking(reason):
+                measurement.end("skipped", reason)
+            case protocol.Failure("over_budget", reason):
+                least = effort.least_rounds
+                measurement.end(
+                    "over_budget",
+                    f"first run: {reason}; {least} rounds should take at most {effort.budget_s:g} s",
+                )
+            case protocol.Failure(status, reason):
+                measurement.end(status, reason)
+
+    def _count_work(self, worker: Worker, measurement: Measurement, effort: Effort) -> None:
+        match worker.ask(protocol.Weigh(), effort.budget_s + _ALLOWANCE_S):
+            case protocol.Work() as work:
+                measurement.work = work
+            case protocol.Failure(status, reason):
+                measurement.end(status, f"while its work was counted: {reason}")
+
+    def _round(self, round: int, found: Mapping[str, Measurement], effort: Effort) -> None:
+        process = round % self.processes
+        names = [name for name, measurement in found.items() if measurement.ok]
+        self._order.shuffle(names)
+        for name in names:
+            match self._workers[name][process].ask(protocol.Sample(round), effort.budget_s):
+                case protocol.Timed(seconds, wall_s, rows, throttled):
+                    found[name].rows.append(rows)
+                    if throttled:
+                        found[name].throttled += 1
+                    else:
+                        found[name].samples.append(Sample(process, round, seconds, wall_s))
+                case protocol.Failure(status, reason):
+                    found[name].end(status, reason)
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """This process's environment with the thread count of every framework set, equal for all."""
+    return {**os.environ, **_SPIN, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: the default thread count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

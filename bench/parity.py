@@ -1,0 +1,92 @@
+"""Right before fast: a cell is timed only once its implementation agrees with the definition on its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from zipfmax.bench import protocol
+from zipfmax.bench.coordinator import Worker
+from zipfmax.bench.cost import product_flops
+from zipfmax.reference import registry
+from zipfmax.reference.case import Case
+from zipfmax.reference.implementation import Family
+from zipfmax.reference.rundir import RunDirectory
+
+# What the float64 definition may compute for one check; a larger case is checked on fewer of its rows.
+DEFINITION_FLOPS = 2e10
+TIMEOUT_S = 300.0
+
+
+class ParityGuard:
+    """Checks each implementation once for each shape, in a process of its own, and remembers the verdict.
+
+    The verdicts are `parity.jsonl` of the run directory, so a resumed sweep checks nothing twice.
+    """
+
+    def __init__(self, directory: RunDirectory, threads: int, log: Path) -> None:
+        self._directory = directory
+        self._log = log.open("ab")
+        self._worker = Worker(protocol.CHECKER, threads, self._log)
+        self._faults: dict[tuple[str, str], list[str]] = {}
+        self._refused: dict[tuple[str, str], tuple[str, str]] = {}
+        for line in directory.records("parity"):
+            self._remember(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.close()
+        self._log.close()
+
+    def fault(self, name: str, case: Case) -> tuple[str, str] | None:
+        """Status and reason of a cell that must not be timed, or None where the implementation is right."""
+        checked = checked_case(case, registry.implementation(name).family)
+        key = (name, checked.id)
+        if key not in self._faults and key not in self._refused:
+            self._check(name, checked)
+        if key in self._refused:
+            return self._refused[key]
+        faults = self._faults[key]
+        if not faults:
+            return None
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        return "parity_failed", f"{faults[0]}{more}, on {checked.id}"
+
+    def _check(self, name: str, case: Case) -> None:
+        key = (name, case.id)
+        match self._worker.ask(protocol.CheckParity(name, case), TIMEOUT_S):
+            case protocol.Parity(lines):
+                self._directory.append_all("parity", lines)
+                for line in lines:
+                    self._remember(line)
+            case protocol.Lacking(reason):
+                self._refused[key] = ("skipped", reason)
+            case protocol.Failure(status, reason):
+                self._refused[key] = (status, f"while its parity was checked: {reason}")
+
+    def _remember(self, line: Mapping[str, Any]) -> None:
+        faults = self._faults.setdefault((line["impl"], line["case"]), [])
+        if line["status"] == "fail":
+            error, budget = line.get("error"), line.get("budget")
+            off = (
+                f"{line['tensor']} is off by {error:.3g}, {budget:.3g} is allowed"
+                if error and budget
+                else None
+            )
+            faults.append(line.get("reason") or off or f"{line['tensor']} differs")
+
+
+def checked_case(case: Case, family: Family) -> Case:
+    """The cell that stands for all of its shape: Zipf labels, and as many rows as the definition can do."""
+    flops = product_flops(family, case)
+    rows = case.batch_size
+    if flops > DEFINITION_FLOPS:
+        rows = max(1, int(rows * DEFINITION_FLOPS / flops))
+    return replace(case, labels="zipf:1.0", batch_size=rows)

@@ -1,0 +1,118 @@
+"""From the choices of the command line to a plan: which cells, how thoroughly, and where to record them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from zipfmax.bench import presets
+from zipfmax.bench.coordinator import Effort, usable_cores
+from zipfmax.errors import UsageError
+from zipfmax.reference import registry
+from zipfmax.reference.case import Case
+from zipfmax.reference.rundir import RUN_FILE, RunDirectory, default_path
+
+# The choices are kept under this name in `run.json`: a parity run may share the directory.
+COMMAND = "sweep"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chose; None or () leaves it to the preset, or with `resume` to the interrupted run."""
+
+    preset: str | None = None
+    impl: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    cutoffs: tuple[str, ...] = ()
+    features: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+    div_value: tuple[float, ...] = ()
+    dtype: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    device: str | None = None
+    seed: int | None = None
+    threads: int | None = None
+    processes: int | None = None
+    rounds: int | None = None
+    budget: float | None = None
+
+    def over(self, recorded: Mapping[str, Any]) -> Self:
+        """These choices, and where there is none the recorded one."""
+        merged: dict[str, Any] = {}
+        for field in fields(self):
+            own = getattr(self, field.name)
+            value = recorded.get(field.name) if own in (None, ()) else own
+            merged[field.name] = tuple(value) if isinstance(value, list) else value
+        return type(self)(**merged)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep to run."""
+
+    cases: Sequence[Case]
+    implementations: Sequence[str]
+    effort: Effort
+    threads: int
+    processes: int
+    directory: RunDirectory
+
+
+def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
+    """Check the choices, and only then make the run directory.
+
+    Raises:
+        UsageError: a choice that does not exist, or a folder that cannot be used.
+    """
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the run directory to go on with")
+    if resume and out is not None and (out / RUN_FILE).exists():
+        options = options.over(_recorded(RunDirectory(out)))
+    _check_positive(options)
+    axes = presets.axes(
+        options.preset or "quick",
+        classes=options.classes,
+        labels=options.labels,
+        tasks=options.task,
+        implementations=options.impl,
+        cutoffs=tuple(presets.parse_cutoffs(text) for text in options.cutoffs),
+        features=options.features,
+        batch=options.batch,
+        div_value=options.div_value,
+        dtypes=options.dtype,
+        device=options.device,
+        seed=options.seed,
+        budget_s=options.budget,
+    )
+    for name in axes.implementations:
+        registry.implementation(name)
+    cases = presets.cases(axes)
+    return Plan(
+        cases=cases,
+        implementations=axes.implementations,
+        effort=Effort(rounds=options.rounds, budget_s=axes.budget_s),
+        threads=options.threads or usable_cores(),
+        processes=options.processes or 1,
+        directory=RunDirectory.create(out or default_path("sweep"), {COMMAND: asdict(options)}, resume),
+    )
+
+
+def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
+    """Choices of the latest sweep that the directory holds; none if it holds no sweep."""
+    runs = [directory.run, *directory.run.get("resumed", [])]
+    for run in reversed(runs):
+        if COMMAND in run.get("arguments", {}):
+            choices: Mapping[str, Any] = run["arguments"][COMMAND]
+            return choices
+    return {}
+
+
+def _check_positive(options: Options) -> None:
+    for name in ("classes", "features", "batch", "threads", "processes", "rounds", "budget"):
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not number > 0:
+                raise UsageError(f"--{name} should be a positive number, got {number}")

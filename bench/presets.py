@@ -1,0 +1,146 @@
+"""The axes of a sweep: the presets, and the cases that a choice of values on each axis spans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from zipfmax.bench.cost import product_flops
+from zipfmax.errors import UsageError
+from zipfmax.reference.case import Case
+from zipfmax.reference.labels import vocabulary_size
+
+# Partitions of the literature: WikiText-103 by Baevski & Auli 2019; the others in their spirit.
+LITERATURE_CUTOFFS: Mapping[int, tuple[int, ...]] = {
+    10_000: (1_000, 4_000),
+    50_000: (2_000, 10_000),
+    267_735: (20_000, 60_000),
+}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Values on each axis; the sweep is their product. No `cutoffs` means a customary partition each."""
+
+    classes: tuple[int, ...]
+    labels: tuple[str, ...]
+    tasks: tuple[str, ...] = ("forward", "train")
+    implementations: tuple[str, ...] = ("zipfmax", "torch", "paddle", "full")
+    cutoffs: tuple[tuple[int, ...], ...] = ()
+    features: tuple[int, ...] = (256,)
+    batch: tuple[int, ...] = (512,)
+    div_value: tuple[float, ...] = (4.0,)
+    dtypes: tuple[str, ...] = ("float32",)
+    device: str = "cpu"
+    seed: int = 0
+    budget_s: float = 60.0
+    """What one cell may cost at most."""
+
+
+PRESETS: Mapping[str, Axes] = {
+    "quick": Axes(
+        classes=(10_000, 50_000, 267_735),
+        labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
+        budget_s=15.0,
+    ),
+    "wikitext103": Axes(
+        classes=(267_735,),
+        labels=("zipf:1.0", "wordfreq:en"),
+        cutoffs=((20_000, 60_000), (20_000, 40_000, 200_000)),
+        features=(1024,),
+        batch=(2048,),
+        dtypes=("float32", "bfloat16"),
+    ),
+}
+
+
+def axes(preset: str, **chosen: object) -> Axes:
+    """A preset with the given axes in place of its own; an axis given as None or () keeps the preset's.
+
+    Raises:
+        UsageError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
+    given = {name: value for name, value in chosen.items() if value not in (None, ())}
+    if "classes" in given and "cutoffs" not in given:
+        given["cutoffs"] = ()  # a preset's partitions belong to its vocabularies
+    return replace(PRESETS[preset], **given)  # type: ignore[arg-type]
+
+
+def cases(axes: Axes) -> list[Case]:
+    """Every case of a sweep, in the order to measure them.
+
+    Cases that share weights follow each other, from the most skewed labels to the least: the cheapest first,
+    so that what is past the budget there is tried nowhere else. Every partition goes with every vocabulary
+    that it fits; a vocabulary that none fits gets a customary one.
+
+    Raises:
+        UsageError: a value that no case can have, or a partition that fits no vocabulary.
+    """
+    for labels in axes.labels:
+        vocabulary_size(labels)  # refuses unknown forms before anything is started
+    for cutoffs in axes.cutoffs:
+        if not any(_fits(cutoffs, n_classes) for n_classes in axes.classes):
+            raise UsageError(
+                f"cutoffs {','.join(map(str, cutoffs))} fit none of the vocabularies "
+                f"{', '.join(map(str, axes.classes))}: each should be below the vocabulary size"
+            )
+    found = []
+    shapes = product(axes.classes, axes.dtypes, axes.features, axes.batch, axes.div_value)
+    for n_classes, dtype, features, batch, div_value in shapes:
+        partitions = [c for c in axes.cutoffs if _fits(c, n_classes)] or [customary_cutoffs(n_classes)]
+        for cutoffs, task in product(partitions, axes.tasks):
+            group = []
+            for labels in dict.fromkeys(axes.labels):
+                try:
+                    case = Case(
+                        n_classes=n_classes,
+                        in_features=features,
+                        batch_size=batch,
+                        cutoffs=cutoffs,
+                        div_value=div_value,
+                        dtype=dtype,
+                        device=axes.device,
+                        labels=labels,
+                        seed=axes.seed,
+                        task=task,
+                    )
+                except ValueError as error:
+                    raise UsageError(str(error)) from error
+                group.append(case)
+            found += sorted(group, key=lambda case: product_flops("adaptive", case))
+    return found
+
+
+def customary_cutoffs(n_classes: int) -> tuple[int, ...]:
+    """The literature's partition of a vocabulary of this size, or one in the same proportions.
+
+    Raises:
+        UsageError: a vocabulary too small to be split in three.
+    """
+    if n_classes in LITERATURE_CUTOFFS:
+        return LITERATURE_CUTOFFS[n_classes]
+    if n_classes < 3:
+        raise UsageError(f"a vocabulary should have at least 3 classes, got {n_classes}")
+    first = max(1, round(0.07 * n_classes))
+    return first, max(first + 1, round(0.25 * n_classes))
+
+
+def parse_cutoffs(text: str) -> tuple[int, ...]:
+    """ "2000,10000" as (2000, 10000).
+
+    Raises:
+        UsageError: not integers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"cutoffs {text!r}: expected integers separated by commas, as in 2000,10000"
+        ) from error
+
+
+def _fits(cutoffs: Sequence[int], n_classes: int) -> bool:
+    return cutoffs[-1] < n_classes

@@ -1,0 +1,101 @@
+"""The timing line of one cell, made from what was measured of its case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from zipfmax.bench import statistics
+from zipfmax.bench.coordinator import Measurement
+from zipfmax.reference.case import Case
+
+# Every speedup is against one of these, measured in the same rounds.
+REFERENCES = ("full", "torch")
+
+Record = dict[str, Any]
+
+
+def timing_line(
+    case: Case, name: str, found: Mapping[str, Measurement], limit: Measurement | None, threads: int
+) -> Record:
+    """The line of `timings.jsonl` for an implementation on a case.
+
+    Args:
+        case: the case.
+        name: the implementation; a key of `found`.
+        found: everything that was measured in the case's rounds.
+        limit: the bare products of the same shapes, for adaptive implementations.
+        threads: of every worker.
+    """
+    own = found[name]
+    line: Record = {
+        **case.to_fields(),
+        "case": case.id,
+        "impl": name,
+        "status": own.status,
+        "reason": own.reason,
+        "threads": threads,
+        "occupancy": occupancy(case, own),
+        **_times(own),
+        **_work(own),
+    }
+    for reference in REFERENCES:
+        line |= _speedup(f"speedup_vs_{reference}", found.get(reference), own)
+    limit_s = _median(limit) if limit is not None and limit.ok and own.ok else None
+    line["limit_s"] = limit_s
+    line["efficiency"] = limit_s / line["median_s"] if limit_s and line["median_s"] else None
+    return line
+
+
+def occupancy(case: Case, measurement: Measurement) -> list[float] | None:
+    """Share of the shortlist and of each tail in the batches that were timed; None if none was."""
+    if not measurement.rows:
+        return None
+    rows = np.sum(measurement.rows, axis=0)
+    return [float(share) for share in rows / max(rows.sum(), 1)]
+
+
+def seconds_by_round(measurement: Measurement) -> dict[statistics.Key, float]:
+    """What the statistics pair by."""
+    return {(sample.process, sample.round): sample.seconds for sample in measurement.samples}
+
+
+def _times(own: Measurement) -> Record:
+    timed = own.ok
+    return {
+        "median_s": _median(own) if timed else None,
+        "wall_s": median(sample.wall_s for sample in own.samples) if timed and own.samples else None,
+        "warm_up_s": own.warm_up_s,
+        "samples_s": [sample.seconds for sample in own.samples],
+        "samples_round": [sample.round for sample in own.samples],
+        "samples_process": [sample.process for sample in own.samples],
+        "n_rounds": len(own.samples),
+        "throttled": own.throttled,
+    }
+
+
+def _work(own: Measurement) -> Record:
+    return {
+        "peak_bytes": own.work.peak_bytes,
+        "flops": own.work.flops,
+        "launches": own.work.launches,
+        "synchronisations": own.work.synchronisations,
+    }
+
+
+def _speedup(field: str, reference: Measurement | None, own: Measurement) -> Record:
+    ratio = None
+    if reference is not None and reference.ok and own.ok:
+        ratio = statistics.speedup(seconds_by_round(reference), seconds_by_round(own))
+    return {
+        field: ratio.estimate if ratio else None,
+        f"{field}_low": ratio.low if ratio else None,
+        f"{field}_high": ratio.high if ratio else None,
+    }
+
+
+def _median(measurement: Measurement) -> float | None:
+    return median(sample.seconds for sample in measurement.samples) if measurement.samples else None

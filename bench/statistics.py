@@ -1,0 +1,85 @@
+"""From samples to statements: the median, and how much faster one implementation is than another.
+
+Samples of one round were taken one after the other on the same labels, so they are compared in pairs: what
+slows the machine for a while slows both. The ratio's interval is a bootstrap over processes and over rounds
+within them, because two processes of the same program differ by more than two runs of one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Key = tuple[int, int]
+"""(process, round) of a sample."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster the candidate is, with its interval, which a single pair has none of."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def speedup(reference: Mapping[Key, float], candidate: Mapping[Key, float], seed: int = 0) -> Ratio | None:
+    """Time of the reference over time of the candidate, from the rounds that both have.
+
+    The estimate is exp of the mean over processes of the median log-ratio within each. Its 95 % interval is
+    the percentile interval of a bootstrap that draws processes, then rounds within them, with the tails
+    widened for small samples (Hesterberg 2015, "What teachers should know about the bootstrap", section 4.3).
+
+    Args:
+        reference: seconds by (process, round).
+        candidate: the same of the implementation whose speedup is asked for.
+        seed: of the resampling.
+
+    Returns:
+        None where no round has both.
+    """
+    shared = sorted(reference.keys() & candidate.keys())
+    if not shared:
+        return None
+    by_process: dict[int, list[float]] = defaultdict(list)
+    for key in shared:
+        by_process[key[0]].append(float(np.log(reference[key] / candidate[key])))
+    clusters = [np.asarray(values) for values in by_process.values()]
+    estimate = float(np.exp(np.mean([np.median(values) for values in clusters])))
+    if len(shared) == 1:
+        return Ratio(estimate, None, None, 1)
+    low, high = np.exp(_clustered_interval(clusters, np.random.default_rng(seed)))
+    return Ratio(estimate, float(low), float(high), len(shared))
+
+
+def _clustered_interval(
+    clusters: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Bounds of the mean over clusters of the clusters' medians."""
+    # [cluster, resample]: the median of each cluster under a resampling of its rounds.
+    medians = np.empty((len(clusters), RESAMPLES))
+    for row, values in zip(medians, clusters, strict=True):
+        drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
+        row[:] = np.median(values[drawn], axis=1)
+    chosen = rng.integers(len(clusters), size=(RESAMPLES, len(clusters)))
+    resample = rng.integers(RESAMPLES, size=chosen.shape)
+    means = medians[chosen, resample].mean(axis=1)
+    units = len(clusters) if len(clusters) > 1 else len(clusters[0])
+    tail = _widened_tail(units)
+    bounds: npt.NDArray[np.float64] = np.quantile(means, [tail, 1 - tail])
+    return bounds
+
+
+def _widened_tail(units: int) -> float:
+    """Share of the bootstrap distribution to cut on each side so that n independent units give 95 %."""
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, df=units - 1)
+    return float(stats.norm.cdf(-np.sqrt(units / (units - 1)) * quantile))

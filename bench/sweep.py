@@ -1,0 +1,152 @@
+"""`zipfmax sweep`: every implementation on every case, parity first, one flushed line a cell.
+
+A cell is an implementation on a case. Whatever becomes of it, it gets a line in `timings.jsonl`, so a resumed
+sweep knows what is left, and a reader knows what is missing and why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from zipfmax.bench import records
+from zipfmax.bench.coordinator import Coordinator, Measurement
+from zipfmax.bench.cost import CostModel, product_flops
+from zipfmax.bench.parity import ParityGuard
+from zipfmax.bench.plan import Options, Plan, make_plan
+from zipfmax.bench.progress import SweepProgress
+from zipfmax.bench.protocol import LIMIT
+from zipfmax.bench.table import timing_table
+from zipfmax.reference import registry
+from zipfmax.reference.case import Case
+from zipfmax.reference.labels import vocabulary_size
+
+INTERRUPTED = 130
+
+
+def run(options: Options, out: Path | None, resume: bool) -> int:
+    """Run a sweep, print its table, and return the exit status: 1 if an implementation's parity failed.
+
+    Args:
+        options: the choices of the command line.
+        out: the run directory; by default a fresh one under `runs/`.
+        resume: go on with the run in `out`.
+
+    Raises:
+        UsageError: a choice that does not exist, or a folder that cannot be used.
+    """
+    console = Console()
+    plan = make_plan(options, out, resume)
+    path = plan.directory.path
+    try:
+        Sweep(plan, console).run()
+    except KeyboardInterrupt:
+        done = len(plan.directory.done("timings"))
+        _say(console, f"interrupted after {done} of {len(plan.cases) * len(plan.implementations)} cells")
+        _say(console, f"go on with: zipfmax sweep --resume --out {path}")
+        return INTERRUPTED
+    lines = plan.directory.records("timings")
+    console.print(timing_table(lines, plan.implementations))
+    _say(console, f"run directory: {path}")
+    wrong = sorted({line["impl"] for line in lines if line["status"] == "parity_failed"})
+    if wrong:
+        print(f"zipfmax: parity failed for {', '.join(wrong)}; see {path / 'parity.jsonl'}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+class Sweep:
+    """The cells of a plan that its run directory does not hold yet."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._plan = plan
+        self._console = console
+        self._families = {name: registry.implementation(name).family for name in plan.implementations}
+        self._costs = CostModel(self._families)
+        for line in plan.directory.records("timings"):
+            self._learn(line)
+
+    def run(self) -> None:
+        """Measure what is missing; every finished cell is on the disk at once."""
+        plan, done = self._plan, self._plan.directory.done("timings")
+        todo = []
+        for case in plan.cases:
+            missing = [name for name in plan.implementations if (case.id, name) not in done]
+            if missing:
+                todo.append((case, missing))
+        if not todo:
+            return
+        log = plan.directory.path / "workers.log"
+        names = [*plan.implementations, LIMIT]
+        with ExitStack() as stack:
+            coordinator = stack.enter_context(Coordinator(names, plan.threads, plan.processes, log))
+            guard = stack.enter_context(ParityGuard(plan.directory, plan.threads, log))
+            progress = stack.enter_context(
+                SweepProgress([self._weight(case) for case, _ in todo], self._console)
+            )
+            for case, missing in todo:
+                progress.begin(describe(case))
+                self._case(case, missing, coordinator, guard)
+                progress.finish()
+
+    def _case(self, case: Case, missing: Sequence[str], coordinator: Coordinator, guard: ParityGuard) -> None:
+        # A resumed case measures its references again: a speedup needs both in the same rounds.
+        wanted = [
+            name for name in self._plan.implementations if name in missing or name in records.REFERENCES
+        ]
+        refused = {name: refusal for name in wanted if (refusal := self._refusal(name, case))}
+        ready = [name for name in wanted if name not in refused]
+        found = coordinator.prepare(case, [*ready, LIMIT], self._plan.effort) if ready else {}
+        for name in ready:
+            if found[name].ok and (fault := guard.fault(name, case)):
+                found[name].end(*fault)
+        coordinator.sample(found, self._plan.effort)
+        limit = found.pop(LIMIT, None)
+        found |= refused
+        lines = []
+        for name in missing:
+            own_limit = limit if self._families[name] == "adaptive" else None
+            lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
+            self._learn(lines[-1])
+        self._plan.directory.append_all("timings", lines)
+
+    def _refusal(self, name: str, case: Case) -> Measurement | None:
+        """The cell as it is recorded without being tried, or None."""
+        listed = vocabulary_size(case.labels)
+        if listed is not None and listed < case.n_classes:
+            reason = f"labels {case.labels} have {listed:,} classes, fewer than {case.n_classes:,}"
+            return Measurement("skipped", reason)
+        effort, run_s = self._plan.effort, self._costs.predict(name, case)
+        if run_s is not None and run_s * effort.least_rounds > effort.budget_s:
+            reason = (
+                f"predicted {run_s * effort.least_rounds:.3g} s for {effort.least_rounds} rounds, "
+                f"past the budget of {effort.budget_s:g} s"
+            )
+            return Measurement("over_budget", reason)
+        return None
+
+    def _learn(self, line: records.Record) -> None:
+        seconds = line["median_s"]
+        if line["status"] == "over_budget":
+            seconds = self._plan.effort.budget_s / self._plan.effort.least_rounds
+        if seconds and line["impl"] in self._families:
+            self._costs.learn(line["impl"], Case.from_fields(line), seconds)
+
+    def _weight(self, case: Case) -> float:
+        """Expected seconds on a slow machine; only the proportions matter."""
+        flops = sum(product_flops(family, case) for family in self._families.values())
+        effort = self._plan.effort
+        return 1.0 + max(effort.seconds, effort.least_rounds * flops / 1e11)
+
+
+def describe(case: Case) -> str:
+    """A case in the words of a progress line."""
+    shape = f"V={case.n_classes:,} d={case.in_features} N={case.batch_size}"
+    return f"{case.task} {shape} {case.labels} {case.dtype}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,183 @@
+"""A worker process: it holds one implementation and times one run of it whenever the coordinator asks.
+
+Started by `zipfmax.bench.coordinator` with its thread count already in the environment. It draws weights and
+batches itself from the case's seed, so all workers see the same numbers and nothing large is sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zipfmax.bench import protocol, timing
+from zipfmax.reference import registry
+from zipfmax.reference.case import Case
+from zipfmax.reference.implementation import Implementation, Runner
+from zipfmax.reference.inputs import draw_batch, draw_inputs
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "resourceexhausted",
+    "bad_alloc",
+)
+
+
+class Session:
+    """What a worker keeps between requests: the implementation, and the runner of the last case."""
+
+    def __init__(self, name: str) -> None:
+        self._implementation = _implementation(name)
+        self._held: tuple[object, ...] | None = None
+        self._case: Case | None = None
+        self._runner: Runner | None = None
+        self._warm_up_s = 0.0
+
+    def answer(self, request: protocol.Request) -> protocol.Reply:
+        """Do what the request asks."""
+        match request:
+            case protocol.Prepare(case):
+                return self._prepare(case)
+            case protocol.WarmUp():
+                return self._warm_up()
+            case protocol.Sample(round):
+                return self._sample(round)
+            case protocol.Weigh():
+                return self._weigh()
+            case protocol.CheckParity(name, case):
+                return _check_parity(name, case)
+
+    def _prepare(self, case: Case) -> protocol.Reply:
+        assert self._implementation is not None, "a checker holds no implementation"
+        reason = self._implementation.lacks(case)
+        if reason is not None:
+            return protocol.Lacking(reason)
+        held = _weights_key(case)
+        if held != self._held:
+            # Let go of the old weights before the new ones are drawn: both need not fit.
+            self._runner = self._held = None
+            gc.collect()
+            self._runner = self._implementation.build(case, draw_inputs(case))
+            self._held = held
+            gc.collect()
+        self._case = case
+        self._timer = timing.timer_for(case.device)
+        return protocol.Prepared()
+
+    def _warm_up(self) -> protocol.Timed:
+        assert self._runner is not None, "Prepare comes first"
+        occupancy = self._load(0)
+        seconds, self._warm_up_s = self._timer(self._runner.run)
+        return protocol.Timed(seconds, self._warm_up_s, occupancy)
+
+    def _sample(self, round: int) -> protocol.Timed:
+        assert self._runner is not None, "Prepare comes first"
+        occupancy = self._load(round)
+        if self._warm_up_s < timing.SHORT_RUN_S:
+            self._runner.run()
+        seconds, wall_s = self._timer(self._runner.run)
+        return protocol.Timed(seconds, wall_s, occupancy)
+
+    def _weigh(self) -> protocol.Work:
+        from zipfmax.bench import work
+
+        assert self._runner is not None, "Prepare comes first"
+        return work.count(self._runner.run)
+
+    def _load(self, round: int) -> tuple[int, ...]:
+        assert self._case is not None
+        assert self._runner is not None
+        hidden, target = draw_batch(self._case, round)
+        self._runner.load(hidden, target)
+        layout = self._case.layout
+        return tuple(np.bincount(layout.parts(target), minlength=1 + layout.n_clusters).tolist())
+
+
+def serve(connection: Connection, name: str) -> None:
+    """Answer requests until the coordinator is gone. An implementation that raises is reported, not fatal."""
+    session = Session(name)
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        try:
+            reply = session.answer(request)
+        except Exception as error:
+            traceback.print_exc()
+            reply = _failure(error)
+        connection.send(reply)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the process: `python -m zipfmax.bench.worker --name torch --threads 2 --fd 5`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    _live_and_die_with_the_coordinator()
+    torch.set_num_threads(options.threads)
+    serve(Connection(options.fd), options.name)
+
+
+def _implementation(name: str) -> Implementation | None:
+    if name == protocol.CHECKER:
+        return None
+    if name == protocol.LIMIT:
+        from zipfmax.bench.limit import Limit
+
+        return Limit()
+    return registry.implementation(name)
+
+
+def _check_parity(name: str, case: Case) -> protocol.Reply:
+    from zipfmax.reference import parity
+
+    implementation = registry.implementation(name)
+    reason = implementation.lacks(case)
+    if reason is not None:
+        return protocol.Lacking(reason)
+    return protocol.Parity(tuple(parity.check(case, implementation, against=("definition",))))
+
+
+def _weights_key(case: Case) -> tuple[object, ...]:
+    """What a runner is built for: cases that differ only in labels share it."""
+    fields = case.to_fields()
+    del fields["labels"]
+    return tuple(map(str, fields.values()))
+
+
+def _failure(error: Exception) -> protocol.Failure:
+    text = f"{type(error).__name__}: {error}".strip()
+    first_line = text.splitlines()[0][:300]
+    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        sign in text.lower() for sign in _OUT_OF_MEMORY
+    )
+    return protocol.Failure("out_of_memory" if ran_out else "failed", first_line)
+
+
+def _live_and_die_with_the_coordinator() -> None:
+    """On Linux: be the first that the kernel kills for memory, and do not outlive a killed coordinator."""
+    if not sys.platform.startswith("linux"):
+        return
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit("the coordinator is gone")
+
+
+if __name__ == "__main__":
+    main()
