@@ -2,6 +2,7 @@
 
 from zipfmax.clusters import Cluster, ClusterLayout
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+from zipfmax.ranks import LabelRanks
 
-__all__ = ["AdaptiveLogSoftmaxWithLoss", "Cluster", "ClusterLayout"]
+__all__ = ["AdaptiveLogSoftmaxWithLoss", "Cluster", "ClusterLayout", "LabelRanks"]
 __version__ = "0.1.0"

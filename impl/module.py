@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from zipfmax import backends
+from zipfmax import backends, decoding
 from zipfmax.backends import Backend
+from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
+from zipfmax.decoding import TopK
 from zipfmax.gradients import with_zeros_for_absent
+from zipfmax.ranks import LabelRanks
 from zipfmax.weights import TailWeights, Weights
 
 Reduction = Literal["mean", "sum", "none"]
 AbsentGrads = Literal["none", "zeros"]
+
+# Stands for an ignore_index that is itself a label, where ranks take the labels' place.
+_IGNORED_RANK = torch.iinfo(torch.int64).min
 
 
 class ASMoutput(NamedTuple):
@@ -34,7 +41,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     Args:
         in_features: width d of the hidden state.
-        n_classes: number of labels; label 0 should be the most frequent.
+        n_classes: number of labels; label 0 should be the most frequent, or else see `label_ranks`.
         cutoffs: label ranks at which a new cluster starts, increasing, without n_classes.
         div_value: tail i is computed from a projection of size floor(d / div_value**(i + 1)).
         head_bias: add a bias to the head.
@@ -46,6 +53,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         reduction: "mean" over the counted rows, "sum", or "none" for a loss shaped like the target. With no
             counted row, or no row at all, the mean is NaN and the sum 0, as in
             `torch.nn.functional.cross_entropy`; either way every gradient is zero.
+        label_ranks: for labels that are not sorted by frequency. The layer keeps a copy in its state_dict;
+            targets, columns of log_prob, predictions, topk and samples are then all the user's own labels.
         absent_grads: what the weights of a cluster without targets get: "none" leaves their gradient None, as
             torch.nn does; "zeros" gives them zeros, so that DistributedDataParallel needs no
             `find_unused_parameters`. Compiled graphs and GPU kernels, which never read the targets on the
@@ -57,8 +66,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         or, for reduction "none", like target.
 
     Raises:
-        ValueError: cutoffs that are no partition, div_value not positive, an unknown reduction, absent_grads
-            or backend.
+        ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
+            labels, an unknown reduction, absent_grads or backend.
     """
 
     cutoffs: list[int]
@@ -78,6 +87,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         projection_sizes: Sequence[int] = (),
         ignore_index: int | None = None,
         reduction: Reduction = "mean",
+        label_ranks: LabelRanks | None = None,
         absent_grads: AbsentGrads = "none",
         backend: str = "auto",
     ) -> None:
@@ -91,6 +101,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             )
         if absent_grads not in ("none", "zeros"):
             raise ValueError(f"unknown absent_grads {absent_grads!r}; choose one of: none, zeros")
+        if label_ranks is not None and len(label_ranks) != n_classes:
+            raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
             backends.load(backend)
         self.in_features = in_features
@@ -116,6 +128,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
                 nn.Linear(cluster.projection_size, cluster.size, bias=tail_bias, **factory),
             )
             for cluster in self.layout
+        )
+        self.label_ranks = (
+            deepcopy(label_ranks).to(self.head.weight.device) if label_ranks is not None else None
         )
 
     def reset_parameters(self) -> None:
@@ -149,26 +164,41 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         if self.absent_grads == "zeros":
             weights = with_zeros_for_absent(weights)
         hidden, weights, autocast_off = _operands(input, weights)
+        ranks, ignore_index = self._ranks(target.reshape(-1).long())
         with autocast_off:
             output, loss = self._backend_for(hidden, weights).nll(
                 self.layout,
                 weights,
                 hidden,
-                target.reshape(-1).long(),
-                ignore_index=self.ignore_index,
+                ranks,
+                ignore_index=ignore_index,
                 reduction=self.reduction,
             )
         if self.reduction == "none":
             loss = loss.reshape(target.shape)
         return ASMoutput(output.reshape(target.shape), loss)
 
-    def log_prob(self, input: Tensor) -> Tensor:
-        """Log-probabilities of all classes: [..., d] -> [..., n_classes]."""
+    def log_prob(self, input: Tensor, out: Tensor | None = None) -> Tensor:
+        """Log-probabilities of all classes: [..., d] -> [..., n_classes].
+
+        Args:
+            input: as `forward` takes it.
+            out: where to write them, contiguous, of the result's shape, dtype and device. Nothing else of
+                that size is then held. As everywhere in torch, `out` goes with no gradient: call it under
+                `torch.no_grad()`.
+        """
         self._check_input(input)
         hidden, weights, autocast_off = _operands(input, self.weights())
+        columns = None if self.label_ranks is None else self.label_ranks.rank_of_label
+        shape = (*input.shape[:-1], self.n_classes)
+        if out is not None:
+            _check_out(hidden, weights, out, shape)
+            with autocast_off:
+                decoding.log_prob_into(self.layout, weights, hidden, out.view(-1, self.n_classes), columns)
+            return out
         with autocast_off:
             result = self._backend_for(hidden, weights).log_prob(self.layout, weights, hidden)
-        return result.reshape(*input.shape[:-1], self.n_classes)
+        return (result if columns is None else result.index_select(1, columns)).reshape(shape)
 
     def predict(self, input: Tensor) -> Tensor:
         """The most probable class: [..., d] -> [...], int64."""
@@ -176,7 +206,38 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         hidden, weights, autocast_off = _operands(input, self.weights())
         with autocast_off:
             best = self._backend_for(hidden, weights).predict(self.layout, weights, hidden)
-        return best.reshape(input.shape[:-1])
+        return self._labels(best).reshape(input.shape[:-1])
+
+    def topk(self, input: Tensor, k: int) -> TopK:
+        """The k most probable classes and their log-probabilities, descending: [..., d] -> two of [..., k].
+
+        Exact, without the full distribution: a tail is computed only for rows where its slot in the head is
+        more probable than the k-th class found so far.
+
+        Raises:
+            ValueError: k outside [0, n_classes].
+        """
+        self._check_input(input)
+        hidden, weights, autocast_off = _operands(input, self.weights())
+        with autocast_off:
+            found, _ = decoding.topk(self.layout, weights, hidden, k)
+        shape = (*input.shape[:-1], k)
+        return TopK(found.values.reshape(shape), self._labels(found.indices).reshape(shape))
+
+    def sample(self, input: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """n classes drawn independently from each row's distribution: [..., d] -> [..., n], int64.
+
+        First the head picks a class of the shortlist or a cluster, then the cluster picks a class: only the
+        clusters that were picked are computed.
+
+        Raises:
+            ValueError: n smaller than 1.
+        """
+        self._check_input(input)
+        hidden, weights, autocast_off = _operands(input, self.weights())
+        with autocast_off:
+            drawn = decoding.sample(self.layout, weights, hidden, n, generator)
+        return self._labels(drawn).reshape(*input.shape[:-1], n)
 
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""
@@ -188,6 +249,22 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
     def _backend_for(self, hidden: Tensor, weights: Weights) -> Backend:
         # An exported program runs where zipfmax's operators may be missing: plain torch operations there.
         return backends.select("eager" if torch.compiler.is_exporting() else self.backend, hidden, weights)
+
+    def _ranks(self, labels: Tensor) -> tuple[Tensor, int | None]:
+        """Frequency ranks of flat labels, and the rank that stands for ignore_index."""
+        if self.label_ranks is None:
+            return labels, self.ignore_index
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_targets(
+                labels, self.n_classes, self.ignore_index
+            )  # so that the error names labels, not ranks
+        ranks = self.label_ranks.to_ranks(labels)
+        if self.ignore_index is None or not 0 <= self.ignore_index < self.n_classes:
+            return ranks, self.ignore_index
+        return ranks.masked_fill(labels == self.ignore_index, _IGNORED_RANK), _IGNORED_RANK
+
+    def _labels(self, ranks: Tensor) -> Tensor:
+        return ranks if self.label_ranks is None else self.label_ranks.to_labels(ranks)
 
     def _check_input(self, input: Tensor) -> None:
         weight = self.head.weight
@@ -202,6 +279,20 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             )
         if input.dtype != weight.dtype and not _is_autocast(input):
             raise RuntimeError(f"inputs are {input.dtype}, but the layer's weights are {weight.dtype}")
+
+
+def _check_out(hidden: Tensor, weights: Weights, out: Tensor, shape: tuple[int, ...]) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *weights.tensors())):
+        raise RuntimeError(
+            "log_prob(): out=... does not support automatic differentiation, but an argument requires grad; "
+            "call it under torch.no_grad()"
+        )
+    expected = (torch.Size(shape), hidden.dtype, hidden.device)
+    if (out.shape, out.dtype, out.device) != expected or not out.is_contiguous():
+        raise RuntimeError(
+            f"out should be contiguous, {hidden.dtype} of size {expected[0]} on {hidden.device}, "
+            f"but found {out.dtype} of size {out.size()} on {out.device}"
+        )
 
 
 def _check_target(input: Tensor, target: Tensor) -> None:
