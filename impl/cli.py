@@ -112,6 +112,78 @@ def report(
     print(write_report(directories, output, figures, markdown))
 
 
+@app.command()
+def plan(
+    features: Annotated[int, typer.Option(help="Hidden width d.")],
+    batch: Annotated[int, typer.Option(help="Rows N of a step.")],
+    counts: Annotated[
+        Path | None, typer.Option(help="Label counts as .npy or .csv, or a text whose words are counted.")
+    ] = None,
+    zipf: Annotated[
+        float | None, typer.Option(help="A Zipf law with this exponent; needs --classes.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Or a distribution, such as wordfreq:en.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Vocabulary size; by default the counts' own.")] = None,
+    div_value: Annotated[float, typer.Option(help="How tails narrow.")] = 4.0,
+    clusters: Annotated[int | None, typer.Option(help="Number of tails; by default the cheapest.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
+    task: Annotated[str, typer.Option(help="train or forward.")] = "train",
+    max_parameters: Annotated[int | None, typer.Option(help="Most weights that the layer may have.")] = None,
+    min_projection: Annotated[int, typer.Option(help="Smallest projection of a tail.")] = 1,
+    min_shortlist_share: Annotated[
+        float, typer.Option(help="Least share of the labels that the shortlist holds, for perplexity.")
+    ] = 0.0,
+    multiple: Annotated[int, typer.Option(help="Cutoffs are multiples of this.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
+    recalibrate: Annotated[bool, typer.Option(help="Measure the cost model anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw cost against the first cutoff into this file (.svg, .png, ...).")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time the plan, the literature's cutoffs and full softmax, interleaved.")
+    ] = False,
+    python: Annotated[bool, typer.Option(help="Print only the line of code to paste.")] = False,
+) -> None:
+    """Choose the cutoffs: the cheapest partition on this machine for these labels."""
+    from rich.console import Console
+
+    from zipfmax.bench.cutoffs import PlanOptions, run
+
+    sources = [
+        source
+        for source in (counts and f"counts:{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
+        if source
+    ]
+    if len(sources) != 1:
+        raise UsageError("give the labels by exactly one of --counts FILE, --zipf S or --labels NAME")
+    options = PlanOptions(
+        labels=sources[0],
+        classes=classes,
+        features=features,
+        batch=batch,
+        div_value=div_value,
+        clusters=clusters or "auto",
+        device=device,
+        dtype=dtype,
+        task=task,
+        max_parameters=max_parameters,
+        min_projection=min_projection,
+        min_shortlist_share=min_shortlist_share,
+        multiple=multiple,
+        threads=threads,
+        recalibrate=recalibrate,
+    )
+    quiet = as_json or python
+    result = run(options, as_json=as_json, measured=measure, python=python, console=Console(stderr=quiet))
+    if plot is not None:
+        from zipfmax.reports.plan_figure import write_plan_figure
+
+        write_plan_figure(result, plot)
+        print(plot, file=sys.stderr if quiet else sys.stdout)
+
+
 def main() -> NoReturn:
     """Run the command line; turns a `UsageError` into one line and exit status 2."""
     try:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.partition import TailCost
@@ -118,6 +117,8 @@ def fit_nonnegative(features: Floats, seconds: Floats) -> Floats:
         features: [M, K] work done in each of M measurements.
         seconds: [M] measured.
     """
+    from scipy.optimize import nnls  # only a calibration needs SciPy; the operator does not
+
     scale = features.max(axis=0)
     scale[scale == 0] = 1.0
     solution, _ = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,8 @@ class Plan:
     """The best cutoffs for each number of tails that was looked at, and their predicted seconds."""
     neighbours: tuple[tuple[tuple[int, ...], float], ...]
     """The plan with one cutoff a quarter lower or higher, and the predicted seconds of that."""
+    search: Search = field(repr=False, compare=False)
+    """What the plan was found by; its `curve` draws the cost around the choice."""
 
     @property
     def cutoffs(self) -> tuple[int, ...]:
@@ -65,6 +69,31 @@ class Plan:
     def full_parameters(self) -> int:
         """Weights of full softmax, in elements."""
         return self.layout.n_classes * self.layout.in_features
+
+    def to_record(self) -> dict[str, Any]:
+        """The plan as JSON holds it; times in seconds."""
+        return {
+            "n_classes": self.layout.n_classes,
+            "in_features": self.layout.in_features,
+            "batch_size": self.batch_size,
+            "div_value": self.layout.div_value,
+            "cutoffs": list(self.cutoffs),
+            "projection_sizes": [tail.projection_size for tail in self.layout],
+            "occupancy": list(self.occupancy),
+            "unseen": self.unseen,
+            "predicted_s": self.predicted_s,
+            "full_s": self.full_s,
+            "predicted_speedup": self.predicted_speedup,
+            "full_is_better": self.full_is_better,
+            "parameters": self.parameters,
+            "full_parameters": self.full_parameters,
+            "by_clusters": [
+                {"cutoffs": list(cutoffs), "predicted_s": cost} for cutoffs, cost in self.by_clusters
+            ],
+            "neighbours": [
+                {"cutoffs": list(cutoffs), "predicted_s": cost} for cutoffs, cost in self.neighbours
+            ],
+        }
 
 
 def plan_cutoffs(
@@ -138,6 +167,7 @@ def plan_cutoffs(
             (cutoffs, search.cost_s(search.layout(cutoffs)))
             for cutoffs in _neighbours(layout.cutoffs, layout.n_classes)
         ),
+        search=search,
     )
 
 
@@ -161,27 +191,38 @@ class Search:
 
     def cost_s(self, layout: ClusterLayout) -> float:
         """Predicted seconds of a step; every cluster is charged as if each batch had labels of it."""
-        rows = layout.occupancy(self.probabilities) * self.batch_size
+        rows = np.diff(self._cumulative[list(layout.bounds)]) * self.batch_size
         return self.model.adaptive_s(layout, rows.tolist())
 
-    def layouts(self, price: float = 0.0, first: int | None = None) -> dict[int, ClusterLayout]:
-        """For each number of tails the cheapest layout.
+    @cached_property
+    def _cumulative(self) -> Floats:
+        """[V + 1]: share of the labels below each rank."""
+        return np.concatenate([[0.0], np.cumsum(self.probabilities)])
 
-        Args:
-            price: seconds that a weight costs besides the time of its products.
-            first: the first cutoff, where it is given; one of the candidates.
-        """
-        share_below = np.cumsum(self.probabilities)[self.candidates - 1]
+    def layouts(self, price: float = 0.0) -> dict[int, ClusterLayout]:
+        """For each number of tails the cheapest layout; `price` is what a weight costs besides its time."""
+        return self._layouts(self.candidates, self.widths, price)
+
+    def _layouts(
+        self,
+        candidates: npt.NDArray[np.int64],
+        widths: Sequence[int],
+        price: float = 0.0,
+        first: int | None = None,
+    ) -> dict[int, ClusterLayout]:
+        share_below = self._cumulative[candidates]
         empty = self.model.head.seconds(self.batch_size, 0, self.in_features)
         slot = self.model.head.seconds(self.batch_size, 1, self.in_features) - empty
         slot += price * self.in_features
-        head = empty + slot * self.candidates
         allowed = share_below >= self.min_shortlist_share
         if first is not None:
-            allowed &= self.candidates == first
-        tails = [self._tail_cost(width, price) for width in self.widths]
+            allowed &= candidates == first
         partitions = best_partitions(
-            self.candidates, share_below * self.batch_size, np.where(allowed, head, np.inf), slot, tails
+            candidates,
+            share_below * self.batch_size,
+            np.where(allowed, empty + slot * candidates, np.inf),
+            slot,
+            [self._tail_cost(width, price) for width in widths],
         )
         return {
             len(partition.cutoffs): self.layout(partition.cutoffs)
@@ -212,6 +253,20 @@ class Search:
                 f"max_parameters = {max_parameters} allows no plan: the smallest has {min(sizes)}"
             )
         return found
+
+    def curve(self, points: int = 48, max_tails: int = 4) -> dict[int, list[tuple[int, float]]]:
+        """For 1 to max_tails tails: first cutoffs, geometrically spread, and the least seconds of each."""
+        step = max(1, len(self.candidates) // 4096)
+        coarse = np.union1d(self.candidates[::step], self.candidates[-1:])
+        inner = coarse[:-1]
+        firsts = np.unique(np.geomspace(inner[0], inner[-1], points).astype(np.int64))
+        firsts = np.unique(inner[np.minimum(np.searchsorted(inner, firsts), len(inner) - 1)])
+        curves: dict[int, list[tuple[int, float]]] = {}
+        for first in firsts.tolist():
+            found = self._layouts(coarse, self.widths[:max_tails], 0.0, first)
+            for n_tails, layout in found.items():
+                curves.setdefault(n_tails, []).append((first, self.cost_s(layout)))
+        return curves
 
     def _tail_cost(self, width: int, price: float) -> TailCost:
         cost = self.model.tail_cost(self.in_features, width)

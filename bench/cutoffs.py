@@ -1,0 +1,265 @@
+"""`zipfmax plan`: counts from a file or a law, the planned cutoffs, and, where asked, their measured time."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from zipfmax.bench import protocol
+from zipfmax.bench.coordinator import Worker, usable_cores
+from zipfmax.bench.presets import customary_cutoffs
+from zipfmax.bench.statistics import speedup
+from zipfmax.calibration import Calibration, calibrated
+from zipfmax.errors import UsageError
+from zipfmax.planner import Plan, plan_cutoffs
+from zipfmax.reference import labels
+from zipfmax.reference.case import Case
+
+ROUNDS = 9
+_PREPARE_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the command was asked for."""
+
+    labels: str
+    classes: int | None
+    features: int
+    batch: int
+    div_value: float = 4.0
+    clusters: int | str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    task: str = "train"
+    max_parameters: int | None = None
+    min_projection: int = 1
+    min_shortlist_share: float = 0.0
+    multiple: int = 1
+    threads: int | None = None
+    recalibrate: bool = False
+
+
+def make_plan(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
+    """The plan, under this machine's cost model, which is measured first where it is not known yet.
+
+    Raises:
+        UsageError: labels, counts or bounds that allow no plan.
+    """
+    n_classes = options.classes or labels.vocabulary_size(options.labels)
+    if n_classes is None:
+        raise UsageError(f"labels {options.labels} need --classes: how many there are")
+    counts = labels.distribution(options.labels, n_classes)
+    dtype = getattr(torch, options.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(
+            f"unknown dtype {options.dtype!r}; choose one of: float32, bfloat16, float16, float64"
+        )
+    torch.set_num_threads(options.threads or usable_cores())
+    with Progress(
+        TextColumn("measuring this device's cost model"), BarColumn(), console=console, transient=True
+    ) as progress:
+        bar = progress.add_task("", total=1.0, visible=False)
+        calibration = calibrated(
+            options.device,
+            dtype,
+            options.task,
+            refresh=options.recalibrate,
+            on_trial=lambda share: progress.update(bar, completed=share, visible=True),
+        )
+    try:
+        plan = plan_cutoffs(
+            counts,
+            options.features,
+            options.batch,
+            options.div_value,
+            options.clusters,
+            max_parameters=options.max_parameters,
+            min_projection=options.min_projection,
+            min_shortlist_share=options.min_shortlist_share,
+            multiple=options.multiple,
+            model=calibration.model,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return plan, calibration
+
+
+def record(plan: Plan, calibration: Calibration, options: PlanOptions) -> dict[str, Any]:
+    """Plan, curve and calibration as JSON holds them; the figure is drawn from this."""
+    curve = {
+        str(n_tails): [{"first_cutoff": first, "predicted_s": seconds} for first, seconds in points]
+        for n_tails, points in plan.search.curve().items()
+    }
+    return {
+        **plan.to_record(),
+        "labels": options.labels,
+        "task": options.task,
+        "curve": curve,
+        "calibration": {
+            **calibration.identity,
+            "median_error": calibration.median_error,
+            "p90_error": calibration.p90_error,
+            "held_out": calibration.held_out,
+        },
+    }
+
+
+def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str, dict[str, Any]]:
+    """The plan, the literature's cutoffs for that vocabulary and full softmax, timed in interleaved rounds.
+
+    Each is a worker process of its own; one is asked at a time.
+
+    Returns:
+        For "plan", "literature" and "full": cutoffs, median_s, and speedup_vs_full with _low and _high.
+
+    Raises:
+        UsageError: a worker that could not do it, with its reason.
+    """
+
+    def case(cutoffs: tuple[int, ...]) -> Case:
+        return Case(
+            n_classes=plan.layout.n_classes,
+            in_features=options.features,
+            batch_size=options.batch,
+            cutoffs=cutoffs,
+            div_value=options.div_value,
+            dtype=options.dtype,
+            device=options.device,
+            labels=options.labels,
+            task=options.task,
+        )
+
+    literature = customary_cutoffs(plan.layout.n_classes)
+    entries = {
+        "plan": ("zipfmax", case(plan.cutoffs)),
+        "literature": ("zipfmax", case(literature)),
+        "full": ("full", case(plan.cutoffs)),
+    }
+    seconds = _race(entries, options.threads or usable_cores(), rounds)
+    result: dict[str, dict[str, Any]] = {}
+    for name, (_, timed) in entries.items():
+        ratio = speedup(seconds["full"], seconds[name])
+        result[name] = {
+            "cutoffs": None if name == "full" else list(timed.cutoffs),
+            "median_s": statistics.median(seconds[name].values()),
+            "speedup_vs_full": ratio and ratio.estimate,
+            "speedup_vs_full_low": ratio and ratio.low,
+            "speedup_vs_full_high": ratio and ratio.high,
+        }
+    return result
+
+
+def _race(
+    entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int
+) -> dict[str, dict[tuple[int, int], float]]:
+    workers = {name: Worker(implementation, threads) for name, (implementation, _) in entries.items()}
+    seconds: dict[str, dict[tuple[int, int], float]] = {name: {} for name in entries}
+    order = random.Random(0)
+    try:
+        for name, worker in workers.items():
+            _expect(worker.ask(protocol.Prepare(entries[name][1]), _PREPARE_LIMIT_S), name)
+        for round in range(1, rounds + 1):
+            for name in order.sample(list(workers), len(workers)):
+                reply = _expect(workers[name].ask(protocol.Sample(round), _PREPARE_LIMIT_S), name)
+                assert isinstance(reply, protocol.Timed)
+                seconds[name][0, round] = reply.seconds
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return seconds
+
+
+def _expect(reply: protocol.Reply, name: str) -> protocol.Reply:
+    if isinstance(reply, (protocol.Failure, protocol.Lacking)):
+        raise UsageError(f"{name} could not be measured: {reply.reason}")
+    return reply
+
+
+def python_line(plan: Plan) -> str:
+    """The line of code that builds the planned layer."""
+    return (
+        f"layer = zipfmax.AdaptiveLogSoftmaxWithLoss({plan.layout.in_features}, {plan.layout.n_classes}, "
+        f"cutoffs={list(plan.cutoffs)}, div_value={plan.layout.div_value:g})"
+    )
+
+
+def plan_table(plan: Plan) -> Table:
+    """The best cutoffs for each number of tails; the choice is marked."""
+    table = Table(title="Cheapest cutoffs for each number of tails")
+    for heading in ("tails", "cutoffs", "predicted ms", "against full softmax"):
+        table.add_column(heading, justify="left" if heading == "cutoffs" else "right")
+    for cutoffs, seconds in plan.by_clusters:
+        mark = "  <- the plan" if cutoffs == plan.cutoffs else ""
+        table.add_row(
+            str(len(cutoffs)),
+            ", ".join(f"{cutoff:,}" for cutoff in cutoffs) + mark,
+            f"{seconds * 1e3:.2f}",
+            f"{plan.full_s / seconds:.2f}x",
+        )
+    return table
+
+
+def verdict(plan: Plan, calibration: Calibration) -> list[str]:
+    """The plan in sentences."""
+    shares = ", ".join(f"{share:.1%}" for share in plan.occupancy)
+    sentences = [
+        f"Full softmax is the better choice here: predicted {plan.full_s * 1e3:.2f} ms a step, against "
+        f"{plan.predicted_s * 1e3:.2f} ms with the best cutoffs."
+        if plan.full_is_better
+        else f"Predicted {plan.predicted_s * 1e3:.2f} ms a step, full softmax {plan.full_s * 1e3:.2f} ms: "
+        f"{plan.predicted_speedup:.1f}x faster.",
+        f"Labels in the shortlist and the tails: {shares}. "
+        f"Weights: {plan.parameters:,}, full softmax {plan.full_parameters:,}.",
+        f"A quarter lower or higher in one cutoff costs {_neighbour_range(plan)}.",
+        f"The cost model was off by {calibration.median_error:.0%} in the median and "
+        f"{calibration.p90_error:.0%} at the 90th percentile on {calibration.held_out} steps held out.",
+    ]
+    if plan.unseen:
+        sentences.append(
+            f"{plan.unseen:,} classes have count 0: they rank last, in the last tail, and are never expected."
+        )
+    if plan.occupancy[0] < 0.5 and not plan.full_is_better:
+        sentences.append(
+            "Most labels are scored in a tail's narrower space, which is fast but costs perplexity: "
+            "--min-shortlist-share keeps more of them in the head."
+        )
+    return sentences
+
+
+def _neighbour_range(plan: Plan) -> str:
+    extra = [seconds / plan.predicted_s - 1 for _, seconds in plan.neighbours]
+    return f"{min(extra):.1%} to {max(extra):.1%} more" if extra else "nothing: there is no other partition"
+
+
+def run(
+    options: PlanOptions, *, as_json: bool, measured: bool, python: bool, console: Console
+) -> dict[str, Any]:
+    """Plan, print, and return the record."""
+    plan, calibration = make_plan(options, console)
+    result = record(plan, calibration, options)
+    if measured:
+        result["measured"] = measure(plan, options)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    elif python:
+        print(python_line(plan))
+    else:
+        console.print(plan_table(plan))
+        for sentence in verdict(plan, calibration):
+            console.print(sentence, highlight=False)
+        for name, line in result.get("measured", {}).items():
+            low, high = line["speedup_vs_full_low"], line["speedup_vs_full_high"]
+            interval = f"{line['speedup_vs_full']:.2f}x full softmax [{low:.2f}, {high:.2f}]"
+            console.print(f"measured {name}: {line['median_s'] * 1e3:.2f} ms, {interval}", highlight=False)
+        console.print(python_line(plan), highlight=False, soft_wrap=True)
+    return result

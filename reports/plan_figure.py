@@ -1,0 +1,69 @@
+"""The figure of a plan: predicted time against the first cutoff, a line for each number of tails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zipfmax.errors import UsageError
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def plan_figure(record: Mapping[str, Any]) -> Figure:
+    """Draw a plan's record, as `zipfmax plan --json` prints it; the choice is marked."""
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for marker, (n_tails, points) in zip(MARKERS, record["curve"].items(), strict=False):
+        axes.plot(
+            [point["first_cutoff"] for point in points],
+            [point["predicted_s"] * 1e3 for point in points],
+            marker=marker,
+            markersize=3.5,
+            linewidth=1.2,
+            label=f"{n_tails} tail" + ("s" if n_tails != "1" else ""),
+        )
+    axes.axhline(record["full_s"] * 1e3, color="0.4", linestyle="--", linewidth=1.0, label="full softmax")
+    first, chosen_ms = record["cutoffs"][0], record["predicted_s"] * 1e3
+    axes.plot(
+        [first], [chosen_ms], marker="*", markersize=14, color="black", linestyle="none", label="the plan"
+    )
+    axes.annotate(
+        ", ".join(f"{cutoff:,}" for cutoff in record["cutoffs"]),
+        (first, chosen_ms),
+        xytext=(8, -14),
+        textcoords="offset points",
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="first cutoff: classes in the shortlist",
+        ylabel="predicted time of a step, ms",
+        title=(
+            f"{record['labels']}, {record['n_classes']:,} classes, d = {record['in_features']}, "
+            f"N = {record['batch_size']:,}, {record['task']}"
+        ),
+    )
+    axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
+    axes.legend(frameon=False)
+    return figure
+
+
+def write_plan_figure(record: Mapping[str, Any], path: Path) -> None:
+    """Write the figure; the file's ending chooses the format.
+
+    Raises:
+        UsageError: a format that Matplotlib does not write, or a place that cannot be written.
+    """
+    figure = plan_figure(record)
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UsageError(f"cannot draw into {path}: its ending should be one of {', '.join(sorted(formats))}")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
