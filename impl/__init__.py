@@ -1,8 +1,25 @@
 """zipfmax: adaptive softmax that is fast, verified and measured."""
 
 from zipfmax.clusters import Cluster, ClusterLayout
+from zipfmax.converters import (
+    from_fairseq,
+    from_paddle,
+    from_par_transformer_xl,
+    from_torch,
+    from_transformer_xl,
+)
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.ranks import LabelRanks
 
-__all__ = ["AdaptiveLogSoftmaxWithLoss", "Cluster", "ClusterLayout", "LabelRanks"]
+__all__ = [
+    "AdaptiveLogSoftmaxWithLoss",
+    "Cluster",
+    "ClusterLayout",
+    "LabelRanks",
+    "from_fairseq",
+    "from_paddle",
+    "from_par_transformer_xl",
+    "from_torch",
+    "from_transformer_xl",
+]
 __version__ = "0.1.0"

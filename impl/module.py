@@ -239,6 +239,16 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             drawn = decoding.sample(self.layout, weights, hidden, n, generator)
         return self._labels(drawn).reshape(*input.shape[:-1], n)
 
+    def to_torch(self) -> nn.AdaptiveLogSoftmaxWithLoss:
+        """torch.nn's layer with a copy of these weights; see `zipfmax.converters.to_torch`.
+
+        Raises:
+            ValueError: the layer holds parameters that torch's cannot have.
+        """
+        from zipfmax.converters.torch_nn import to_torch
+
+        return to_torch(self)
+
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""
         return (

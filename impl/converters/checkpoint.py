@@ -1,0 +1,116 @@
+"""What every converter does: read named arrays with one clear error, and build a layer from weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zipfmax.clusters import ClusterLayout
+from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+from zipfmax.weights import Weights
+
+
+class Checkpoint:
+    """Named tensors of another framework, each taken once and checked as it is taken.
+
+    Args:
+        source: how errors call it, such as "fairseq state_dict".
+        entries: names to tensors or NumPy arrays.
+        prefix: only names that start with it are looked at, without it.
+    """
+
+    def __init__(self, source: str, entries: Mapping[str, Any], prefix: str = "") -> None:
+        self.source = source
+        self.prefix = prefix
+        self._left = {
+            name[len(prefix) :]: entry for name, entry in entries.items() if name.startswith(prefix)
+        }
+        if not self._left:
+            raise ValueError(
+                f"{source} has no key that starts with {prefix!r}" if prefix else f"{source} is empty"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def take(self, name: str, *shape: int | None) -> Tensor:
+        """The tensor of that name; None in `shape` allows any size there.
+
+        Raises:
+            ValueError: no such key, or another shape.
+        """
+        if name not in self._left:
+            raise ValueError(f"{self.source} lacks {self.prefix + name!r}")
+        tensor = torch.as_tensor(self._left.pop(name)).detach()
+        fits = tensor.dim() == len(shape) and all(
+            size is None or size == found for size, found in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("*" if size is None else str(size) for size in shape)
+            raise ValueError(
+                f"{self.source}: {self.prefix + name!r} should have shape ({wanted}), "
+                f"but has {tuple(tensor.shape)}"
+            )
+        return tensor
+
+    def drop(self, *names: str) -> None:
+        """Leave these aside: they hold no weight."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def finish(self) -> None:
+        """Raise ValueError if a key was not taken: nobody knows what it means."""
+        if self._left:
+            name, entry = next(iter(self._left.items()))
+            raise ValueError(
+                f"{self.source}: {self.prefix + name!r} of shape {tuple(entry.shape)} "
+                "has no place in the layer"
+            )
+
+
+def build_layer(
+    layout: ClusterLayout, weights: Weights, options: Mapping[str, Any]
+) -> AdaptiveLogSoftmaxWithLoss:
+    """A layer of that partition holding a copy of the weights, in their dtype and on their device.
+
+    Args:
+        layout: the partition.
+        weights: as the layout shapes them; biases that are None are left out, in all tails alike.
+        options: the layer's other keyword arguments.
+    """
+    # The initial weights are overwritten: keep them out of the caller's random numbers.
+    device = weights.head.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        layer = AdaptiveLogSoftmaxWithLoss(
+            layout.in_features,
+            layout.n_classes,
+            layout.cutoffs,
+            layout.div_value,
+            head_bias=weights.head_bias is not None,
+            dtype=weights.head.dtype,
+            device=device,
+            tail_bias=weights.tails[0].output_bias is not None,
+            projection_bias=weights.tails[0].projection_bias is not None,
+            projection_sizes=layout.projection_sizes,
+            **options,
+        )
+    with torch.no_grad():
+        for parameter, tensor in zip(layer.weights().tensors(), weights.tensors(), strict=True):
+            parameter.copy_(tensor)
+    return layer
+
+
+def refuse_ranks(layer: AdaptiveLogSoftmaxWithLoss, target: str) -> None:
+    """Raise ValueError if the layer's labels are not its ranks: other frameworks hold no permutation."""
+    if layer.label_ranks is not None:
+        raise ValueError(f"{target} has no place for label_ranks; its labels would be this layer's ranks")
+
+
+def refuse_biases(layer: AdaptiveLogSoftmaxWithLoss, target: str, *names: str) -> None:
+    """Raise ValueError if the layer has a bias that the target lacks."""
+    for name in names:
+        if getattr(layer, name):
+            raise ValueError(f"{target} has no place for {name}")

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+import zipfmax
+from zipfmax import AdaptiveLogSoftmaxWithLoss, LabelRanks
+
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+
+
+@pytest.mark.parametrize("head_bias", [False, True])
+@pytest.mark.parametrize("arguments", [(12, 30, [5, 14], 2.0), (7, 11, [1], 1.3), (4, 40, [3, 9, 20], 5)])
+def test_the_converted_layer_is_torchs_function_both_ways(arguments, head_bias):
+    theirs = nn.AdaptiveLogSoftmaxWithLoss(*arguments, head_bias, dtype=torch.float64)
+    ours = zipfmax.from_torch(theirs, ignore_index=-1, backend="eager")
+    hidden = torch.randn(9, arguments[0], dtype=torch.float64)
+    torch.testing.assert_close(ours.log_prob(hidden), theirs.log_prob(hidden))
+    assert (ours.ignore_index, ours.backend) == (-1, "eager")
+    back = ours.to_torch()
+    assert torch.equal(back.log_prob(hidden), theirs.log_prob(hidden))
+    assert back.cutoffs == theirs.cutoffs
+    assert back.div_value == theirs.div_value
+
+
+def test_it_is_a_copy_in_the_same_state_and_leaves_the_random_numbers_alone():
+    theirs = nn.AdaptiveLogSoftmaxWithLoss(12, 30, [5, 14], 2.0, dtype=torch.bfloat16).eval()
+    theirs.head.requires_grad_(False)
+    before = torch.get_rng_state()
+    ours = zipfmax.from_torch(theirs)
+    back = ours.to_torch()
+    assert torch.equal(torch.get_rng_state(), before)
+    for module in (ours, back):
+        assert not module.training
+        assert module.head.weight.dtype == torch.bfloat16
+        assert [p.requires_grad for p in module.parameters()] == [False, True, True, True, True]
+        assert all(a is not b for a, b in zip(module.parameters(), theirs.parameters(), strict=True))
+    with torch.no_grad():
+        theirs.head.weight.zero_()
+    assert (ours.head.weight != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tail_bias": True}, "no place for tail_bias"),
+        ({"projection_bias": True}, "no place for projection_bias"),
+        ({"label_ranks": LabelRanks(range(30))}, "no place for label_ranks"),
+        (
+            {"projection_sizes": (6, 2)},
+            r"has projection sizes \(6, 3\) for div_value=2.0, but .* has \(6, 2\)",
+        ),
+    ],
+)
+def test_what_torch_cannot_hold_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptiveLogSoftmaxWithLoss(12, 30, [5, 14], 2.0, **options).to_torch()
+
+
+def test_another_module_is_refused():
+    with pytest.raises(TypeError, match=r"expected a torch.nn.AdaptiveLogSoftmaxWithLoss, got Linear"):
+        zipfmax.from_torch(nn.Linear(2, 2))
