@@ -16,6 +16,7 @@ from zipfmax.weights import Weights
 
 # Fastest first: `auto` takes the first one that does not refuse the input.
 BACKENDS = {
+    "triton": "zipfmax.backends.triton",
     "eager": "zipfmax.backends.eager",
 }
 

@@ -1,0 +1,88 @@
+"""The GPU backend: adaptive softmax in Triton kernels, for CUDA and ROCm.
+
+One training step without a host read of device data, without tail logits in memory, and with a number of
+launches that the layout fixes. `step` lists the launches, `operators` makes them PyTorch operators, and each
+kernel's file opens with what it computes. Gradients of clusters without targets are zeros here (torch.nn and
+the eager backend leave them None): that a cluster is absent is known on the device alone. A target out of
+range is reported by a device-side assertion.
+
+Nothing here imports Triton before the first call, because Triton reads TRITON_INTERPRET when it is imported.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zipfmax.backends.triton.availability import unavailable
+from zipfmax.clusters import ClusterLayout
+from zipfmax.weights import Weights
+
+
+def refusal(hidden: Tensor, weights: Weights) -> str | None:
+    """Why the kernels cannot serve this input, or None where they can."""
+    return unavailable(hidden)
+
+
+def nll(
+    layout: ClusterLayout,
+    weights: Weights,
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's target, and the loss; see `Backend.nll`.
+
+    Differentiating the loss alone is the fast way; differentiating `output`, or a loss with reduction "none",
+    computes the forward pass twice. Neither has second derivatives: asking for them raises.
+
+    Raises:
+        RuntimeError: a target outside [0, n_classes), asynchronously on a GPU.
+    """
+    from zipfmax.backends.triton import operators
+
+    tensors, present = operators.pack(weights)
+    bounds = list(layout.bounds[1:])
+    want_hidden = hidden.requires_grad
+    want_weights = any(tensor.requires_grad for tensor in tensors)
+    trained = torch.is_grad_enabled() and (want_hidden or want_weights)
+    if trained and reduction != "none":
+        output, loss, *_ = operators.nll_train(
+            hidden,
+            target,
+            tensors,
+            present,
+            bounds,
+            ignore_index,
+            reduction == "mean",
+            want_hidden,
+            want_weights,
+        )
+        return output, loss
+    output = operators.nll(hidden, target, tensors, present, bounds, ignore_index)
+    if reduction == "none":
+        return output, -output
+    if reduction == "sum":
+        return output, -output.sum()
+    counted = hidden.shape[0] if ignore_index is None else (target != ignore_index).sum()
+    return output, -output.sum() / counted
+
+
+def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+    """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
+    from zipfmax.backends.triton import operators
+
+    tensors, present = operators.pack(weights)
+    log_prob: Tensor = operators.log_prob(hidden, tensors, present, list(layout.bounds[1:]))
+    return log_prob
+
+
+def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+    """Most probable class of each row, [N] int64; see `Backend.predict`."""
+    from zipfmax.backends.triton import operators
+
+    tensors, present = operators.pack(weights)
+    predict: Tensor = operators.predict(hidden, tensors, present, list(layout.bounds[1:]))
+    return predict

@@ -1,0 +1,506 @@
+"""A tail's rows against its whole vocabulary: flash attention with K = V = W2.
+
+For the rows of one tail with projected state h and output weight W2 [V, K], bias b2:
+
+    s_v = h . W2_v + b2_v     lse = log sum_v exp s_v     O = sum_v softmax(s)_v W2_v
+
+Since d(lse - s_target)/dh = O - W2_target, one pass over the vocabulary gives loss and dH, and no logits
+reach memory. `tail_forward_kernel` keeps a tile of rows on chip and streams a span of the vocabulary;
+`tail_combine_kernel` joins the spans. How many spans a tile of rows is cut into is decided on the device, so
+that a fixed grid fills the GPU whether the tail drew ten rows or all of them.
+
+FLOPs a logit: 2 products of 2 K. Exponentials a logit: 1, on the special-function units (16 a cycle and
+multiprocessor, 3.7e12/s on an H100): that is 0.27 ps a logit, against 4 K FLOPs or 1.6 ps at K = 256 and
+0.1 ps at K = 16. So it is bound by the tensor cores from K of about 64, by exponentials below. Bytes: W2 once
+per tile of rows, out of the L2 cache, and partial sums of 4 programs * BM * K, which stay there too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zipfmax.backends.triton.language import LN2, LOG2E, dot, dot_add
+from zipfmax.backends.triton.routing import SLOT_TILE, Routes
+from zipfmax.backends.triton.runtime import cdiv, dot_settings, multiprocessors, pointer
+from zipfmax.backends.triton.tiles import combine_tile, forward_tile
+
+# What the pass accumulates beside the log-sum-exp.
+LSE = 0
+GRADIENT = 1
+ARGMAX = 2
+
+
+@triton.jit
+def load_classes(
+    w_tile, inside, k, K: tl.constexpr, BK: tl.constexpr, FIRST: tl.constexpr, MASKED: tl.constexpr
+):
+    """Columns FIRST to FIRST + BK of a tile of W2, zero beyond K and, with MASKED, in rows not `inside`."""
+    if FIRST + BK <= K:
+        if MASKED:
+            w = tl.load(w_tile + FIRST, mask=inside[:, None], other=0.0)
+        else:
+            w = tl.load(w_tile + FIRST)
+    else:
+        if MASKED:
+            w = tl.load(w_tile + FIRST, mask=inside[:, None] & (FIRST + k < K)[None, :], other=0.0)
+        else:
+            w = tl.load(w_tile + FIRST, mask=(FIRST + k < K)[None, :], other=0.0)
+    return w
+
+
+@triton.jit
+def _scores(
+    h_tile,
+    h,
+    w_tile,
+    w,
+    bias_tile,
+    inside,
+    k,
+    K: tl.constexpr,
+    BK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """s = h W2^T + b2 for a tile of rows and one of classes; with MASKED, -inf in classes not `inside`.
+
+    h and w are the first BK columns, already loaded; wider tails add up the rest chunk by chunk.
+    """
+    s = dot(h, tl.trans(w), PRECISION, UPCAST)
+    for chunk in tl.static_range(1, CHUNKS):
+        w_chunk = load_classes(w_tile, inside, k, K, BK, chunk * BK, MASKED)
+        s = dot_add(tl.load(h_tile + chunk * BK), tl.trans(w_chunk), s, PRECISION, UPCAST)
+    if HAS_BIAS:
+        if MASKED:
+            s += tl.load(bias_tile, mask=inside, other=0.0).to(tl.float32)[None, :]
+        else:
+            s += tl.load(bias_tile).to(tl.float32)[None, :]
+    if MASKED:
+        s = tl.where(inside[None, :], s, -float("inf"))
+    return s
+
+
+@triton.jit
+def _fold(s, w, v, peak, total, extra, MODE: tl.constexpr, ANCHORED: tl.constexpr, PRECISION, UPCAST):
+    """Take a tile of scores into (peak, total, extra), where total = sum exp(s - peak).
+
+    extra is sum exp(s - peak) w, or the class of the peak. ANCHORED: the peak stays what it was.
+    """
+    if not ANCHORED:
+        tile_peak = tl.max(s, 1)
+        higher = tl.maximum(peak, tile_peak)
+        # A row of -inf so far keeps a total of zero instead of exp(-inf + inf).
+        base = tl.where(higher == -float("inf"), 0.0, higher)
+        shrink = tl.exp2((peak - base) * LOG2E)
+        if MODE == 2:
+            extra = tl.where(tile_peak > peak, v + tl.argmax(s, 1), extra)
+        total *= shrink
+        if MODE == 1:
+            extra *= shrink[:, None]
+        peak = higher
+        p = tl.exp2(s * LOG2E - (base * LOG2E)[:, None])
+    else:
+        p = tl.exp2(s * LOG2E - (peak * LOG2E)[:, None])
+    total += tl.sum(p, 1)
+    if MODE == 1:
+        extra = dot_add(p.to(w.dtype), w, extra, PRECISION, UPCAST)
+    return peak, total, extra
+
+
+@triton.jit
+def _stream(
+    h_tile,
+    h,
+    w_ptr,
+    bias_ptr,
+    slice_first,
+    begin,
+    end,
+    peak,
+    total,
+    extra,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    MODE: tl.constexpr,
+    ANCHORED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Fold the classes begin..end: whole tiles without a mask, then what is left of the last."""
+    n = tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    whole = begin + (end - begin) // BN * BN
+    w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
+    for v in range(begin, whole, BN):
+        w = load_classes(w_tile, n, k, K, BK, 0, False)
+        s = _scores(
+            h_tile, h, w_tile, w, bias_ptr + v + n, n, k, K, BK, CHUNKS, HAS_BIAS, False, PRECISION, UPCAST
+        )
+        if CHUNKS > 1 and MODE == 1:
+            w = tl.load(w_tile + slice_first, mask=(slice_first + k < K)[None, :], other=0.0)
+        peak, total, extra = _fold(s, w, v, peak, total, extra, MODE, ANCHORED, PRECISION, UPCAST)
+        w_tile += BN * K
+    if whole < end:
+        inside = whole + n < end
+        w = load_classes(w_tile, inside, k, K, BK, 0, True)
+        s = _scores(
+            h_tile,
+            h,
+            w_tile,
+            w,
+            bias_ptr + whole + n,
+            inside,
+            k,
+            K,
+            BK,
+            CHUNKS,
+            HAS_BIAS,
+            True,
+            PRECISION,
+            UPCAST,
+        )
+        if CHUNKS > 1 and MODE == 1:
+            mask = inside[:, None] & (slice_first + k < K)[None, :]
+            w = tl.load(w_tile + slice_first, mask=mask, other=0.0)
+        peak, total, extra = _fold(s, w, whole, peak, total, extra, MODE, ANCHORED, PRECISION, UPCAST)
+    return peak, total, extra
+
+
+@triton.jit
+def spans_of(n_tiles, n_classes, programs, BN: tl.constexpr):
+    """How many spans each tile of rows cuts the vocabulary into, so that `programs` programs have work."""
+    return tl.minimum(tl.maximum(programs // tl.maximum(n_tiles, 1), 1), tl.cdiv(n_classes, BN))
+
+
+@triton.jit
+def tail_forward_kernel(
+    h_ptr,
+    w_ptr,
+    bias_ptr,
+    start_ptr,
+    rows_ptr,
+    peak_ptr,
+    total_ptr,
+    extra_ptr,
+    n_classes,
+    programs,
+    cluster,
+    HAS_BIAS: tl.constexpr,
+    MODE: tl.constexpr,
+    ANCHOR: tl.constexpr,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Peak, sum exp(s - peak) and, by MODE, sum exp(s - peak) W2 or the peak's class, of one span.
+
+    Program p takes tile p % n_tiles and span p // n_tiles, and writes to place p. With ANCHOR the peak is
+    that of the span's first tile of classes and stays: no running maximum, no rescaling, and the same
+    relative precision, for float32 and bfloat16 hold exp(s - peak) up to exp(88). Should a sum pass 2**100,
+    the span is done again with a running maximum.
+    """
+    p = tl.program_id(0)
+    n_rows = tl.load(rows_ptr + cluster)
+    n_tiles = tl.cdiv(n_rows, BM)
+    spans = spans_of(n_tiles, n_classes, programs, BN)
+    if p >= n_tiles * spans:
+        return
+    tile = p % n_tiles
+    span = p // n_tiles
+    n_blocks = tl.cdiv(n_classes, BN)
+    begin = span * n_blocks // spans * BN
+    end = tl.minimum((span + 1) * n_blocks // spans * BN, n_classes)
+    slice_first = tl.program_id(1) * BK
+
+    CHUNKS: tl.constexpr = WIDTH // BK
+    r = tl.arange(0, BM)
+    n = tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    slot = tl.multiple_of(tl.load(start_ptr + cluster), SLOTS) + tile * BM + r
+    h_tile = h_ptr + slot.to(tl.int64)[:, None] * WIDTH + k[None, :]
+    h = tl.load(h_tile)
+
+    total = tl.zeros([BM], tl.float32)
+    if MODE == 1:
+        extra = tl.zeros([BM, BK], tl.float32)
+    else:
+        extra = tl.zeros([BM], tl.int32)
+    if ANCHOR:
+        inside = begin + n < end
+        w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
+        w = load_classes(w_tile, inside, k, K, BK, 0, True)
+        s = _scores(
+            h_tile,
+            h,
+            w_tile,
+            w,
+            bias_ptr + begin + n,
+            inside,
+            k,
+            K,
+            BK,
+            CHUNKS,
+            HAS_BIAS,
+            True,
+            PRECISION,
+            UPCAST,
+        )
+        peak = tl.max(s, 1)
+        peak = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
+        peak, total, extra = _stream(
+            h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
+            K, BN, BK, CHUNKS, HAS_BIAS, MODE, True, PRECISION, UPCAST,
+        )  # fmt: skip
+        unsafe = tl.where(total < 1.2676506e30, 0, 1)
+        if tl.max(unsafe, 0) > 0:
+            peak = tl.full([BM], -float("inf"), tl.float32)
+            total = tl.zeros_like(total)
+            extra = tl.zeros_like(extra)
+            peak, total, extra = _stream(
+                h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
+                K, BN, BK, CHUNKS, HAS_BIAS, MODE, False, PRECISION, UPCAST,
+            )  # fmt: skip
+    else:
+        peak = tl.full([BM], -float("inf"), tl.float32)
+        peak, total, extra = _stream(
+            h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
+            K, BN, BK, CHUNKS, HAS_BIAS, MODE, False, PRECISION, UPCAST,
+        )  # fmt: skip
+
+    place = p * BM + r
+    if tl.program_id(1) == 0:
+        tl.store(peak_ptr + place, peak)
+        tl.store(total_ptr + place, total)
+        if MODE == 2:
+            tl.store(extra_ptr + place, extra)
+    if MODE == 1:
+        tl.store(extra_ptr + place.to(tl.int64)[:, None] * WIDTH + (slice_first + k)[None, :], extra)
+
+
+@triton.jit
+def tail_combine_kernel(
+    peak_ptr,
+    total_ptr,
+    extra_ptr,
+    h_ptr,
+    w_ptr,
+    bias_ptr,
+    row_ptr,
+    target_ptr,
+    start_ptr,
+    rows_ptr,
+    weight_ptr,
+    output_ptr,
+    lse_ptr,
+    dh_ptr,
+    n_classes,
+    programs,
+    cluster,
+    HAS_BIAS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    BR: tl.constexpr,
+):
+    """Join the spans of BR rows: output[row] += s_target - lse; lse in base 2; dH = weight * (O - W2_target).
+
+    Padding gets lse = inf, so that exp2(s - lse) is 0 there, and dH = 0. One program a block of columns of
+    dH; the first one does the rest. BM, BN and `programs` are those of the forward pass.
+    """
+    n_rows = tl.load(rows_ptr + cluster)
+    first = tl.program_id(0) * BR
+    if first >= (n_rows + SLOTS - 1) // SLOTS * SLOTS:
+        return
+    column = tl.program_id(1) * BK
+    n_tiles = tl.cdiv(n_rows, BM)
+    spans = spans_of(n_tiles, n_classes, programs, BN)
+    tile = first // BM
+    held = tile < n_tiles
+    r = tl.arange(0, BR)
+    k = tl.arange(0, BK)
+    place = tile * BM + first % BM + r
+    step = n_tiles * BM
+
+    slot = tl.multiple_of(tl.load(start_ptr + cluster), SLOTS) + first + r
+    row = tl.load(row_ptr + slot)
+    valid = row >= 0
+    peak = tl.full([BR], -float("inf"), tl.float32)
+    for span in range(spans):
+        peak = tl.maximum(peak, tl.load(peak_ptr + place + span * step, mask=held & valid, other=0.0))
+    base = tl.where(peak == -float("inf"), 0.0, peak)
+    total = tl.zeros([BR], tl.float32)
+    weighted = tl.zeros([BR, BK], tl.float32)
+    for span in range(spans):
+        here = place + span * step
+        grow = tl.exp2((tl.load(peak_ptr + here, mask=held & valid, other=0.0) - base) * LOG2E)
+        total += grow * tl.load(total_ptr + here, mask=held & valid, other=1.0)
+        if GRADIENT:
+            extra = tl.load(
+                extra_ptr + here.to(tl.int64)[:, None] * WIDTH + (column + k)[None, :],
+                mask=(held & valid)[:, None],
+                other=0.0,
+            )
+            weighted += grow[:, None] * extra
+
+    lse2 = base * LOG2E + tl.log2(total)
+    target = tl.load(target_ptr + slot)
+    safe = tl.maximum(target, 0).to(tl.int64)
+    if tl.program_id(1) == 0:
+        s = tl.zeros([BR], tl.float32)
+        for k0 in tl.static_range(0, WIDTH, BK):
+            mask = valid[:, None] & (k0 + k < K)[None, :]
+            w = tl.load(w_ptr + safe[:, None] * K + (k0 + k)[None, :], mask=mask, other=0.0).to(tl.float32)
+            h = tl.load(h_ptr + slot.to(tl.int64)[:, None] * WIDTH + (k0 + k)[None, :]).to(tl.float32)
+            s += tl.sum(h * w, 1)
+        if HAS_BIAS:
+            s += tl.load(bias_ptr + safe, mask=valid, other=0.0).to(tl.float32)
+        before = tl.load(output_ptr + row, mask=valid, other=0.0)
+        tl.store(output_ptr + row, before + s - lse2 * LN2, mask=valid)
+        tl.store(lse_ptr + slot, tl.where(valid, lse2, float("inf")))
+    if GRADIENT:
+        mask = valid[:, None] & (column + k < K)[None, :]
+        w = tl.load(w_ptr + safe[:, None] * K + (column + k)[None, :], mask=mask, other=0.0).to(tl.float32)
+        dh = weighted / total[:, None] - w
+        if HAS_WEIGHT:
+            dh *= tl.load(weight_ptr + row, mask=valid, other=0.0)[:, None]
+        dh = tl.where(mask, dh, 0.0)
+        out = dh_ptr + slot.to(tl.int64)[:, None] * WIDTH + (column + k)[None, :]
+        tl.store(out, dh.to(dh_ptr.dtype.element_ty))
+
+
+class Partials(NamedTuple):
+    """What the spans of one tail accumulated, and how the grid was cut."""
+
+    peak: Tensor
+    total: Tensor
+    extra: Tensor
+    programs: int
+    """Programs that the forward pass aims to fill; the grid holds at least one a tile of rows."""
+    tile: dict[str, int]
+
+
+def accumulate(
+    h: Tensor,
+    output_weight: Tensor,
+    bias: Tensor | None,
+    routes: Routes,
+    cluster: int,
+    n_rows: int,
+    mode: int,
+) -> Partials:
+    """Stream one tail's vocabulary past its rows.
+
+    Args:
+        h: [capacity, width], zero in padding.
+        output_weight: [n_classes, K]; bias: [n_classes] or None.
+        n_rows: rows of the batch: the most that the cluster can hold.
+        mode: LSE, GRADIENT or ARGMAX.
+    """
+    n_classes, k_size = output_weight.shape
+    width = h.shape[1]
+    tile = forward_tile(h, width, mode)
+    programs = tile.pop("PER_SM") * multiprocessors(h.device)
+    grid = max(programs, cdiv(n_rows, tile["BM"]))
+    peak = torch.empty((grid, tile["BM"]), dtype=torch.float32, device=h.device)
+    total = torch.empty_like(peak)
+    if mode == GRADIENT:
+        extra = torch.empty((grid, tile["BM"], width), dtype=torch.float32, device=h.device)
+    else:
+        extra = torch.empty_like(peak, dtype=torch.int32)
+    tail_forward_kernel[(grid, width // tile["BK"] if mode == GRADIENT else 1)](
+        h,
+        output_weight,
+        pointer(bias, h),
+        routes.start,
+        routes.rows,
+        peak,
+        total,
+        extra,
+        n_classes,
+        programs,
+        cluster,
+        HAS_BIAS=bias is not None,
+        MODE=mode,
+        ANCHOR=mode != ARGMAX and h.dtype != torch.float16,
+        K=k_size,
+        WIDTH=width,
+        SLOTS=SLOT_TILE,
+        **tile,
+        **dot_settings(h.dtype),
+    )
+    return Partials(peak, total, extra, programs, tile)
+
+
+def combine(
+    partials: Partials,
+    h: Tensor,
+    output_weight: Tensor,
+    bias: Tensor | None,
+    routes: Routes,
+    cluster: int,
+    n_rows: int,
+    output: Tensor,
+    row_weight: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Join the spans and add the tail's part to `output`, [N] float32.
+
+    Returns:
+        lse: [capacity] float32, log2 of the sum of exponentials, inf in padding; dH: [capacity, width], empty
+        without `gradient`.
+    """
+    n_classes, k_size = output_weight.shape
+    width = h.shape[1]
+    lse = torch.empty(routes.capacity, dtype=torch.float32, device=h.device)
+    dh = torch.empty_like(h) if gradient else h.new_empty(0)
+    tile = combine_tile(partials.tile)
+    tail_combine_kernel[
+        (cdiv(cdiv(n_rows, SLOT_TILE) * SLOT_TILE, tile["BR"]), width // tile["BK"] if gradient else 1)
+    ](
+        partials.peak,
+        partials.total,
+        partials.extra,
+        h,
+        output_weight,
+        pointer(bias, h),
+        routes.row,
+        routes.target,
+        routes.start,
+        routes.rows,
+        pointer(row_weight, output),
+        output,
+        lse,
+        dh,
+        n_classes,
+        partials.programs,
+        cluster,
+        HAS_BIAS=bias is not None,
+        HAS_WEIGHT=row_weight is not None,
+        GRADIENT=gradient,
+        K=k_size,
+        WIDTH=width,
+        SLOTS=SLOT_TILE,
+        **tile,
+    )
+    return lse, dh

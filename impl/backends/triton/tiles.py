@@ -1,0 +1,83 @@
+"""The tile table: block shapes by architecture, dtype and projection width, read from `tiles.json`.
+
+No kernel is tuned at run time, so a step can be captured in a CUDA graph from its second call on. A GPU's
+owner rewrites their part of the table with `python -m zipfmax.backends.triton.tune`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib.resources import files
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from zipfmax.backends.triton.runtime import architecture
+
+Tile = dict[str, int]
+
+# Architectures without a part of their own use that of their nearest relative.
+_RELATIVES = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_103": "sm_100", "sm_120": "sm_80", "gfx950": "gfx942"}
+_FALLBACK = "sm_80"
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """{architecture: {"half" | "float32": {"forward" | "backward": {width: tile}}}}."""
+    contents: dict[str, Any] = json.loads(files(__package__).joinpath("tiles.json").read_text())
+    return contents
+
+
+def dtype_class(dtype: torch.dtype) -> str:
+    """The table's name for a dtype: bfloat16 and float16 share their tiles."""
+    return "float32" if dtype == torch.float32 else "half"
+
+
+@functools.cache
+def tile_for(kernel: str, arch: str, dtype: str, width: int) -> Tile:
+    """The tile of "forward" or "backward"; a width beyond the widest listed is cut into blocks of it."""
+    tables = table()
+    part = tables.get(arch) or tables[_RELATIVES.get(arch, _FALLBACK)]
+    tiles: dict[str, Tile] = part[dtype][kernel]
+    fitting = [int(w) for w in tiles if int(w) <= width]
+    return dict(tiles[str(max(fitting))])
+
+
+def forward_tile(h: Tensor, width: int, mode: int) -> Tile:
+    """BM rows, BN classes, BK columns, PER_SM programs a multiprocessor, num_warps, num_stages."""
+    del mode  # one tile serves the three: the gradient pass is the one that matters
+    return dict(tile_for("forward", architecture(h.device), dtype_class(h.dtype), width))
+
+
+def backward_tile(h: Tensor, width: int) -> Tile:
+    """BV classes, BM rows, BK columns, num_warps, num_stages."""
+    return dict(tile_for("backward", architecture(h.device), dtype_class(h.dtype), width))
+
+
+def combine_tile(forward: Tile) -> Tile:
+    """BM, BN and BK of the forward pass, and BR rows a program: few, so that loads of many spans overlap."""
+    return {
+        "BM": forward["BM"],
+        "BN": forward["BN"],
+        "BK": forward["BK"],
+        "BR": 4 if forward["BK"] >= 128 else 16,
+        "num_warps": 4,
+    }
+
+
+def projection_tile(tensor: Tensor, width: int) -> Tile:
+    """BM rows, BK columns of the projection, BD columns of the input."""
+    if architecture(tensor.device) == "interpreter":
+        return {"BM": 32, "BK": min(width, 32), "BD": 32}
+    deep = 32 if tensor.dtype == torch.float32 else 64
+    return {"BM": 64, "BK": min(width, 64), "BD": deep, "num_warps": 4, "num_stages": 3}
+
+
+def head_tile(n_columns: int) -> dict[str, Any]:
+    """BLOCK columns at a time, and whether one block holds the whole row."""
+    whole = max(16, int(triton.next_power_of_2(n_columns)))
+    block = min(whole, 32768)
+    return {"BLOCK": block, "SINGLE": whole == block, "num_warps": min(16, max(1, block // 1024))}
