@@ -30,6 +30,30 @@ def _root() -> None:
 
 
 @app.command()
+def verify(
+    grid: Annotated[str, typer.Option(help="quick, or full: thousands of awkward cells.")] = "quick",
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(help="An implementation, or your own as path/file.py:Class; repeat for several."),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="A reference; by default definition, torch and paddle; repeat.")
+    ] = None,
+    cells: Annotated[
+        str | None, typer.Option(help="Only the cells whose id contains this, or matches it with * and ?.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Run directory, for parity.jsonl.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
+    from zipfmax.reference.verify import Options, run
+
+    options = Options(grid, tuple(impl or ()), tuple(against or ()), cells, device)
+    raise typer.Exit(run(options, out, resume))
+
+
+@app.command()
 def sweep(
     preset: Annotated[str | None, typer.Option(help="quick (the default) or wikitext103.")] = None,
     impl: Annotated[list[str] | None, typer.Option(help="An implementation; repeat for several.")] = None,
@@ -182,6 +206,14 @@ def plan(
 
         write_plan_figure(result, plot)
         print(plot, file=sys.stderr if quiet else sys.stdout)
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine has, which implementations can run here and why the others cannot."""
+    from zipfmax.reference.doctor import run
+
+    raise typer.Exit(run())
 
 
 def main() -> NoReturn:

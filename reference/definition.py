@@ -39,24 +39,42 @@ class Arithmetic:
 
     dtype: type[np.floating[Any]]
     rounded: Callable[[Any], Any]
+    product: Callable[[Any, Any], Any] = np.matmul
 
 
-def arithmetic(dtype: str) -> Arithmetic:
+def arithmetic(dtype: str, recursive: bool = False) -> Arithmetic:
     """Arithmetic of a dtype; the 16-bit ones sum in float32 and round every intermediate to 16 bits.
 
     "extended" is the machine's long double: 64 bits of mantissa on x86, no more than float64 elsewhere.
+    `recursive` sums products one after the other, the plainest way and the one with the largest error.
     """
-    if dtype == "extended":
-        return Arithmetic(np.longdouble, lambda values: values)
-    if dtype == "float64":
-        return Arithmetic(np.float64, lambda values: values)
-    if dtype == "float32":
-        return Arithmetic(np.float32, lambda values: values)
-    if dtype == "float16":
-        return Arithmetic(np.float32, lambda values: values.astype(np.float16).astype(np.float32))
-    return Arithmetic(np.float32, _rounded_to_bfloat16)
+    sums, rounded = _ARITHMETIC[dtype]
+    return Arithmetic(sums, rounded, _recursive_product if recursive else np.matmul)
 
 
+def _rounded_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Round to nearest even on the upper 16 bits; NaN and infinities stay what they are."""
+    bits = np.asarray(values, dtype=np.float32).view(np.uint32)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    rounded = upper.astype(np.uint32).view(np.float32)
+    kept: npt.NDArray[np.float32] = np.where(np.isfinite(values), rounded, values).astype(np.float32)
+    return kept
+
+
+def _recursive_product(left: Any, right: Any) -> Any:
+    product = np.zeros((left.shape[0], right.shape[1]), dtype=left.dtype)
+    for k in range(left.shape[1]):
+        product += left[:, k, None] * right[k]
+    return product
+
+
+_ARITHMETIC: dict[str, tuple[type[np.floating[Any]], Callable[[Any], Any]]] = {
+    "extended": (np.longdouble, lambda values: values),
+    "float64": (np.float64, lambda values: values),
+    "float32": (np.float32, lambda values: values),
+    "float16": (np.float32, lambda values: values.astype(np.float16).astype(np.float32)),
+    "bfloat16": (np.float32, _rounded_to_bfloat16),
+}
 FLOAT64 = arithmetic("float64")
 
 
@@ -82,7 +100,7 @@ def adaptive(
     Returns:
         output [N]; loss [], NaN for N = 0; grad.input [N, d]; grad.NAME of the weight's shape.
     """
-    r = arithmetic.rounded
+    r, mm = arithmetic.rounded, arithmetic.product
     hidden = np.asarray(hidden, dtype=arithmetic.dtype)
     w = {name: np.asarray(weight, dtype=arithmetic.dtype) for name, weight in weights.items()}
     n_rows = len(hidden)
@@ -95,29 +113,29 @@ def adaptive(
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), layout.head_size):
             h = hidden[rows]
-            log_p = _log_softmax(r(_head_logits(w, h)), r)
+            log_p = _log_softmax(r(_head_logits(w, h, mm)), r)
             output[rows] = log_p[np.arange(len(rows)), slot[rows]]
             if gradients:
                 ds = _grad_logits(log_p, slot[rows], n_rows, r)
-                grad["head.weight"] += ds.T @ h
+                grad["head.weight"] += mm(ds.T, h)
                 if "head.bias" in w:
                     grad["head.bias"] += ds.sum(axis=0)
-                grad_hidden[rows] = ds @ w["head.weight"]
+                grad_hidden[rows] = mm(ds, w["head.weight"])
 
         for tail in layout:
             projection, out = (f"tail.{tail.index}.{k}.weight" for k in (0, 1))
             for rows in _chunks(np.flatnonzero(parts == tail.index + 1), tail.size):
                 h = hidden[rows]
-                q = r(h @ w[projection].T)
-                log_p = _log_softmax(r(q @ w[out].T), r)
+                q = r(mm(h, w[projection].T))
+                log_p = _log_softmax(r(mm(q, w[out].T)), r)
                 label = target[rows] - tail.start
                 output[rows] = r(output[rows] + log_p[np.arange(len(rows)), label])
                 if gradients:
                     dt = _grad_logits(log_p, label, n_rows, r)
-                    dq = r(dt @ w[out])
-                    grad[out] += dt.T @ q
-                    grad[projection] += dq.T @ h
-                    grad_hidden[rows] += dq @ w[projection]
+                    dq = r(mm(dt, w[out]))
+                    grad[out] += mm(dt.T, q)
+                    grad[projection] += mm(dq.T, h)
+                    grad_hidden[rows] += mm(dq, w[projection])
 
         results: Results = {"output": output, "loss": _mean_loss(output, r)}
     if gradients:
@@ -130,16 +148,16 @@ def adaptive_log_prob(
     layout: ClusterLayout, weights: Mapping[str, Array], hidden: Array, arithmetic: Arithmetic = FLOAT64
 ) -> Array:
     """Log-probabilities of all classes, [N, d] -> [N, n_classes]."""
-    r = arithmetic.rounded
+    r, mm = arithmetic.rounded, arithmetic.product
     h = np.asarray(hidden, dtype=arithmetic.dtype)
     w = {name: np.asarray(weight, dtype=arithmetic.dtype) for name, weight in weights.items()}
     log_p = np.empty((len(h), layout.n_classes), dtype=arithmetic.dtype)
     with np.errstate(all="ignore"):
-        head = _log_softmax(r(_head_logits(w, h)), r)
+        head = _log_softmax(r(_head_logits(w, h, mm)), r)
         log_p[:, : layout.shortlist_size] = head[:, : layout.shortlist_size]
         for tail in layout:
-            q = r(h @ w[f"tail.{tail.index}.0.weight"].T)
-            within = _log_softmax(r(q @ w[f"tail.{tail.index}.1.weight"].T), r)
+            q = r(mm(h, w[f"tail.{tail.index}.0.weight"].T))
+            within = _log_softmax(r(mm(q, w[f"tail.{tail.index}.1.weight"].T)), r)
             log_p[:, tail.start : tail.stop] = r(head[:, tail.slot, None] + within)
     return log_p
 
@@ -153,19 +171,19 @@ def full(
     arithmetic: Arithmetic = FLOAT64,
 ) -> Results:
     """Full softmax over a weight [n_classes, d]: loss; with `gradients`, grad.input and grad.full.weight."""
-    r = arithmetic.rounded
+    r, mm = arithmetic.rounded, arithmetic.product
     hidden, w = (np.asarray(values, dtype=arithmetic.dtype) for values in (hidden, weight))
     n_rows = len(hidden)
     output = np.zeros(n_rows, dtype=arithmetic.dtype)
     grad_weight, grad_hidden = np.zeros_like(w), np.zeros_like(hidden)
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), len(w)):
-            log_p = _log_softmax(r(hidden[rows] @ w.T), r)
+            log_p = _log_softmax(r(mm(hidden[rows], w.T)), r)
             output[rows] = log_p[np.arange(len(rows)), target[rows]]
             if gradients:
                 ds = _grad_logits(log_p, target[rows], n_rows, r)
-                grad_weight += ds.T @ hidden[rows]
-                grad_hidden[rows] = ds @ w
+                grad_weight += mm(ds.T, hidden[rows])
+                grad_hidden[rows] = mm(ds, w)
         results: Results = {"loss": _mean_loss(output, r)}
     if gradients:
         results |= {"grad.input": r(grad_hidden), f"grad.{FULL_WEIGHT}": r(grad_weight)}
@@ -174,31 +192,32 @@ def full(
 
 def full_log_prob(weight: Array, hidden: Array, arithmetic: Arithmetic = FLOAT64) -> Array:
     """Log-probabilities of full softmax, [N, d] -> [N, n_classes]."""
-    r = arithmetic.rounded
+    r, mm = arithmetic.rounded, arithmetic.product
     hidden, w = (np.asarray(values, dtype=arithmetic.dtype) for values in (hidden, weight))
     with np.errstate(all="ignore"):
-        log_p: Array = _log_softmax(r(hidden @ w.T), r)
+        log_p: Array = _log_softmax(r(mm(hidden, w.T)), r)
     return log_p
 
 
-def evaluate(case: Case, inputs: Inputs, family: Family = "adaptive", dtype: str = "float64") -> Results:
-    """What a case's task should give, under the names of `Runner.results`, computed in a dtype's arithmetic.
+def evaluate(
+    case: Case, inputs: Inputs, family: Family = "adaptive", arithmetic: Arithmetic = FLOAT64
+) -> Results:
+    """What a case's task should give, under the names of `Runner.results`, in some arithmetic.
 
     "predict" gives `predict` [N], int64: the first most probable class; a row with NaN gives its first NaN.
     """
-    chosen = arithmetic(dtype)
     weights, hidden = inputs.weights, inputs.hidden
     matrix = full_weight(case, inputs) if family == "full" else None
     if case.task in ("forward", "train"):
         train = case.task == "train"
         if matrix is not None:
-            return full(matrix, hidden, inputs.target, gradients=train, arithmetic=chosen)
-        return adaptive(case.layout, weights, hidden, inputs.target, gradients=train, arithmetic=chosen)
+            return full(matrix, hidden, inputs.target, gradients=train, arithmetic=arithmetic)
+        return adaptive(case.layout, weights, hidden, inputs.target, gradients=train, arithmetic=arithmetic)
 
     def log_prob(rows: Array) -> Array:
         if matrix is not None:
-            return full_log_prob(matrix, rows, chosen)
-        return adaptive_log_prob(case.layout, weights, rows, chosen)
+            return full_log_prob(matrix, rows, arithmetic)
+        return adaptive_log_prob(case.layout, weights, rows, arithmetic)
 
     if case.task == "log_prob":
         return {"log_prob": log_prob(hidden)}
@@ -258,8 +277,8 @@ def _chunks(rows: npt.NDArray[np.int64], width: int) -> Iterator[npt.NDArray[np.
         yield rows[start : start + step]
 
 
-def _head_logits(w: Mapping[str, Array], h: Array) -> Array:
-    logits = h @ w["head.weight"].T
+def _head_logits(w: Mapping[str, Array], h: Array, mm: Callable[[Any, Any], Any]) -> Any:
+    logits = mm(h, w["head.weight"].T)
     return logits + w["head.bias"] if "head.bias" in w else logits
 
 
@@ -278,12 +297,3 @@ def _grad_logits(log_p: Array, label: Labels, n_rows: int, rounded: Callable[[An
 def _mean_loss(output: Array, rounded: Callable[[Any], Any]) -> Array:
     mean = output.sum() / output.dtype.type(len(output))
     return np.asarray(rounded(-np.asarray(mean)))
-
-
-def _rounded_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Round to nearest even on the upper 16 bits; NaN and infinities stay what they are."""
-    bits = np.asarray(values, dtype=np.float32).view(np.uint32)
-    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    rounded = upper.astype(np.uint32).view(np.float32)
-    kept: npt.NDArray[np.float32] = np.where(np.isfinite(values), rounded, values).astype(np.float32)
-    return kept

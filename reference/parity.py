@@ -1,8 +1,9 @@
 """The parity check: an implementation against the truth, with budgets set by what references get wrong.
 
 An `Oracle` computes the truth and the references of one case once, and judges any number of implementations
-by them. A reference's own error is the largest over orders of summation: where a comparison does not hold at
-first, the reference is evaluated again with rows and features permuted, which changes nothing but rounding.
+by them. A reference's own error is the largest over orders of summation, since one order may be lucky: where
+a comparison does not hold at first, the reference is evaluated again with rows and features permuted, which
+changes nothing but rounding, and at last compared with plain recursive summation in the case's dtype.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ WHOLE = "*"
 Record = dict[str, Any]
 
 _BY_ROW = ("output", "grad.input", "log_prob", "predict")
-_EXTENDED_LIMIT = 1 << 24
-"""Products up to which a float64 case's truth is evaluated in extended precision, which has no BLAS."""
+_SMALL = 1 << 24
+"""Multiplications in a product of N x d x V that may be done without a BLAS."""
+_HOPELESS = 64
+"""Errors of so many budgets are not bad luck: the reference is not evaluated again."""
 
 
 def check(
@@ -153,9 +156,8 @@ class Truth:
     @classmethod
     def of(cls, case: Case, inputs: Inputs, family: Family) -> Truth:
         """Evaluate the definition."""
-        precision = _truth_precision(case)
-        chosen = definition.arithmetic(precision)
-        results = definition.evaluate(case, inputs, family, precision)
+        chosen = definition.arithmetic(_truth_precision(case))
+        results = definition.evaluate(case, inputs, family, chosen)
         if case.task != "predict":
             return cls(family, case.dtype, results, None)
         hidden = inputs.hidden
@@ -241,28 +243,41 @@ class Reference:
 
     def widen(self) -> bool:
         """Evaluate in one more order; False once there are enough, or it cannot."""
-        if self.orders >= ORDERS or self.reason is not None:
+        if self.orders > ORDERS or self.reason is not None:
             return False
-        order = Order.number(self.orders, self.case)
         self.orders += 1
-        permuted = order.permuted(self.inputs)
+        if self.orders > ORDERS:
+            if not _is_small(self.case):
+                return False
+            self._note(self._defined(self.inputs, recursive=True))
+            return True
+        order = Order.number(self.orders - 1, self.case)
         try:
-            results = self._evaluate(permuted)
+            results = self._evaluate(order.permuted(self.inputs))
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a reference that raises sets no budget; the record says so
             self.reason = f"raised {type(error).__name__}: {_one_line(error)}"
             return False
-        for tensor, values in order.restored(results).items():
+        self._note(order.restored(results))
+        return True
+
+    def _note(self, results: Results) -> None:
+        """Keep the larger of the known errors and these results'."""
+        for tensor, values in results.items():
             if tensor in self.truth.results and values.shape == self.truth.results[tensor].shape:
                 found = self.truth.error(tensor, values)
                 known = self.errors.get(tensor, Size(0.0, 0.0))
                 self.errors[tensor] = Size(max(known.max, found.max), max(known.rms, found.rms))
-        return True
+
+    def _defined(self, inputs: Inputs, recursive: bool) -> Results:
+        """The definition in the case's own dtype."""
+        arithmetic = definition.arithmetic(self.case.dtype, recursive)
+        return definition.evaluate(self.case, inputs, self.truth.family, arithmetic)
 
     def _evaluate(self, inputs: Inputs) -> Results:
         if self.name == "definition":
-            return definition.evaluate(self.case, inputs, self.truth.family, dtype=self.case.dtype)
+            return self._defined(inputs, recursive=False)
         runner = registry.implementation(self.name).build(self.case, inputs)
         runner.run()
         return runner.results()
@@ -274,14 +289,22 @@ def _judged(tensor: str, values: Values, truth: Truth, reference: Reference) -> 
             reason = f"{reference.name} gives no {tensor} of the right shape"
             return Verdict("skipped", reason=reference.reason or reason)
         verdict = truth.judge(tensor, values, reference.errors[tensor])
-        hopeless = verdict.error is None or not np.isfinite(verdict.error)
-        if verdict.status != "fail" or hopeless or not reference.widen():
+        if verdict.status != "fail" or _is_hopeless(verdict) or not reference.widen():
             return verdict
 
 
+def _is_hopeless(verdict: Verdict) -> bool:
+    if verdict.error is None or verdict.budget is None:
+        return True
+    return not verdict.error <= _HOPELESS * verdict.budget
+
+
 def _truth_precision(case: Case) -> str:
-    small = case.batch_size * case.n_classes * case.in_features <= _EXTENDED_LIMIT
-    return "extended" if case.dtype == "float64" and small else "float64"
+    return "extended" if case.dtype == "float64" and _is_small(case) else "float64"
+
+
+def _is_small(case: Case) -> bool:
+    return case.batch_size * case.n_classes * case.in_features <= _SMALL
 
 
 def _has_features(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,10 @@ class TorchModule:
         Raises:
             RuntimeError: its parameters are not torch.nn's by name or shape.
         """
-        module = self._factory(case).to(device=case.device, dtype=torch_dtype(case))
+        with warnings.catch_warnings():
+            # A projection of width 0 is meant; torch's initialisation notes that it does nothing there.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            module = self._factory(case).to(device=case.device, dtype=torch_dtype(case))
         copy_weights(module, case, inputs)
         return TorchRunner(module, case, inputs)
 
