@@ -74,7 +74,7 @@ def make_plan(options: PlanOptions, console: Console) -> tuple[Plan, Calibration
             dtype,
             options.task,
             refresh=options.recalibrate,
-            on_trial=lambda share: progress.update(bar, completed=share, visible=True),
+            on_sample=lambda share: progress.update(bar, completed=share, visible=True),
         )
     try:
         plan = plan_cutoffs(

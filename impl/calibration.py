@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,39 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from zipfmax import backends
 from zipfmax.clusters import ClusterLayout
 from zipfmax.cost import CostModel, PartCost, fit_nonnegative, part_features
-from zipfmax.weights import TailWeights, Weights
+from zipfmax.steps import FullTrial, StepTimer, Trial
 
 FORMAT = 1
-TASKS = ("train", "forward")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One measurement: a layout and how many rows of a batch have labels in each of its parts."""
-
-    layout: ClusterLayout
-    rows: tuple[int, ...]
-
-    @property
-    def batch_size(self) -> int:
-        """Rows in all."""
-        return sum(self.rows)
-
-    def features(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[10]: the head's work, then the work of all tails that have rows."""
-        width = self.layout.in_features
-        head = part_features(self.batch_size, self.layout.head_size, width)
-        tails = np.zeros(len(head))
-        for tail, rows in zip(self.layout, self.rows[1:], strict=True):
-            if rows:
-                tails += part_features(rows, tail.size, tail.projection_size, width)
-        return np.concatenate([head, tails])
 
 
 @dataclass(frozen=True)
@@ -70,7 +42,7 @@ def calibrate(
     backend: str = "auto",
     *,
     budget_s: float = 45.0,
-    on_trial: Callable[[float], None] | None = None,
+    on_sample: Callable[[float], None] | None = None,
 ) -> Calibration:
     """Measure head, tails and full softmax over a few shapes, and fit.
 
@@ -81,34 +53,38 @@ def calibrate(
         task: "train" (forward and backward of the mean loss) or "forward".
         backend: as `AdaptiveLogSoftmaxWithLoss` takes it.
         budget_s: seconds to spend; two rounds are made even if they take longer.
-        on_trial: called after each measurement with the share of the budget that is spent.
+        on_sample: called after each measurement with the share of the budget that is spent.
 
     Raises:
         ValueError: an unknown task.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
     device = torch.device(device)
+    timer = StepTimer(device, dtype, task, backend)
     chooser = random.Random(0)
     scale = 1 if device.type == "cpu" else 64
-    fitted = _part_trials(chooser, scale)
-    held_out = _whole_trials(chooser, scale)
-    full = [(trial.batch_size, trial.layout.in_features, trial.layout.head_size) for trial in fitted[::3]]
-    steps: dict[Any, Callable[[], Callable[[], None]]] = {}
-    for trial in (*fitted, *held_out):
-        steps[trial] = _adaptive_step(trial, device, dtype, task, backend)
-    for shape in full:
-        steps[shape] = _full_step(shape, device, dtype, task)
-    seconds = _measure(steps, device, budget_s, on_trial)
+    parts, held_out = _part_trials(chooser, scale), _whole_trials(chooser, scale)
+    full = [
+        FullTrial(trial.batch_size, trial.layout.in_features, trial.layout.head_size) for trial in parts[::3]
+    ]
+    began = time.monotonic()
 
+    def spent() -> float:
+        return (time.monotonic() - began) / budget_s
+
+    seconds = timer.medians(
+        [*parts, *held_out, *full],
+        enough=lambda rounds: rounds >= 2 and spent() * (rounds + 1) > rounds,
+        on_sample=None if on_sample is None else lambda: on_sample(min(1.0, spent())),
+    )
     adaptive = fit_nonnegative(
-        np.stack([trial.features() for trial in fitted]), np.array([seconds[trial] for trial in fitted])
+        np.stack([_features(trial) for trial in parts]), np.array([seconds[trial] for trial in parts])
     )
     full_fit = fit_nonnegative(
-        np.stack([part_features(rows, classes, width) for rows, width, classes in full]),
-        np.array([seconds[shape] for shape in full]),
+        np.stack([part_features(trial.batch_size, trial.n_classes, trial.in_features) for trial in full]),
+        np.array([seconds[trial] for trial in full]),
     )
-    model = CostModel(PartCost(*adaptive[:5]), PartCost(*adaptive[5:]), PartCost(*full_fit))
+    head, tail, whole = (PartCost(*fit.tolist()) for fit in (adaptive[:5], adaptive[5:], full_fit))
+    model = CostModel(head, tail, whole)
     errors = [
         abs(model.adaptive_s(trial.layout, trial.rows) - seconds[trial]) / seconds[trial]
         for trial in held_out
@@ -129,7 +105,7 @@ def calibrated(
     backend: str = "auto",
     *,
     refresh: bool = False,
-    on_trial: Callable[[float], None] | None = None,
+    on_sample: Callable[[float], None] | None = None,
 ) -> Calibration:
     """The calibration of this machine: from the cache where there is one for it, else measured."""
     path = (
@@ -138,7 +114,7 @@ def calibrated(
     if path.exists() and not refresh:
         record = json.loads(path.read_text())
         return Calibration(**{**record, "model": CostModel.from_record(record["model"])})
-    calibration = calibrate(device, dtype, task, backend, on_trial=on_trial)
+    calibration = calibrate(device, dtype, task, backend, on_sample=on_sample)
     record = {**vars(calibration), "model": calibration.model.to_record()}
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
@@ -161,6 +137,17 @@ def machine_identity(device: torch.device, dtype: torch.dtype, task: str, backen
         "task": task,
         "backend": backend,
     }
+
+
+def _features(trial: Trial) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[10]: the head's work, then the work of all tails that have rows."""
+    layout = trial.layout
+    head = part_features(trial.batch_size, layout.head_size, layout.in_features)
+    tails = np.zeros(len(head))
+    for tail, rows in zip(layout, trial.rows[1:], strict=True):
+        if rows:
+            tails += part_features(rows, tail.size, tail.projection_size, layout.in_features)
+    return np.concatenate([head, tails])
 
 
 def _part_trials(chooser: random.Random, scale: int) -> list[Trial]:
@@ -192,105 +179,12 @@ def _whole_trials(chooser: random.Random, scale: int) -> list[Trial]:
         cutoffs = sorted(
             {int(n_classes * 2 ** chooser.uniform(-7, -1)) for _ in range(chooser.randint(1, 4))}
         )
-        layout = ClusterLayout(width, n_classes, tuple(cutoffs), 4.0)
+        layout = ClusterLayout(width, n_classes, tuple(cutoffs))
         shares = layout.occupancy(1.0 / np.arange(1, n_classes + 1) ** chooser.uniform(0.6, 1.4))
         rows = np.random.default_rng(len(trials)).multinomial(batch, shares)
         if 2e7 * scale < batch * layout.head_size * width < 4e9 * scale:
             trials.append(Trial(layout, tuple(int(count) for count in rows)))
     return trials
-
-
-def _adaptive_step(
-    trial: Trial, device: torch.device, dtype: torch.dtype, task: str, backend: str
-) -> Callable[[], Callable[[], None]]:
-    def prepare() -> Callable[[], None]:
-        layout, train = trial.layout, task == "train"
-
-        def tensor(*shape: int) -> Tensor:
-            return (torch.randn(shape, device=device, dtype=dtype) * 0.05).requires_grad_(train)
-
-        weights = Weights(
-            tensor(layout.head_size, layout.in_features),
-            None,
-            tuple(
-                TailWeights(
-                    tensor(tail.projection_size, layout.in_features), tensor(tail.size, tail.projection_size)
-                )
-                for tail in layout
-            ),
-        )
-        hidden = tensor(trial.batch_size, layout.in_features)
-        target = torch.cat(
-            [
-                torch.randint(low, high, (rows,))
-                for low, high, rows in zip(layout.bounds, layout.bounds[1:], trial.rows, strict=False)
-            ]
-        )
-        target = target[torch.randperm(len(target))].to(device)
-        operator = backends.select(backend, hidden, weights)
-        return lambda: _step(
-            lambda: operator.nll(layout, weights, hidden, target)[1], [hidden, *weights.tensors()], train
-        )
-
-    return prepare
-
-
-def _full_step(
-    shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, task: str
-) -> Callable[[], Callable[[], None]]:
-    def prepare() -> Callable[[], None]:
-        rows, width, classes = shape
-        hidden = torch.randn(rows, width, device=device, dtype=dtype).requires_grad_(task == "train")
-        weight = (torch.randn(classes, width, device=device, dtype=dtype) * 0.05).requires_grad_(
-            task == "train"
-        )
-        target = torch.randint(0, classes, (rows,), device=device)
-        return lambda: _step(
-            lambda: F.cross_entropy(F.linear(hidden, weight), target), [hidden, weight], task == "train"
-        )
-
-    return prepare
-
-
-def _step(loss: Callable[[], Tensor], leaves: list[Tensor], train: bool) -> None:
-    if not train:
-        with torch.no_grad():
-            loss()
-        return
-    for leaf in leaves:
-        leaf.grad = None
-    torch.autograd.backward(loss())
-
-
-def _measure(
-    steps: dict[Any, Callable[[], Callable[[], None]]],
-    device: torch.device,
-    budget_s: float,
-    on_trial: Callable[[float], None] | None,
-) -> dict[Any, float]:
-    began = time.monotonic()
-    samples: dict[Any, list[float]] = {key: [] for key in steps}
-    order = random.Random(1)
-    rounds = 0
-    while rounds < 2 or time.monotonic() - began < budget_s * rounds / (rounds + 1):
-        for key in order.sample(list(steps), len(steps)):
-            run = steps[key]()  # built anew, so that no more than one trial is in memory
-            run()
-            samples[key].extend(_seconds(run, device) for _ in range(2))
-            if on_trial is not None:
-                on_trial(min(1.0, (time.monotonic() - began) / budget_s))
-        rounds += 1
-    return {key: statistics.median(values) for key, values in samples.items()}
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _cache_folder() -> Path:

@@ -1,0 +1,161 @@
+"""Steps of adaptive and full softmax on made-up data, and their time in interleaved rounds.
+
+What a calibration measures, and what a plan is proven by. All steps run in this process, on the backends
+alone: no module, no optimiser.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zipfmax import backends
+from zipfmax.clusters import ClusterLayout
+from zipfmax.weights import TailWeights, Weights
+
+TASKS = ("train", "forward")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A layout, and how many rows of a batch have labels in each of its parts."""
+
+    layout: ClusterLayout
+    rows: tuple[int, ...]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in all."""
+        return sum(self.rows)
+
+
+@dataclass(frozen=True)
+class FullTrial:
+    """Full softmax: linear and cross entropy."""
+
+    batch_size: int
+    in_features: int
+    n_classes: int
+
+
+class StepTimer:
+    """Builds steps on one device and times them.
+
+    Weights are views of one pool of random numbers, so a step costs nothing to build; their gradients are
+    their own.
+
+    Args:
+        device, dtype: where, and in what.
+        task: "train" (forward and backward of the mean loss) or "forward".
+        backend: as `AdaptiveLogSoftmaxWithLoss` takes it.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, task: str, backend: str = "auto") -> None:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
+        self.device = device
+        self.train = task == "train"
+        self._backend = backend
+        self._generator = torch.Generator().manual_seed(0)
+        self._pool = torch.empty(0, device=device, dtype=dtype)
+
+    def step(self, trial: Trial | FullTrial) -> Callable[[], None]:
+        """One step of the trial, ready to run."""
+        return self._adaptive(trial) if isinstance(trial, Trial) else self._full(trial)
+
+    def medians(
+        self,
+        trials: Sequence[Trial | FullTrial],
+        enough: Callable[[int], bool],
+        on_sample: Callable[[], None] | None = None,
+    ) -> dict[Trial | FullTrial, float]:
+        """Median seconds of each trial: two samples a round, after one untimed run, in random order.
+
+        Args:
+            trials: all different.
+            enough: asked before each round with the number of rounds that are done.
+            on_sample: called after each trial.
+        """
+        samples: dict[Trial | FullTrial, list[float]] = {trial: [] for trial in trials}
+        order, rounds = random.Random(1), 0
+        while not enough(rounds):
+            for trial in order.sample(trials, len(trials)):
+                run = self.step(trial)  # built anew, so that only one trial's gradients are in memory
+                run()
+                samples[trial].extend(self._seconds(run) for _ in range(2))
+                if on_sample is not None:
+                    on_sample()
+            rounds += 1
+        return {trial: statistics.median(values) for trial, values in samples.items()}
+
+    def _adaptive(self, trial: Trial) -> Callable[[], None]:
+        layout = trial.layout
+        weights = Weights(
+            self._tensor(layout.head_size, layout.in_features),
+            None,
+            tuple(
+                TailWeights(
+                    self._tensor(tail.projection_size, layout.in_features),
+                    self._tensor(tail.size, tail.projection_size),
+                )
+                for tail in layout
+            ),
+        )
+        hidden = self._tensor(trial.batch_size, layout.in_features)
+        targets = [
+            torch.randint(low, high, (rows,), generator=self._generator)
+            for (low, high), rows in zip(pairwise(layout.bounds), trial.rows, strict=True)
+        ]
+        shuffle = torch.randperm(trial.batch_size, generator=self._generator)
+        target = torch.cat(targets)[shuffle].to(self.device)
+        backend = backends.select(self._backend, hidden, weights)
+        return self._step(
+            lambda: backend.nll(layout, weights, hidden, target)[1], [hidden, *weights.tensors()]
+        )
+
+    def _full(self, trial: FullTrial) -> Callable[[], None]:
+        hidden = self._tensor(trial.batch_size, trial.in_features)
+        weight = self._tensor(trial.n_classes, trial.in_features)
+        target = torch.randint(0, trial.n_classes, (trial.batch_size,), generator=self._generator)
+        target = target.to(self.device)
+        return self._step(lambda: F.cross_entropy(F.linear(hidden, weight), target), [hidden, weight])
+
+    def _tensor(self, *shape: int) -> Tensor:
+        size = torch.Size(shape).numel()
+        if size > len(self._pool):
+            self._pool = 0.05 * torch.randn(size, device=self.device, dtype=self._pool.dtype)
+        return self._pool[:size].view(shape).detach().requires_grad_(self.train)
+
+    def _step(self, loss: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], None]:
+        def train() -> None:
+            for leaf in leaves:
+                leaf.grad = None
+            torch.autograd.backward(loss())
+
+        def forward() -> None:
+            with torch.no_grad():
+                loss()
+
+        return train if self.train else forward
+
+    def _seconds(self, run: Callable[[], None]) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        run()
+        self._synchronize()
+        return time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
