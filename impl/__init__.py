@@ -8,10 +8,12 @@ from zipfmax.converters import (
     from_torch,
     from_transformer_xl,
 )
+from zipfmax.embedding import AdaptiveEmbedding
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.ranks import LabelRanks
 
 __all__ = [
+    "AdaptiveEmbedding",
     "AdaptiveLogSoftmaxWithLoss",
     "Cluster",
     "ClusterLayout",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +59,8 @@ class ClusterLayout:
     cutoffs: tuple[int, ...]
     div_value: float = 4.0
     projection_sizes: tuple[int, ...] = ()
+    tails: tuple[Cluster, ...] = field(init=False, repr=False, compare=False)
+    """The tail clusters, most frequent first."""
 
     def __post_init__(self) -> None:
         if self.in_features < 1:
@@ -76,6 +77,7 @@ class ClusterLayout:
                 f"got {sizes}"
             )
         object.__setattr__(self, "projection_sizes", tuple(int(size) for size in sizes))
+        object.__setattr__(self, "tails", self._tails())
 
     @property
     def shortlist_size(self) -> int:
@@ -97,19 +99,13 @@ class ClusterLayout:
         """(0, cutoffs..., n_classes): part p holds the labels bounds[p] <= label < bounds[p + 1]."""
         return (0, *self.cutoffs, self.n_classes)
 
-    @cached_property
-    def tails(self) -> tuple[Cluster, ...]:
-        """The tail clusters, most frequent first."""
-        stops = (*self.cutoffs[1:], self.n_classes)
+    def _tails(self) -> tuple[Cluster, ...]:
+        bounds = pairwise((*self.cutoffs, self.n_classes))
         return tuple(
-            Cluster(
-                index=i,
-                start=start,
-                stop=stop,
-                projection_size=self.projection_sizes[i],
-                slot=self.shortlist_size + i,
+            Cluster(i, start, stop, projection_size, self.shortlist_size + i)
+            for i, ((start, stop), projection_size) in enumerate(
+                zip(bounds, self.projection_sizes, strict=True)
             )
-            for i, (start, stop) in enumerate(zip(self.cutoffs, stops, strict=True))
         )
 
     def __iter__(self) -> Iterator[Cluster]:

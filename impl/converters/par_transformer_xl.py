@@ -29,17 +29,17 @@ def from_par_transformer_xl(
     row in the mean. `ignore_index=0` is the nearest: it does not count the row.
 
     Args:
-        weights: the Keras layer, once built, or what its get_weights() gives: the head's kernel and bias, then
-            for each tail the projection's kernel and bias and the output's kernel and bias.
+        weights: the Keras layer, once built, or what its get_weights() gives: the head's kernel and bias,
+            then for each tail the projection's kernel and bias and the output's kernel and bias.
         div_value: its proj_factor, kept in the layer as told; the projection sizes are the arrays' own.
         options: the layer's other keyword arguments, such as reduction or backend.
 
     Raises:
         ValueError: arrays that are missing or do not fit each other, by position and shape.
     """
-    arrays = [
-        np.asarray(array) for array in (weights.get_weights() if hasattr(weights, "get_weights") else weights)
-    ]
+    if hasattr(weights, "get_weights"):
+        weights = weights.get_weights()
+    arrays = [np.asarray(array) for array in weights]
     n_tails, rest = divmod(len(arrays) - 2, 4)
     if n_tails < 1 or rest:
         raise ValueError(

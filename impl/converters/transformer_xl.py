@@ -1,14 +1,15 @@
 """Transformer-XL's ProjectedAdaptiveLogSoftmax, by its state_dict.
 
-out_projs[i] [d_proj, d_emb_i] and out_layers[i] (weight and bias) score part i, part 0 being the shortlist, so
-the head is projected too; cluster_weight and cluster_bias hold the slots, in reversed order: tail i of n is
-scored by row n - 1 - i. With div_val = 1 there is one out_layers[0] for all parts, and no projection where
+out_projs[i] [d_proj, d_emb_i] and out_layers[i] (weight and bias) score part i, part 0 being the shortlist,
+so the head is projected too; cluster_weight and cluster_bias hold the slots, in reversed order: tail i of n
+is scored by row n - 1 - i. With div_val = 1 there is one out_layers[0] for all parts, and no projection where
 d_proj = d_embed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,15 +71,17 @@ def from_transformer_xl(
         identity = torch.eye(d_embed, dtype=slots.dtype, device=slots.device)
         projections = [identity] * (n_tails + 1)
     else:
-        projections = [entries.take(f"out_projs.{i}", None, parts[i][0].shape[1]) for i in range(n_tails + 1)]
+        projections = [entries.take("out_projs.0", None, d_embed)]
+        for i, (weight, _) in enumerate(parts[1:], start=1):
+            projections.append(entries.take(f"out_projs.{i}", projections[0].shape[0], weight.shape[1]))
     entries.finish()
 
     bounds = [0]
     for weight, bias in parts:
         if weight.shape[0] != bias.shape[0]:
             raise ValueError(
-                f"Transformer-XL state_dict: {f'{prefix}out_layers.{len(bounds) - 1}.bias'!r} should have shape "
-                f"({weight.shape[0]},), but has {tuple(bias.shape)}"
+                f"Transformer-XL state_dict: {f'{prefix}out_layers.{len(bounds) - 1}.bias'!r} should have "
+                f"shape ({weight.shape[0]},), but has {tuple(bias.shape)}"
             )
         bounds.append(bounds[-1] + weight.shape[0])
     if len(cutoffs) > 0 and list(cutoffs) != bounds[1:-1]:
@@ -138,11 +141,8 @@ def to_transformer_xl(layer: AdaptiveLogSoftmaxWithLoss, *, prefix: str = "") ->
         identity = torch.eye(layout.in_features, dtype=weights.head.dtype, device=weights.head.device)
         projections = [identity, *(tail.projection.T.contiguous() for tail in weights.tails)]
         for i, (output, bias, projection) in enumerate(zip(outputs, biases, projections, strict=True)):
-            state |= {
-                f"out_layers.{i}.weight": output,
-                f"out_layers.{i}.bias": bias,
-                f"out_projs.{i}": projection,
-            }
+            state |= {f"out_layers.{i}.weight": output, f"out_layers.{i}.bias": bias}
+            state[f"out_projs.{i}"] = projection
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
@@ -152,12 +152,12 @@ def _split(
     """The parts of the one output layer that div_val = 1 has."""
     if len(cutoffs) != n_tails:
         raise ValueError(
-            f"cutoffs should be the {n_tails} that the model was built with, since a state_dict of div_val = 1 "
-            f"does not tell them, got {list(cutoffs)}"
+            f"cutoffs should be the {n_tails} that the model was built with, since a state_dict of "
+            f"div_val = 1 does not tell them, got {list(cutoffs)}"
         )
     weight = entries.take("out_layers.0.weight", None, d_embed)
     bias = entries.take("out_layers.0.bias", weight.shape[0])
     # Its constructor checks the cutoffs.
     bounds = ClusterLayout(d_embed, weight.shape[0], tuple(cutoffs)).bounds
-    sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
     return list(zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True))

@@ -1,5 +1,8 @@
 """Random weights, and log-softmax in NumPy: the formulas of the other frameworks are written out on these."""
 
+import importlib
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -18,6 +21,14 @@ class Arrays:
     def log_softmax(logits):
         shifted = logits - logits.max(axis=-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@pytest.fixture
+def keras():
+    """Keras. Triton is loaded before it where there is one: loaded after TensorFlow, it crashes the process."""
+    if find_spec("triton"):
+        importlib.import_module("triton")
+    return pytest.importorskip("tensorflow").keras
 
 
 @pytest.fixture

@@ -45,9 +45,7 @@ def test_a_layer_without_biases_gives_zeros_for_them(draw):
     assert all((arrays[i] == 0).all() for i in (1, 3, 5, 7, 9))
 
 
-def test_a_live_keras_layer_keeps_its_weights_in_that_order(draw):
-    keras = pytest.importorskip("tensorflow").keras
-
+def test_a_live_keras_layer_keeps_its_weights_in_that_order(draw, keras):
     class Layer(keras.layers.Layer):
         def __init__(self):
             super().__init__()

@@ -105,7 +105,7 @@ def test_our_layer_gives_the_same_function_there(draw, div_value, biases):
         (
             {"out_projs.2": np.zeros((12, 3))},
             CUTOFFS,
-            r"'out_projs.2' should have shape \(\*, 2\), but has \(12, 3\)",
+            r"'out_projs.2' should have shape \(12, 2\), but has \(12, 3\)",
         ),
         (
             {"out_projs.2": np.zeros((11, 2))},
