@@ -17,6 +17,7 @@ from zipfmax.weights import Weights
 # Fastest first: `auto` takes the first one that does not refuse the input.
 BACKENDS = {
     "triton": "zipfmax.backends.triton",
+    "tiled": "zipfmax.backends.tiled",
     "eager": "zipfmax.backends.eager",
 }
 

@@ -1,0 +1,170 @@
+"""Adaptive softmax at the speed of its matrix products, on any torch device.
+
+Logits live in one workspace of bounded size, reused from call to call; a tensor of all logits never exists.
+The backward is hand-written. Where gradients will be wanted, those of the mean or summed loss are taken
+during the forward, from each tile of probabilities while it is in cache, so a training step costs three
+products a cluster. Gradients of any other function of the results are taken by doing the tiles again.
+
+What a call leaves for the next is the workspace, one a thread: see `workspace_bytes` and `release_workspace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from zipfmax.backends import eager
+from zipfmax.backends import tiled_operators as operators
+from zipfmax.backends.targets import reduce_loss
+from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
+from zipfmax.backends.tiled_cluster import statistics_dtype
+from zipfmax.backends.tiled_workspace import release
+from zipfmax.clusters import ClusterLayout
+from zipfmax.weights import Weights
+
+workspace_bytes = 64 * 2**20
+"""Bytes of logits held at a time, in each thread that calls; assign to it to change it. Smaller saves memory,
+larger reads the weights less often."""
+
+release_workspace = release
+
+
+def refusal(hidden: Tensor, weights: Weights) -> str | None:
+    """Serves every dense floating tensor."""
+    for tensor in (hidden, *weights.tensors()):
+        if tensor.layout != torch.strided:
+            return f"it takes dense tensors, not {tensor.layout}"
+    return None
+
+
+def nll(
+    layout: ClusterLayout,
+    weights: Weights,
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's target, and the loss; see `Backend.nll`.
+
+    Reads the targets on the host. Clusters without targets take no part, so their weights' gradients stay
+    None. Second derivatives (`create_graph=True`) are computed by the eager backend.
+    """
+    if torch.compiler.is_compiling():
+        log_p = operators.log_p(layout.bounds, weights, hidden, target, ignore_index, workspace_bytes)
+        counted = None if ignore_index is None else target != ignore_index
+        return log_p.to(hidden.dtype), reduce_loss(log_p, counted, reduction).to(hidden.dtype)
+    tensors = (hidden, *weights.tensors())
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        job = _Job(layout, weights, ignore_index, reduction)
+        output, loss = _Nll.apply(job, hidden, target, *weights.tensors())  # type: ignore[no-untyped-call]
+        return cast(Tensor, output), cast(Tensor, loss)
+    batch = Batch.route(layout.bounds, target, ignore_index)
+    log_p, _ = log_p_and_gradients(weights, hidden, batch, workspace_bytes)
+    return log_p.to(hidden.dtype), reduce_loss(log_p, batch.counted, reduction).to(hidden.dtype)
+
+
+def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+    """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
+    return eager.log_prob(layout, weights, hidden)
+
+
+def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+    """Most probable class of each row, [N] int64; see `Backend.predict`."""
+    return eager.predict(layout, weights, hidden)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the autograd function is called with besides tensors."""
+
+    layout: ClusterLayout
+    weights: Weights
+    """Tells which tensor is which; autograd hands them over one by one."""
+    ignore_index: int | None
+    reduction: str
+
+
+class _Nll(torch.autograd.Function):
+    """(output, loss) of a batch, from (job, hidden, target, *weights.tensors())."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, job: _Job, hidden: Tensor, target: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch = Batch.route(job.layout.bounds, target, job.ignore_index)
+        wanted = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
+        # Gradients of a float16 mean underflow unless a loss scale multiplies them first: they wait for it.
+        at_once = job.reduction != "none" and hidden.dtype != torch.float16
+        scale = -1.0 / (max(batch.n_counted, 1) if job.reduction == "mean" else 1) if at_once else None
+        log_p, gradients = log_p_and_gradients(job.weights, hidden, batch, workspace_bytes, scale, wanted)
+        loss = reduce_loss(log_p, batch.counted, job.reduction)
+
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, target, *tensors)
+        ctx.job, ctx.batch, ctx.wanted = job, batch, wanted
+        ctx.gradients = gradients if at_once else None
+        return log_p.to(hidden.dtype), loss.to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, target, *tensors = ctx.saved_tensors
+        taken, ctx.gradients = ctx.gradients, None  # a second backward finds none and does the tiles again
+        if torch.is_grad_enabled():
+            gradients = _differentiable_gradients(ctx.job, hidden, target, tensors, grad_output, grad_loss)
+        elif taken is not None and grad_output is None and grad_loss is not None:
+            gradients = [None if gradient is None else gradient.mul_(grad_loss) for gradient in taken]
+        else:
+            del taken
+            scale = _row_scale(ctx.job, ctx.batch, grad_output, grad_loss)
+            weights = ctx.job.weights.with_tensors(tensors)
+            _, gradients = log_p_and_gradients(weights, hidden, ctx.batch, workspace_bytes, scale, ctx.wanted)
+        return None, gradients[0], None, *gradients[1:]
+
+
+def _row_scale(job: _Job, batch: Batch, grad_output: Tensor | None, grad_loss: Tensor | None) -> Tensor:
+    """Gradient by each row's log p, [N], in the statistics' dtype."""
+    scale = torch.zeros(
+        batch.n_rows, dtype=statistics_dtype(job.weights.head.dtype), device=job.weights.head.device
+    )
+    if grad_output is not None:
+        scale += grad_output
+    if grad_loss is not None:
+        scale -= grad_loss.to(scale.dtype) / (max(batch.n_counted, 1) if job.reduction == "mean" else 1)
+    return scale
+
+
+def _differentiable_gradients(
+    job: _Job,
+    hidden: Tensor,
+    target: Tensor,
+    tensors: Sequence[Tensor],
+    grad_output: Tensor | None,
+    grad_loss: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients as functions that autograd can differentiate: the eager backend's."""
+    results = eager.nll(
+        job.layout,
+        job.weights.with_tensors(tensors),
+        hidden,
+        target,
+        ignore_index=job.ignore_index,
+        reduction=job.reduction,
+    )
+    seeds = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
+    inputs = [tensor for tensor in (hidden, *tensors) if tensor.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [result for result, _ in seeds],
+            inputs,
+            [gradient for _, gradient in seeds],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if tensor.requires_grad else None for tensor in (hidden, *tensors)]

@@ -1,0 +1,277 @@
+"""The softmax of one linear layer, a few rows at a time, in a workspace of bounded size.
+
+With logits z = x W^T + b, p = softmax(z) and target t of a row,
+
+    log p_t,   and for an upstream gradient g of log p_t:   dz = g (onehot(t) - p),
+    dx = dz W,   dW = dz^T x,   db = sum of dz over the rows.
+
+A block of rows whose logits fit the workspace is done in one go: logits, softmax in place, and both gradient
+products from the same tile while it is in cache. Where a row's logits are too long for that, the block passes
+over tiles of the classes twice, first for the log-sum-exp and then for the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zipfmax.backends.tiled_workspace import empty, workspace
+
+MIN_BLOCK_ROWS = 32
+"""Below this a block's products are limited by reading the weights: tile the classes instead."""
+MAX_BLOCK_ROWS = 1024
+"""Rows of a block whose classes are tiled."""
+MAX_ROUNDED_SUMS = 8
+"""Blocks summed in a reduced dtype before the sum is moved to float32."""
+
+_LOG2_E = 1 / math.log(2)
+_SMALLEST_PROBABILITY = 1e-30  # the logarithm of a smaller float32 is taken from the logits
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a job of `n_rows` x `n_classes` logits is cut."""
+
+    rows: int
+    """Rows of a block."""
+    classes: int
+    """Classes of a tile; n_classes when a block is done in one go."""
+
+    @classmethod
+    def plan(cls, n_rows: int, n_classes: int, workspace_bytes: int, dtype: torch.dtype) -> Tiles:
+        """The largest blocks that the workspace holds, of about equal size."""
+        capacity = max(1, workspace_bytes // _bytes_per_logit(dtype))
+        if capacity // n_classes >= min(n_rows, MIN_BLOCK_ROWS):
+            return cls(_even(n_rows, capacity // n_classes), n_classes)
+        rows = _even(n_rows, min(MAX_BLOCK_ROWS, max(1, math.isqrt(capacity))))
+        return cls(rows, _even(n_classes, max(1, capacity // rows)))
+
+
+def _even(total: int, largest: int) -> int:
+    """Size of a part when `total` is cut into as few parts of at most `largest` as can be, evenly."""
+    return math.ceil(total / math.ceil(total / largest)) if total else 1
+
+
+def spans(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive parts of `size`; the last may be shorter."""
+    return ((start, min(start + size, total)) for start in range(0, total, size))
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of maxima, sums and logarithms: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _bytes_per_logit(dtype: torch.dtype) -> int:
+    statistics = statistics_dtype(dtype)
+    return statistics.itemsize + (dtype.itemsize if dtype != statistics else 0)
+
+
+class WeightGradient:
+    """A sum of products of blocks, written straight into the tensor that autograd will hand out.
+
+    In a reduced dtype each added block rounds the sum once; after `MAX_ROUNDED_SUMS` blocks it is moved to
+    a float32 total, so that a long batch loses no more than a short one.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._sum = empty(tuple(like.shape), like.dtype, like.device)
+        self._total: Tensor | None = None
+        self._reduced = like.dtype != statistics_dtype(like.dtype)
+        self._blocks = 0
+
+    def start_block(self) -> None:
+        """Announce the next block: `add` and `add_product` may then be called once for each slice."""
+        if self._reduced and self._blocks == MAX_ROUNDED_SUMS:
+            self._flush()
+        self._blocks += 1
+
+    def add_product(self, left: Tensor, right: Tensor, alpha: float, start: int = 0) -> None:
+        """Add alpha * left @ right to the rows from `start`."""
+        out = self._sum[start : start + left.shape[0]]
+        torch.addmm(out, left, right, beta=int(self._blocks > 1), alpha=alpha, out=out)
+
+    def add(self, term: Tensor, start: int = 0) -> None:
+        """Add a vector to the elements from `start`."""
+        out = self._sum[start : start + term.shape[0]]
+        if self._blocks > 1:
+            out.add_(term)
+        else:
+            out.copy_(term)
+
+    def result(self) -> Tensor:
+        """The gradient; zeros where no block was added."""
+        if self._total is not None:
+            self._flush()
+            self._sum.copy_(self._total)
+        elif self._blocks == 0:
+            self._sum.zero_()
+        return self._sum
+
+    def _flush(self) -> None:
+        if self._total is None:
+            self._total = self._sum.to(statistics_dtype(self._sum.dtype))
+        else:
+            self._total.add_(self._sum)
+        self._blocks = 0
+
+
+def result_of(gradient: WeightGradient | None) -> Tensor | None:
+    """The gradient that was summed, or None where none was wanted."""
+    return None if gradient is None else gradient.result()
+
+
+class ClusterSoftmax:
+    """log p of targets under softmax(x W^T + b), and gradients on the way, block after block of rows.
+
+    Args:
+        weight: [V, K].
+        bias: [V] or None.
+        n_rows: how many rows will come.
+        workspace_bytes: size of the logits' buffer, for all rows and classes together.
+        wants_input, wants_weight, wants_bias: which gradients to take.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        n_rows: int,
+        workspace_bytes: int,
+        *,
+        wants_input: bool = False,
+        wants_weight: bool = False,
+        wants_bias: bool = False,
+    ) -> None:
+        self.weight, self.bias = weight, bias
+        self.n_classes = weight.shape[0]
+        self.tiles = Tiles.plan(n_rows, self.n_classes, workspace_bytes, weight.dtype)
+        self.wants_input = wants_input
+        self.weight_gradient = WeightGradient(weight) if wants_weight else None
+        self.bias_gradient = WeightGradient(bias) if wants_bias and bias is not None else None
+        n_logits = self.tiles.rows * self.tiles.classes
+        self._buffer = workspace(n_logits * _bytes_per_logit(weight.dtype), weight.device)
+
+    def blocks(self, n_rows: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the blocks to call this with."""
+        return spans(n_rows, self.tiles.rows)
+
+    def __call__(
+        self, x: Tensor, target: Tensor, scale: float | Tensor | None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One block.
+
+        Args:
+            x: [n, K], n at most `tiles.rows`.
+            target: [n], classes of this cluster.
+            scale: gradient of the loss by each log p: one for all rows, or [n]; None takes no gradients.
+            out: [n, K] to write the gradient of x to.
+
+        Returns:
+            log p [n] in the statistics' dtype, and the gradient of x where it is wanted.
+        """
+        for gradient in (self.weight_gradient, self.bias_gradient):
+            if gradient is not None and scale is not None:
+                gradient.start_block()
+        if self.tiles.classes >= self.n_classes:
+            return self._whole_rows(x, target.unsqueeze(1), scale, out)
+        log_p, log_sum_exp = self._log_p_by_tiles(x, target)
+        if scale is None:
+            return log_p, None
+        return log_p, self._gradients_by_tiles(x, target, log_sum_exp, scale, out)
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients by weight and bias over all blocks; None for what is not wanted."""
+        return result_of(self.weight_gradient), result_of(self.bias_gradient)
+
+    def _whole_rows(
+        self, x: Tensor, target: Tensor, scale: float | Tensor | None, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        p = self._logits(x, 0, self.n_classes)
+        torch.softmax(p, dim=1, out=p)
+        p_target = p.gather(1, target)
+        log_p = p_target.log()
+        if bool((p_target < _SMALLEST_PROBABILITY).any()):
+            p = self._logits(x, 0, self.n_classes)
+            torch.log_softmax(p, dim=1, out=p)
+            log_p = p.gather(1, target)
+            p.exp_()
+        if scale is None:
+            return log_p.squeeze(1), None
+        p.scatter_(1, target, p_target - 1)
+        return log_p.squeeze(1), self._gradients(p, x, 0, scale, out, beta=0)
+
+    def _log_p_by_tiles(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """log p of the targets, [n], and log-sum-exp of all classes, [n, 1]."""
+        dtype = statistics_dtype(x.dtype)
+        log_sum_exp = torch.full((x.shape[0], 1), -torch.inf, dtype=dtype, device=x.device)
+        picked = torch.empty_like(log_sum_exp)
+        for start, stop in spans(self.n_classes, self.tiles.classes):
+            z = self._logits(x, start, stop)
+            rows = _rows_in(target, start, stop)
+            picked[rows] = z[rows, target[rows] - start].unsqueeze(1)
+            highest = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
+            z.sub_(highest).mul_(_LOG2_E).exp2_()
+            log_sum_exp = torch.logaddexp(log_sum_exp, z.sum(dim=1, keepdim=True).log_().add_(highest))
+        return (picked - log_sum_exp).squeeze(1), log_sum_exp
+
+    def _gradients_by_tiles(
+        self, x: Tensor, target: Tensor, log_sum_exp: Tensor, scale: float | Tensor, out: Tensor | None
+    ) -> Tensor | None:
+        gradient = out
+        for start, stop in spans(self.n_classes, self.tiles.classes):
+            p = self._logits(x, start, stop).sub_(log_sum_exp).mul_(_LOG2_E).exp2_()
+            rows = _rows_in(target, start, stop)
+            p[rows, target[rows] - start] -= 1
+            gradient = self._gradients(p, x, start, scale, gradient, beta=int(start > 0))
+        return gradient
+
+    def _logits(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Logits of the classes from start to stop, in the statistics' dtype: a view of the workspace."""
+        n_rows, n_classes = x.shape[0], stop - start
+        logits = self._tile(0, x.dtype, n_rows, n_classes)
+        weight = self.weight[start:stop]
+        if self.bias is None:
+            torch.mm(x, weight.t(), out=logits)
+        else:
+            torch.addmm(self.bias[start:stop], x, weight.t(), out=logits)
+        statistics = statistics_dtype(x.dtype)
+        if statistics == x.dtype:
+            return logits
+        return self._tile(1, statistics, n_rows, n_classes).copy_(logits)
+
+    def _gradients(
+        self, p: Tensor, x: Tensor, start: int, scale: float | Tensor, out: Tensor | None, beta: int
+    ) -> Tensor | None:
+        """Gradients from p - onehot, a tile of the classes from `start`. dz = -scale (p - onehot)."""
+        if isinstance(scale, Tensor):
+            p.mul_(scale.unsqueeze(1))
+            alpha = -1.0
+        else:
+            alpha = -scale
+        if self.bias_gradient is not None:
+            self.bias_gradient.add(p.sum(dim=0).mul_(alpha), start)
+        dz = p if p.dtype == x.dtype else self._tile(0, x.dtype, *p.shape).copy_(p)
+        if self.weight_gradient is not None:
+            self.weight_gradient.add_product(dz.t(), x, alpha, start)
+        if not self.wants_input:
+            return None
+        if out is None:
+            out = torch.empty_like(x)
+        weight = self.weight[start : start + p.shape[1]]
+        return torch.addmm(out, dz, weight, beta=beta, alpha=alpha, out=out)
+
+    def _tile(self, which: int, dtype: torch.dtype, n_rows: int, n_classes: int) -> Tensor:
+        """A view of the workspace: tile 0 lies behind tile 1, which is the wider of the two."""
+        n_logits = self.tiles.rows * self.tiles.classes
+        offset = 0 if which else (_bytes_per_logit(dtype) - dtype.itemsize) * n_logits
+        n_bytes = n_rows * n_classes * dtype.itemsize
+        return self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, n_classes)
+
+
+def _rows_in(target: Tensor, start: int, stop: int) -> Tensor:
+    return ((target >= start) & (target < stop)).nonzero().squeeze(1)
