@@ -1,0 +1,117 @@
+"""`zipfmax plan`: what it prints, what it measures, and what it refuses."""
+
+import json
+from dataclasses import replace
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from zipfmax import AdaptiveLogSoftmaxWithLoss, cli
+from zipfmax.bench import cutoffs
+from zipfmax.bench.cutoffs import PlanOptions
+from zipfmax.calibration import Calibration
+from zipfmax.cost import CostModel, PartCost
+from zipfmax.errors import UsageError
+from zipfmax.planner import plan_cutoffs
+
+MODEL = CostModel(
+    head=PartCost(1e-4, 3e-11, 5e-10, 4e-10, 0.0),
+    tail=PartCost(2e-4, 2e-11, 6e-10, 4e-10, 1e-9),
+    full=PartCost(1e-4, 3e-11, 7e-10, 1e-10, 0.0),
+)
+OPTIONS = PlanOptions(labels="zipf:1.0", classes=20_000, features=256, batch=512)
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    calibration = Calibration(MODEL, 0.05, 0.2, 12, {"hardware": "test"})
+    monkeypatch.setattr(cutoffs, "calibrated", lambda *arguments, **options: calibration)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["plan", *arguments], catch_exceptions=True)
+
+
+def test_the_json_is_the_plan_that_the_function_returns():
+    result = run("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512", "--json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    plan = plan_cutoffs(1 / np.arange(1, 20_001), 256, 512, model=MODEL)
+    assert record["cutoffs"] == list(plan.cutoffs)
+    assert record["predicted_s"] == pytest.approx(plan.predicted_s)
+    assert record["calibration"]["median_error"] == 0.05
+    curve = {point["first_cutoff"]: point["predicted_s"] for point in record["curve"]["1"]}
+    assert min(curve.values()) == pytest.approx(record["by_clusters"][0]["predicted_s"], rel=0.01)
+
+
+def test_the_line_of_code_builds_the_planned_layer():
+    result = run("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512", "--python")
+    names = {}
+    exec("import zipfmax\n" + result.stdout, names)
+    layer = names["layer"]
+    assert isinstance(layer, AdaptiveLogSoftmaxWithLoss)
+    plan = plan_cutoffs(1 / np.arange(1, 20_001), 256, 512, model=MODEL)
+    assert tuple(layer.cutoffs[:-1]) == plan.cutoffs
+
+
+def test_the_words_of_a_text_are_planned_for_with_its_own_vocabulary(tmp_path):
+    text = tmp_path / "text.txt"
+    words = [f"word{rank}" for rank in range(1, 400) for _ in range(1 + 400 // rank)]
+    text.write_text(" ".join(words))
+    result = run("--counts", str(text), "--features", "64", "--batch", "32", "--json")
+    assert json.loads(result.stdout)["n_classes"] == 399
+
+
+def test_a_flat_tiny_vocabulary_is_told_to_use_full_softmax():
+    plan, calibration = cutoffs.make_plan(
+        replace(OPTIONS, labels="uniform", classes=60), Console(file=StringIO())
+    )
+    assert "Full softmax is the better choice" in cutoffs.verdict(plan, calibration)[0]
+
+
+def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax():
+    options = replace(OPTIONS, classes=600, features=16, batch=32, threads=1)
+    plan, _ = cutoffs.make_plan(options, Console(file=StringIO()))
+    measured = cutoffs.measure(plan, options, rounds=3)
+    assert list(measured) == ["plan", "literature", "full"]
+    assert measured["plan"]["cutoffs"] == list(plan.cutoffs)
+    assert measured["literature"]["cutoffs"] == [42, 150]
+    assert measured["full"]["speedup_vs_full"] == 1.0
+    for line in measured.values():
+        assert line["median_s"] > 0
+        assert line["speedup_vs_full_low"] <= line["speedup_vs_full"] <= line["speedup_vs_full_high"]
+
+
+def test_an_implementation_that_cannot_be_measured_is_named():
+    plan, _ = cutoffs.make_plan(replace(OPTIONS, classes=600), Console(file=StringIO()))
+    with pytest.raises(UsageError, match="plan could not be measured: no CUDA"):
+        cutoffs.measure(plan, replace(OPTIONS, classes=600, device="cuda"), rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": None}, "labels zipf:1.0 need --classes"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"clusters": 9}, "number from 1 to 6, got 9"),
+        ({"max_parameters": 3}, "max_parameters = 3 allows no plan"),
+        ({"labels": "poisson:3"}, "poisson:3"),
+    ],
+)
+def test_what_allows_no_plan_is_wrong_use(options, message):
+    with pytest.raises(UsageError, match=message):
+        cutoffs.make_plan(replace(OPTIONS, **options), Console(file=StringIO()))
+
+
+@pytest.mark.parametrize("sources", [(), ("--zipf", "1", "--labels", "uniform")])
+def test_labels_come_from_exactly_one_source(sources):
+    result = run(*sources, "--classes", "100", "--features", "8", "--batch", "4")
+    assert isinstance(result.exception, UsageError)
+    assert "exactly one of" in str(result.exception)
