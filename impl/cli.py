@@ -43,12 +43,20 @@ def verify(
         str | None, typer.Option(help="Only the cells whose id contains this, or matches it with * and ?.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Instead, check that every planted fault is caught.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run directory, for parity.jsonl.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
+    from zipfmax.reference import mutants as planted
     from zipfmax.reference.verify import Options, run
 
+    if mutants:
+        if impl or against or device != "cpu":
+            raise UsageError("--mutants plants its own faults: it takes no --impl, --against or --device")
+        raise typer.Exit(planted.run(grid, cells, out, resume))
     options = Options(grid, tuple(impl or ()), tuple(against or ()), cells, device)
     raise typer.Exit(run(options, out, resume))
 
@@ -209,11 +217,52 @@ def plan(
 
 
 @app.command()
+def train(
+    text: Annotated[
+        Path | None, typer.Option(help="A text file; without one a small text is made from the seed.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="Output layer: zipfmax, torch or full.")] = "zipfmax",
+    embedding: Annotated[str, typer.Option(help="plain, adaptive, or tied to zipfmax's layer.")] = "plain",
+    epochs: Annotated[int, typer.Option(help="Passes over the text.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Take that many steps instead.")] = None,
+    batch: Annotated[int, typer.Option(help="Streams of text read side by side.")] = 16,
+    window: Annotated[int, typer.Option(help="Words of each stream that a step reads.")] = 32,
+    features: Annotated[int, typer.Option(help="Width of embedding and hidden state.")] = 128,
+    depth: Annotated[int, typer.Option(help="LSTM layers.")] = 1,
+    cutoffs: Annotated[str | None, typer.Option(help="Where clusters start, such as 2000,10000.")] = None,
+    div_value: Annotated[float, typer.Option(help="How tails narrow.")] = 4.0,
+    vocabulary: Annotated[int | None, typer.Option(help="Keep that many words of the text.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Of weights and of the made text.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="zipfmax's backend.")] = "auto",
+) -> None:
+    """Train a small language model on a text with one of three output layers: perplexity and time a step."""
+    from zipfmax.example.model import ModelOptions
+    from zipfmax.example.train import TrainOptions, run
+
+    model = ModelOptions(
+        layer, embedding, features, depth, _integers("--cutoffs", cutoffs), div_value, backend
+    )
+    raise typer.Exit(
+        run(TrainOptions(text, model, epochs, steps, batch, window, learning_rate, vocabulary, seed, device))
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine has, which implementations can run here and why the others cannot."""
     from zipfmax.reference.doctor import run
 
     raise typer.Exit(run())
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...]:
+    """Numbers separated by commas; none where the option was left out."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UsageError(f"{option} should be numbers such as 2000,10000, got {text!r}") from None
 
 
 def main() -> NoReturn:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.reference.case import Case
+from zipfmax.reference.contract import EPS
 from zipfmax.reference.implementation import Array, Family, Inputs, Labels, Results
 from zipfmax.reference.inputs import FULL_WEIGHT, draw_full_weight
 
@@ -40,16 +41,31 @@ class Arithmetic:
     dtype: type[np.floating[Any]]
     rounded: Callable[[Any], Any]
     product: Callable[[Any, Any], Any] = np.matmul
+    rounds_log_sum_exp: bool = False
+    """Whether the log-sum-exp is rounded before it is subtracted from the logits, as many softmaxes do."""
 
 
-def arithmetic(dtype: str, recursive: bool = False) -> Arithmetic:
+def arithmetic(dtype: str) -> Arithmetic:
     """Arithmetic of a dtype; the 16-bit ones sum in float32 and round every intermediate to 16 bits.
 
     "extended" is the machine's long double: 64 bits of mantissa on x86, no more than float64 elsewhere.
-    `recursive` sums products one after the other, the plainest way and the one with the largest error.
+    """
+    return Arithmetic(*_ARITHMETIC[dtype])
+
+
+def plain_arithmetic(dtype: str, rng: np.random.Generator) -> Arithmetic:
+    """Arithmetic without luck: what equally careful implementations may differ by.
+
+    Products are summed one after the other, the log-sum-exp is an intermediate result, and every such result
+    is moved by up to one unit in the last place at random (Monte Carlo arithmetic, Parker 1997).
     """
     sums, rounded = _ARITHMETIC[dtype]
-    return Arithmetic(sums, rounded, _recursive_product if recursive else np.matmul)
+
+    def moved(values: Any) -> Any:
+        shift = 1 + EPS[dtype] * rng.uniform(-1, 1, np.shape(values))
+        return rounded((values * shift).astype(sums))
+
+    return Arithmetic(sums, moved, _recursive_product, rounds_log_sum_exp=True)
 
 
 def _rounded_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -113,7 +129,7 @@ def adaptive(
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), layout.head_size):
             h = hidden[rows]
-            log_p = _log_softmax(r(_head_logits(w, h, mm)), r)
+            log_p = _log_softmax(r(_head_logits(w, h, mm)), arithmetic)
             output[rows] = log_p[np.arange(len(rows)), slot[rows]]
             if gradients:
                 ds = _grad_logits(log_p, slot[rows], n_rows, r)
@@ -127,7 +143,7 @@ def adaptive(
             for rows in _chunks(np.flatnonzero(parts == tail.index + 1), tail.size):
                 h = hidden[rows]
                 q = r(mm(h, w[projection].T))
-                log_p = _log_softmax(r(mm(q, w[out].T)), r)
+                log_p = _log_softmax(r(mm(q, w[out].T)), arithmetic)
                 label = target[rows] - tail.start
                 output[rows] = r(output[rows] + log_p[np.arange(len(rows)), label])
                 if gradients:
@@ -153,11 +169,11 @@ def adaptive_log_prob(
     w = {name: np.asarray(weight, dtype=arithmetic.dtype) for name, weight in weights.items()}
     log_p = np.empty((len(h), layout.n_classes), dtype=arithmetic.dtype)
     with np.errstate(all="ignore"):
-        head = _log_softmax(r(_head_logits(w, h, mm)), r)
+        head = _log_softmax(r(_head_logits(w, h, mm)), arithmetic)
         log_p[:, : layout.shortlist_size] = head[:, : layout.shortlist_size]
         for tail in layout:
             q = r(mm(h, w[f"tail.{tail.index}.0.weight"].T))
-            within = _log_softmax(r(mm(q, w[f"tail.{tail.index}.1.weight"].T)), r)
+            within = _log_softmax(r(mm(q, w[f"tail.{tail.index}.1.weight"].T)), arithmetic)
             log_p[:, tail.start : tail.stop] = r(head[:, tail.slot, None] + within)
     return log_p
 
@@ -178,7 +194,7 @@ def full(
     grad_weight, grad_hidden = np.zeros_like(w), np.zeros_like(hidden)
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), len(w)):
-            log_p = _log_softmax(r(mm(hidden[rows], w.T)), r)
+            log_p = _log_softmax(r(mm(hidden[rows], w.T)), arithmetic)
             output[rows] = log_p[np.arange(len(rows)), target[rows]]
             if gradients:
                 ds = _grad_logits(log_p, target[rows], n_rows, r)
@@ -195,7 +211,7 @@ def full_log_prob(weight: Array, hidden: Array, arithmetic: Arithmetic = FLOAT64
     r, mm = arithmetic.rounded, arithmetic.product
     hidden, w = (np.asarray(values, dtype=arithmetic.dtype) for values in (hidden, weight))
     with np.errstate(all="ignore"):
-        log_p: Array = _log_softmax(r(mm(hidden, w.T)), r)
+        log_p: Array = _log_softmax(r(mm(hidden, w.T)), arithmetic)
     return log_p
 
 
@@ -282,9 +298,13 @@ def _head_logits(w: Mapping[str, Array], h: Array, mm: Callable[[Any, Any], Any]
     return logits + w["head.bias"] if "head.bias" in w else logits
 
 
-def _log_softmax(logits: Array, rounded: Callable[[Any], Any]) -> Any:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return rounded(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+def _log_softmax(logits: Any, arithmetic: Arithmetic) -> Any:
+    largest = logits.max(axis=1, keepdims=True)
+    shifted = logits - largest
+    log_sum = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    if arithmetic.rounds_log_sum_exp:
+        return arithmetic.rounded(logits - arithmetic.rounded(largest + log_sum))
+    return arithmetic.rounded(shifted - log_sum)
 
 
 def _grad_logits(log_p: Array, label: Labels, n_rows: int, rounded: Callable[[Any], Any]) -> Any:

@@ -61,7 +61,7 @@ def matching(cases: list[Case], pattern: str) -> list[Case]:
 
 
 def quick(device: str = "cpu") -> list[Case]:
-    """Every partition with every div_value, head_bias, dtype and task; sizes and labels take turns."""
+    """Every partition with every div_value, head_bias, dtype and task; the other fields take turns."""
     combinations = product(
         _QUICK_PARTITIONS, (1.0, 2.0, 4.0, 1.5, UNIFORM_TAILS), (False, True), ("float32", "float64")
     )
@@ -69,11 +69,12 @@ def quick(device: str = "cpu") -> list[Case]:
         cycle((32, 17, 48)),
         cycle((64, 33, 1, 40, 7, 50, 24)),
         cycle(("zipf:1.0", "uniform", "zipf:1.3", "wordfreq:en", "zipf:0.5")),
+        cycle((*("normal",) * 6, "scale:100", "strided", "nan-rows", "expanded", "inf-rows")),
         strict=False,
     )
     return [
-        Case(n_classes, d, n, cutoffs, div_value, bias, dtype, device, labels, task=task)
-        for ((n_classes, cutoffs), div_value, bias, dtype), (d, n, labels) in zip(
+        Case(n_classes, d, n, cutoffs, div_value, bias, dtype, device, labels, task=task, hidden=hidden)
+        for ((n_classes, cutoffs), div_value, bias, dtype), (d, n, labels, hidden) in zip(
             combinations, turns, strict=False
         )
         for task in TASKS

@@ -3,7 +3,7 @@
 An `Oracle` computes the truth and the references of one case once, and judges any number of implementations
 by them. A reference's own error is the largest over orders of summation, since one order may be lucky: where
 a comparison does not hold at first, the reference is evaluated again with rows and features permuted, which
-changes nothing but rounding, and at last compared with plain recursive summation in the case's dtype.
+changes nothing but rounding, and at last beside the definition in plain arithmetic of the case's dtype.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from zipfmax.reference.case import Case
 from zipfmax.reference.contract import Size, Values, Verdict
 from zipfmax.reference.implementation import Family, Implementation, Inputs, Results
 from zipfmax.reference.inputs import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax.reference.torch_nn import ParameterMismatchError
 
-ORDERS = 8
+ORDERS = 6
 """Orders of summation in which a reference is evaluated before a comparison counts as failed."""
+
+PLAIN = 6
+"""Evaluations of the definition in `plain_arithmetic` that follow."""
 
 WHOLE = "*"
 """In place of a tensor's name: the record speaks of the whole cell."""
@@ -31,8 +35,8 @@ WHOLE = "*"
 Record = dict[str, Any]
 
 _BY_ROW = ("output", "grad.input", "log_prob", "predict")
-_SMALL = 1 << 24
-"""Multiplications in a product of N x d x V that may be done without a BLAS."""
+_EXTENDED_LIMIT, _PLAIN_LIMIT = 1 << 24, 1 << 28
+"""Multiplications N x d x V up to which it is affordable to do without a BLAS."""
 _HOPELESS = 64
 """Errors of so many budgets are not bad luck: the reference is not evaluated again."""
 
@@ -91,7 +95,8 @@ class Oracle:
             raise
         except Exception as error:  # whatever an implementation raises is a finding about it
             raised = Verdict("fail", reason=f"raised {type(error).__name__}: {_one_line(error)}")
-            return [self._record(implementation, name, WHOLE, raised) for name in self._against]
+            tensor = error.tensor if isinstance(error, ParameterMismatchError) else WHOLE
+            return [self._record(implementation, name, tensor, raised) for name in self._against]
         records = []
         for name in self._against:
             verdicts = self._judge(implementation.family, name, results, mismatches)
@@ -243,15 +248,16 @@ class Reference:
 
     def widen(self) -> bool:
         """Evaluate in one more order; False once there are enough, or it cannot."""
-        if self.orders > ORDERS or self.reason is not None:
+        number, self.orders = self.orders, self.orders + 1
+        if number >= ORDERS + PLAIN or self.reason is not None:
             return False
-        self.orders += 1
-        if self.orders > ORDERS:
-            if not _is_small(self.case):
+        if number >= ORDERS:
+            if _multiplications(self.case) > _PLAIN_LIMIT:
                 return False
-            self._note(self._defined(self.inputs, recursive=True))
+            rng = np.random.default_rng(number)
+            self._note(self._defined(self.inputs, definition.plain_arithmetic(self.case.dtype, rng)))
             return True
-        order = Order.number(self.orders - 1, self.case)
+        order = Order.number(number, self.case)
         try:
             results = self._evaluate(order.permuted(self.inputs))
         except (MemoryError, torch.OutOfMemoryError):
@@ -270,14 +276,12 @@ class Reference:
                 known = self.errors.get(tensor, Size(0.0, 0.0))
                 self.errors[tensor] = Size(max(known.max, found.max), max(known.rms, found.rms))
 
-    def _defined(self, inputs: Inputs, recursive: bool) -> Results:
-        """The definition in the case's own dtype."""
-        arithmetic = definition.arithmetic(self.case.dtype, recursive)
+    def _defined(self, inputs: Inputs, arithmetic: definition.Arithmetic) -> Results:
         return definition.evaluate(self.case, inputs, self.truth.family, arithmetic)
 
     def _evaluate(self, inputs: Inputs) -> Results:
         if self.name == "definition":
-            return self._defined(inputs, recursive=False)
+            return self._defined(inputs, definition.arithmetic(self.case.dtype))
         runner = registry.implementation(self.name).build(self.case, inputs)
         runner.run()
         return runner.results()
@@ -300,11 +304,12 @@ def _is_hopeless(verdict: Verdict) -> bool:
 
 
 def _truth_precision(case: Case) -> str:
-    return "extended" if case.dtype == "float64" and _is_small(case) else "float64"
+    affordable = _multiplications(case) <= _EXTENDED_LIMIT
+    return "extended" if case.dtype == "float64" and affordable else "float64"
 
 
-def _is_small(case: Case) -> bool:
-    return case.batch_size * case.n_classes * case.in_features <= _SMALL
+def _multiplications(case: Case) -> int:
+    return case.batch_size * case.n_classes * case.in_features
 
 
 def _has_features(name: str) -> bool:

@@ -15,6 +15,14 @@ from zipfmax.reference.case import Case
 from zipfmax.reference.implementation import Array, Family, Inputs, Labels, Results
 
 
+class ParameterMismatchError(RuntimeError):
+    """A module's parameters are not torch.nn's; `tensor` names the one that is not."""
+
+    def __init__(self, tensor: str, fault: str) -> None:
+        super().__init__(f"{fault} the parameter {tensor}")
+        self.tensor = tensor
+
+
 class TorchModule:
     """Any torch module with the constructor, results and parameter names of torch.nn's layer.
 
@@ -44,12 +52,9 @@ class TorchModule:
         """The module with the case's weights copied in.
 
         Raises:
-            RuntimeError: its parameters are not torch.nn's by name or shape.
+            ParameterMismatchError: its parameters are not torch.nn's by name or shape.
         """
-        with warnings.catch_warnings():
-            # A projection of width 0 is meant; torch's initialisation notes that it does nothing there.
-            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-            module = self._factory(case).to(device=case.device, dtype=torch_dtype(case))
+        module = _quietly(self._factory, case).to(device=case.device, dtype=torch_dtype(case))
         copy_weights(module, case, inputs)
         return TorchRunner(module, case, inputs)
 
@@ -138,7 +143,7 @@ def zipfmax_layer(backend: str = "auto") -> TorchModule:
             return f"this zipfmax has no backend {backend!r}"
         with torch.device(case.device):
             hidden = torch.empty(case.batch_size, case.in_features, dtype=torch_dtype(case))
-        return backends.load(backend).refusal(hidden, factory(case).weights())  # type: ignore[operator]
+        return backends.load(backend).refusal(hidden, _quietly(factory, case).weights())  # type: ignore[operator]
 
     return TorchModule("zipfmax" if backend == "auto" else f"zipfmax:{backend}", factory, refusal)
 
@@ -202,18 +207,28 @@ def tensor(values: Array, case: Case) -> Tensor:
 
 
 def copy_weights(module: nn.Module, case: Case, inputs: Inputs) -> None:
-    """Copy a case's weights into a module by name; every name must be there, and no other."""
+    """Copy a case's weights into a module by name.
+
+    Raises:
+        ParameterMismatchError: a parameter is missing, is not torch.nn's, or has another shape.
+    """
     own = dict(module.named_parameters())
     given = {name: array for name, array in inputs.weights.items() if not name.startswith("full.")}
-    if own.keys() != given.keys():
-        raise RuntimeError(f"its parameters are {sorted(own)}, torch.nn's are {sorted(given)}")
+    for name in sorted(own.keys() ^ given.keys()):
+        raise ParameterMismatchError(name, "it lacks" if name in given else "it has, unlike torch.nn,")
     with torch.no_grad():
         for name, parameter in own.items():
             if parameter.shape != given[name].shape:
-                raise RuntimeError(
-                    f"parameter {name} has shape {tuple(parameter.shape)}, torch.nn's has {given[name].shape}"
-                )
+                shapes = f"with shape {tuple(parameter.shape)}, not {given[name].shape},"
+                raise ParameterMismatchError(name, f"it has {shapes}")
             parameter.copy_(torch.from_numpy(given[name]))
+
+
+def _quietly(factory: Callable[[Case], nn.Module], case: Case) -> nn.Module:
+    """Make a module without torch's note that a projection of width 0, which is meant, cannot be initialised."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        return factory(case)
 
 
 def to_numpy(value: Tensor) -> Array:
