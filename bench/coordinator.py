@@ -133,6 +133,8 @@ class Measurement:
     reason: str | None = None
     samples: list[Sample] = field(default_factory=list)
     throttled: int = 0
+    spent_s: float = 0.0
+    """Wall time that its samples took, with loading and warming."""
     warm_up_s: float | None = None
     rows: list[tuple[int, ...]] = field(default_factory=list)
     work: protocol.Work = field(default_factory=protocol.Work)
@@ -150,15 +152,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to go on measuring a case.
+    """How long to go on measuring.
 
-    Rounds go on until `seconds` are spent, at least `least` and at most `most` of them; `rounds` fixes their
-    number. `budget_s` is what one cell, an implementation on a case, may cost at most.
+    Each implementation takes part in the rounds of a case until it has spent `seconds`, in at least `least`
+    and at most `most` of them; `rounds` fixes the number for all. `budget_s` is what one cell, an
+    implementation on a case, may cost at most.
     """
 
     seconds: float = 2.0
     least: int = 5
-    most: int = 25
+    most: int = 30
     rounds: int | None = None
     budget_s: float = 60.0
 
@@ -167,11 +170,11 @@ class Effort:
         """Rounds that a case gets however long they take."""
         return self.rounds if self.rounds is not None else self.least
 
-    def enough(self, rounds: int, elapsed_s: float) -> bool:
-        """Whether to stop after so many rounds."""
+    def enough(self, rounds: int, spent_s: float) -> bool:
+        """Whether an implementation leaves after so many rounds."""
         if self.rounds is not None:
             return rounds >= self.rounds
-        return rounds >= self.most or (rounds >= self.least and elapsed_s >= self.seconds)
+        return rounds >= self.most or (rounds >= self.least and spent_s >= self.seconds)
 
 
 class Coordinator:
@@ -240,13 +243,15 @@ class Coordinator:
             effort: when to stop.
             satisfied: asked after each round from the least number on; True stops too.
         """
-        started, round = time.monotonic(), 0
-        while any(measurement.ok for measurement in found.values()):
-            if effort.enough(round, time.monotonic() - started):
-                break
+        round = 0
+        while names := [
+            name for name, own in found.items() if own.ok and not effort.enough(round, own.spent_s)
+        ]:
             if satisfied and round >= effort.least_rounds and satisfied():
                 break
-            self._round(round, found, effort)
+            self._order.shuffle(names)
+            for name in names:
+                self._take_turn(self._workers[name][round % self.processes], round, found[name], effort)
             round += 1
         for name, measurement in found.items():
             if measurement.ok:
@@ -278,20 +283,18 @@ class Coordinator:
             case protocol.Failure(status, reason):
                 measurement.end(status, f"while its work was counted: {reason}")
 
-    def _round(self, round: int, found: Mapping[str, Measurement], effort: Effort) -> None:
-        process = round % self.processes
-        names = [name for name, measurement in found.items() if measurement.ok]
-        self._order.shuffle(names)
-        for name in names:
-            match self._workers[name][process].ask(protocol.Sample(round), effort.budget_s):
-                case protocol.Timed(seconds, wall_s, rows, throttled):
-                    found[name].rows.append(rows)
-                    if throttled:
-                        found[name].throttled += 1
-                    else:
-                        found[name].samples.append(Sample(process, round, seconds, wall_s))
-                case protocol.Failure(status, reason):
-                    found[name].end(status, reason)
+    def _take_turn(self, worker: Worker, round: int, own: Measurement, effort: Effort) -> None:
+        started = time.monotonic()
+        match worker.ask(protocol.Sample(round), effort.budget_s):
+            case protocol.Timed(seconds, wall_s, rows, throttled):
+                own.rows.append(rows)
+                if throttled:
+                    own.throttled += 1
+                else:
+                    own.samples.append(Sample(round % self.processes, round, seconds, wall_s))
+            case protocol.Failure(status, reason):
+                own.end(status, reason)
+        own.spent_s += time.monotonic() - started
 
 
 def worker_environment(threads: int) -> dict[str, str]:

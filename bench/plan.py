@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from zipfmax.bench import presets
 from zipfmax.bench.coordinator import Effort, usable_cores
@@ -83,9 +85,8 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
         batch=options.batch,
         div_value=options.div_value,
         dtypes=options.dtype,
-        device=options.device,
+        device=_device(options.device),
         seed=options.seed,
-        budget_s=options.budget,
     )
     for name in axes.implementations:
         registry.implementation(name)
@@ -93,11 +94,20 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
     return Plan(
         cases=cases,
         implementations=axes.implementations,
-        effort=Effort(rounds=options.rounds, budget_s=axes.budget_s),
+        effort=replace(axes.effort, rounds=options.rounds, budget_s=options.budget or axes.effort.budget_s),
         threads=options.threads or usable_cores(),
         processes=options.processes or 1,
         directory=RunDirectory.create(out or default_path("sweep"), {COMMAND: asdict(options)}, resume),
     )
+
+
+def _device(chosen: str | None) -> str:
+    if chosen is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = chosen.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError(f"unknown device {chosen!r}; choose cpu, cuda or cuda:N")
+    return chosen
 
 
 def _recorded(directory: RunDirectory) -> Mapping[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
+from zipfmax.bench.coordinator import Effort
 from zipfmax.bench.cost import product_flops
 from zipfmax.errors import UsageError
 from zipfmax.reference.case import Case
@@ -34,15 +35,14 @@ class Axes:
     dtypes: tuple[str, ...] = ("float32",)
     device: str = "cpu"
     seed: int = 0
-    budget_s: float = 60.0
-    """What one cell may cost at most."""
+    effort: Effort = field(default_factory=Effort)
 
 
 PRESETS: Mapping[str, Axes] = {
     "quick": Axes(
         classes=(10_000, 50_000, 267_735),
         labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
-        budget_s=15.0,
+        effort=Effort(seconds=0.75, least=3, budget_s=15.0),
     ),
     "wikitext103": Axes(
         classes=(267_735,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 # What a cell without a time shows in its place.
@@ -13,30 +14,36 @@ _WORDS = {
     "failed": "failed",
     "out_of_memory": "out of memory",
     "over_budget": "over budget",
-    "parity_failed": "WRONG",
+    "parity_failed": "parity failed",
 }
 
 
-def timing_table(records: Iterable[Mapping[str, Any]], implementations: Sequence[str]) -> Table:
-    """One row a case, one column an implementation: median milliseconds, and its ratio to full softmax."""
-    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+def timing_tables(records: Iterable[Mapping[str, Any]], implementations: Sequence[str]) -> list[Table]:
+    """One table a shape and task: median milliseconds (times faster than full softmax) by labels."""
+    groups: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for record in records:
-        rows.setdefault(record["case"], {})[record["impl"]] = record
-    table = Table(title="milliseconds, and times faster than full softmax", title_justify="left")
-    for heading in ("classes", "d", "rows", "dtype", "task", "labels"):
-        table.add_column(heading, justify="right" if heading in ("classes", "d", "rows") else "left")
-    for name in implementations:
-        table.add_column(name, justify="right")
-    previous: tuple[Any, ...] | None = None
-    for cells in rows.values():
-        first = next(iter(cells.values()))
-        group = (first["n_classes"], first["in_features"], first["batch_size"], first["dtype"], first["task"])
-        if previous not in (None, group):
-            table.add_section()
-        shown = ("", "", "", "", "") if group == previous else (f"{group[0]:,}", *map(str, group[1:]))
-        table.add_row(*shown, first["labels"], *(_cell(cells.get(name)) for name in implementations))
-        previous = group
-    return table
+        if record["impl"] in implementations:
+            rows = groups.setdefault(_group(record), {})
+            rows.setdefault(record["labels"], {})[record["impl"]] = record
+    tables = []
+    for group, rows in groups.items():
+        table = Table(title=f"{group}", title_justify="left")
+        table.box = SIMPLE_HEAD
+        table.add_column("labels", min_width=12)
+        for name in implementations:
+            table.add_column(name, justify="right", min_width=13)
+        for labels, cells in rows.items():
+            table.add_row(labels, *(_cell(cells.get(name)) for name in implementations))
+        tables.append(table)
+    return tables
+
+
+def _group(record: Mapping[str, Any]) -> str:
+    cutoffs = "/".join(map(str, record["cutoffs"]))
+    return (
+        f"{record['task']} V={record['n_classes']:,} ({cutoffs}) d={record['in_features']} "
+        f"N={record['batch_size']} {record['dtype']}"
+    )
 
 
 def _cell(record: Mapping[str, Any] | None) -> str:
@@ -48,4 +55,4 @@ def _cell(record: Mapping[str, Any] | None) -> str:
     speedup = record["speedup_vs_full"]
     if speedup is None or record["impl"] == "full":
         return time
-    return f"{time}  {speedup:.2f}x"
+    return f"{time} ({speedup:.3g}x)"

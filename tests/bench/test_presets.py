@@ -1,0 +1,56 @@
+"""The cases that a choice of axes spans."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zipfmax.bench import presets
+from zipfmax.bench.cost import product_flops
+from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import UsageError
+
+
+def test_the_quick_preset_spans_what_it_promises():
+    cases = presets.cases(presets.axes("quick"))
+    assert len({case.id for case in cases}) == len(cases) == 3 * 5 * 2
+    assert {case.n_classes for case in cases} == {10_000, 50_000, 267_735}
+    assert {case.labels for case in cases} == {"zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"}
+    assert {case.cutoffs for case in cases if case.n_classes == 267_735} == {(20_000, 60_000)}
+
+
+def test_cases_that_share_weights_follow_each_other_cheapest_first():
+    cases = presets.cases(presets.axes("quick"))
+    shapes = [(case.n_classes, case.task) for case in cases]
+    assert shapes == sorted(shapes, key=shapes.index)
+    for shape in set(shapes):
+        costs = [product_flops("adaptive", c) for c in cases if (c.n_classes, c.task) == shape]
+        assert costs == sorted(costs)
+
+
+def test_a_partition_goes_with_each_vocabulary_it_fits_and_the_others_get_a_customary_one():
+    axes = presets.axes(
+        "quick", classes=(100, 5000), cutoffs=((1000, 2000),), labels=("uniform",), tasks=("train",)
+    )
+    assert [(c.n_classes, c.cutoffs) for c in presets.cases(axes)] == [(100, (7, 25)), (5000, (1000, 2000))]
+
+
+def test_vocabularies_of_ones_own_do_not_inherit_the_presets_partitions():
+    axes = presets.axes("wikitext103", classes=(300_000,))
+    assert {c.cutoffs for c in presets.cases(axes)} == {presets.customary_cutoffs(300_000)}
+
+
+def test_a_label_given_twice_is_measured_once():
+    axes = presets.axes("quick", classes=(100,), labels=("uniform", "uniform"), tasks=("train",))
+    assert len(presets.cases(axes)) == 1
+
+
+@given(st.integers(3, 2_000_000))
+def test_customary_cutoffs_partition_every_vocabulary(n_classes):
+    ClusterLayout(8, n_classes, presets.customary_cutoffs(n_classes))
+
+
+def test_two_classes_cannot_be_partitioned_in_three():
+    with pytest.raises(UsageError, match="at least 3"):
+        presets.customary_cutoffs(2)

@@ -1,0 +1,194 @@
+"""A sweep records every cell once, whatever becomes of it and however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from zipfmax.cli import app
+from zipfmax.errors import UsageError
+
+FAULTY = Path(__file__).parent / "faulty.py"
+COMMAND = [sys.executable, "-m", "zipfmax", "sweep"]
+SMALL = ["--classes", "60", "--cutoffs", "10,30", "--features", "16", "--batch", "8", "--threads", "1"]
+
+
+def sweep(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stderr + done.stdout
+    return done
+
+
+def lines(directory: Path, kind: str = "timings") -> list[dict]:
+    return [json.loads(line) for line in (directory / f"{kind}.jsonl").read_text().splitlines()]
+
+
+def options(flag: str, *values: str) -> list[str]:
+    return [word for value in values for word in (flag, value)]
+
+
+def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path):
+    chosen = [
+        *SMALL,
+        *options("--labels", "zipf:1.0", "uniform"),
+        *options("--impl", "torch", "zipfmax:eager", "full"),
+        *("--rounds", "3"),
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    sweep(*chosen, "--out", str(whole))
+
+    process = subprocess.Popen([*COMMAND, *chosen, "--out", str(broken)], stdout=subprocess.DEVNULL)
+    timings = broken / "timings.jsonl"
+    deadline = time.monotonic() + 120
+    while not timings.exists() or timings.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = timings.read_bytes()
+    assert 3 <= finished.count(b"\n") < 12, "it was killed in the middle"
+
+    with timings.open("ab") as stream:  # as if the kill had come in the middle of a line
+        stream.write(b'{"case": "half-wri')
+    sweep("--resume", "--out", str(broken))
+    assert timings.read_bytes().startswith(finished), "finished cells stay as they were"
+    cells = [(line["case"], line["impl"], line["status"]) for line in lines(broken)]
+    assert Counter(cells) == Counter((line["case"], line["impl"], line["status"]) for line in lines(whole))
+    assert len(cells) == 2 * 2 * 3
+
+
+def test_a_partly_recorded_case_gets_its_speedup_from_rounds_measured_anew(tmp_path):
+    out = tmp_path / "run"
+    chosen = [*SMALL, *options("--impl", "full", "torch"), *options("--labels", "uniform"), "--task", "train"]
+    sweep(*chosen, "--rounds", "3", "--out", str(out))
+    timings = out / "timings.jsonl"
+    kept = [line for line in timings.read_text().splitlines(keepends=True) if '"impl": "full"' in line]
+    timings.write_text("".join(kept))
+    sweep("--resume", "--out", str(out))
+    first, second = lines(out)
+    assert (first["impl"], second["impl"]) == ("full", "torch")
+    assert second["speedup_vs_full"] > 0
+    assert second["speedup_vs_full_low"] <= second["speedup_vs_full"] <= second["speedup_vs_full_high"]
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory) -> tuple[dict[str, dict], subprocess.CompletedProcess[str], Path]:
+    """One sweep over implementations that go wrong in each way there is; its lines by class or name."""
+    out = tmp_path_factory.mktemp("troubled") / "run"
+    names = ["full", "full:chunked", "torch"]
+    faults = ["Raises", "RunsOutOfMemory", "Wrong", "Hangs"]
+    done = sweep(
+        *SMALL,
+        *options("--impl", *names, *(f"{FAULTY}:{fault}" for fault in faults)),
+        *("--labels", "zipf:1.0", "--task", "train", "--rounds", "3", "--budget", "6", "--out", str(out)),
+        expect=1,
+    )
+    return {line["impl"].rpartition("py:")[2]: line for line in lines(out)}, done, out
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("torch", "ok"),
+        ("Raises", "failed"),
+        ("RunsOutOfMemory", "out_of_memory"),
+        ("Wrong", "parity_failed"),
+        ("Hangs", "over_budget"),
+    ],
+)
+def test_every_cell_is_recorded_with_what_became_of_it(troubled, name, status):
+    line = troubled[0][name]
+    assert line["status"] == status
+    assert bool(line["reason"]) == (status != "ok")
+    if status != "ok":
+        assert line["median_s"] is None
+        assert line["speedup_vs_full"] is None
+
+
+def test_a_wrong_implementation_of_the_users_fails_the_command_by_name(troubled):
+    _, done, out = troubled
+    assert "parity failed for" in done.stderr
+    assert "Wrong" in done.stderr
+    assert "loss" in troubled[0]["Wrong"]["reason"]
+    assert any(line["status"] == "fail" and "Wrong" in line["impl"] for line in lines(out, "parity"))
+
+
+def test_a_timing_line_holds_what_its_readers_need(troubled):
+    line = troubled[0]["torch"]
+    assert line["case"] == "train-V60-d16-N8-c10,30-div4-nobias-float32-cpu-zipf:1.0-seed0"
+    assert line["cutoffs"] == [10, 30]
+    assert line["n_rounds"] == len(line["samples_s"]) == 3
+    assert sorted(line["samples_s"])[1] == line["median_s"]
+    assert line["occupancy"] == pytest.approx(line["occupancy"])
+    assert sum(line["occupancy"]) == pytest.approx(1.0)
+    assert line["threads"] == 1
+    full = troubled[0]["full"]
+    assert full["speedup_vs_full"] == 1.0
+
+
+def test_labels_with_too_few_classes_are_skipped_with_the_reason(tmp_path):
+    counts = tmp_path / "counts.csv"
+    counts.write_text("5\n3\n1\n")
+    out = tmp_path / "run"
+    sweep(*SMALL, "--impl", "torch", "--labels", f"counts:{counts}", "--out", str(out))
+    assert {line["status"] for line in lines(out)} == {"skipped"}
+    assert "have 3 classes, fewer than 60" in lines(out)[0]["reason"]
+
+
+def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [*COMMAND, *SMALL, "--impl", f"{FAULTY}:Hangs", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (out / "workers.log").exists():
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"zipfmax sweep --resume --out {out}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "slow"], ["unknown preset 'slow'", "quick, wikitext103"]),
+        (["--impl", "torhc"], ["unknown implementation 'torhc'", "torch"]),
+        (["--labels", "zips:1"], ["unknown labels 'zips:1'", "zipf:S"]),
+        (["--task", "training"], ["unknown task 'training'", "train"]),
+        (["--dtype", "float8"], ["unknown dtype 'float8'", "bfloat16"]),
+        (["--device", "tpu"], ["unknown device 'tpu'", "cpu"]),
+        (["--cutoffs", "30,10"], ["cutoffs", "increasing"]),
+        (["--cutoffs", "ten"], ["cutoffs 'ten'", "2000,10000"]),
+        (["--classes", "50", "--cutoffs", "50"], ["cutoffs 50", "below"]),
+        (["--rounds", "0"], ["--rounds", "positive", "0"]),
+        (["--budget", "-1"], ["--budget", "positive"]),
+        (["--resume"], ["--resume", "--out"]),
+        (["--out", "/proc/nothing"], ["/proc/nothing"]),
+    ],
+)
+def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
+    result = CliRunner().invoke(app, ["sweep", *arguments])
+    assert isinstance(result.exception, UsageError)
+    message = str(result.exception)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_wrong_use_ends_with_status_2_and_one_line():
+    done = sweep("--preset", "slow", expect=2)
+    assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, wikitext103\n"
