@@ -10,6 +10,7 @@ from zipfmax.converters import (
 )
 from zipfmax.embedding import AdaptiveEmbedding
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+from zipfmax.planner import Plan, plan_cutoffs
 from zipfmax.ranks import LabelRanks
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Cluster",
     "ClusterLayout",
     "LabelRanks",
+    "Plan",
     "from_fairseq",
     "from_paddle",
     "from_par_transformer_xl",
     "from_torch",
     "from_transformer_xl",
+    "plan_cutoffs",
 ]
 __version__ = "0.1.0"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -131,6 +133,54 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         )
         self.label_ranks = (
             deepcopy(label_ranks).to(self.head.weight.device) if label_ranks is not None else None
+        )
+
+    @classmethod
+    def from_counts(
+        cls,
+        in_features: int,
+        counts: Tensor | npt.ArrayLike,
+        batch_size: int,
+        div_value: float = 4.0,
+        clusters: int | str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        plan: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """The layer for labels with these counts: cutoffs planned for this machine, labels in any order.
+
+        Args:
+            in_features: width d of the hidden state.
+            counts: [n_classes] how often each label occurs; where they do not descend, the layer carries
+                `LabelRanks` and so keeps the user's label ids.
+            batch_size: rows of a training step.
+            div_value, clusters: as `zipfmax.plan_cutoffs` takes them.
+            device, dtype: of the parameters, and what the plan is for.
+            plan: further arguments of `zipfmax.plan_cutoffs`, such as {"min_shortlist_share": 0.8}.
+            options: further arguments of the layer, such as `ignore_index`.
+
+        Raises:
+            ValueError: counts or bounds that allow no plan.
+        """
+        from zipfmax.planner import plan_cutoffs  # planning measures the machine; the layer does not need it
+
+        values = np.asarray(counts.cpu() if isinstance(counts, Tensor) else counts)
+        planned = plan_cutoffs(
+            values,
+            in_features,
+            batch_size,
+            div_value,
+            clusters,
+            device=device or "cpu",
+            dtype=dtype or torch.get_default_dtype(),
+            **(plan or {}),
+        )
+        if "label_ranks" not in options and (np.diff(values.astype(np.float64)) > 0).any():
+            options["label_ranks"] = LabelRanks.from_counts(values)
+        return cls(
+            in_features, len(values), planned.cutoffs, div_value, device=device, dtype=dtype, **options
         )
 
     def reset_parameters(self) -> None:
