@@ -93,7 +93,8 @@ class Session:
         from zipfmax.bench import work
 
         assert self._runner is not None, "Prepare comes first"
-        return work.count(self._runner.run)
+        assert self._case is not None
+        return work.count(self._runner.run, self._case.device)
 
     def _load(self, round: int) -> tuple[int, ...]:
         assert self._case is not None
