@@ -85,9 +85,7 @@ def nll_step(
     if head_gradients is not None:
         if head_gradients.hidden is not None:
             hidden_gradient = head_gradients.hidden
-        for gradient in (head_gradients.weight, head_gradients.bias):
-            if gradient is not None:
-                gradients.append(gradient.to(hidden.dtype))
+        gradients = head_gradients.of_weights(weights.head.shape[0], hidden.dtype)
         del head_gradients
     for cluster, tail in enumerate(weights.tails):
         gradients += _tail_step(

@@ -62,7 +62,7 @@ def tail_weight_gradient_kernel(
     r = tl.arange(0, BM)
     k = tl.arange(0, BK)
     w_tile = w_ptr + v.to(tl.int64)[:, None] * K + k[None, :]
-    w = load_classes(w_tile, inside, k, K, BK, 0, True)
+    w = load_classes(w_tile, inside, k, 0, K, BK, True)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + v, mask=inside, other=0.0).to(tl.float32) * LOG2E
     total = tl.zeros([BV, BK], tl.float32)
@@ -72,8 +72,8 @@ def tail_weight_gradient_kernel(
         slot = start + first + r
         h = tl.load(h_tile)
         s = dot(w, tl.trans(h), PRECISION, UPCAST)
-        for chunk in tl.static_range(1, CHUNKS):
-            w_chunk = load_classes(w_tile, inside, k, K, BK, chunk * BK, True)
+        for chunk in range(1, CHUNKS):
+            w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, True)
             s = dot_add(w_chunk, tl.trans(tl.load(h_tile + chunk * BK)), s, PRECISION, UPCAST)
         p = s * LOG2E - tl.load(lse_ptr + slot)[None, :]
         if HAS_BIAS:

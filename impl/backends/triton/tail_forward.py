@@ -36,20 +36,18 @@ ARGMAX = 2
 
 
 @triton.jit
-def load_classes(
-    w_tile, inside, k, K: tl.constexpr, BK: tl.constexpr, FIRST: tl.constexpr, MASKED: tl.constexpr
-):
-    """Columns FIRST to FIRST + BK of a tile of W2, zero beyond K and, with MASKED, in rows not `inside`."""
-    if FIRST + BK <= K:
+def load_classes(w_tile, inside, k, first, K: tl.constexpr, BK: tl.constexpr, MASKED: tl.constexpr):
+    """Columns first to first + BK of a tile of W2, zero beyond K and, with MASKED, in rows not `inside`."""
+    if K > 0 and K % BK == 0:
         if MASKED:
-            w = tl.load(w_tile + FIRST, mask=inside[:, None], other=0.0)
+            w = tl.load(w_tile + first, mask=inside[:, None], other=0.0)
         else:
-            w = tl.load(w_tile + FIRST)
+            w = tl.load(w_tile + first)
     else:
         if MASKED:
-            w = tl.load(w_tile + FIRST, mask=inside[:, None] & (FIRST + k < K)[None, :], other=0.0)
+            w = tl.load(w_tile + first, mask=inside[:, None] & (first + k < K)[None, :], other=0.0)
         else:
-            w = tl.load(w_tile + FIRST, mask=(FIRST + k < K)[None, :], other=0.0)
+            w = tl.load(w_tile + first, mask=(first + k < K)[None, :], other=0.0)
     return w
 
 
@@ -75,8 +73,8 @@ def _scores(
     h and w are the first BK columns, already loaded; wider tails add up the rest chunk by chunk.
     """
     s = dot(h, tl.trans(w), PRECISION, UPCAST)
-    for chunk in tl.static_range(1, CHUNKS):
-        w_chunk = load_classes(w_tile, inside, k, K, BK, chunk * BK, MASKED)
+    for chunk in range(1, CHUNKS):
+        w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, MASKED)
         s = dot_add(tl.load(h_tile + chunk * BK), tl.trans(w_chunk), s, PRECISION, UPCAST)
     if HAS_BIAS:
         if MASKED:
@@ -143,17 +141,17 @@ def _stream(
     whole = begin + (end - begin) // BN * BN
     w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
     for v in range(begin, whole, BN):
-        w = load_classes(w_tile, n, k, K, BK, 0, False)
+        w = load_classes(w_tile, n, k, 0, K, BK, False)
         s = _scores(
             h_tile, h, w_tile, w, bias_ptr + v + n, n, k, K, BK, CHUNKS, HAS_BIAS, False, PRECISION, UPCAST
         )
         if CHUNKS > 1 and MODE == 1:
-            w = tl.load(w_tile + slice_first, mask=(slice_first + k < K)[None, :], other=0.0)
+            w = load_classes(w_tile, n, k, slice_first, K, BK, False)
         peak, total, extra = _fold(s, w, v, peak, total, extra, MODE, ANCHORED, PRECISION, UPCAST)
         w_tile += BN * K
     if whole < end:
         inside = whole + n < end
-        w = load_classes(w_tile, inside, k, K, BK, 0, True)
+        w = load_classes(w_tile, inside, k, 0, K, BK, True)
         s = _scores(
             h_tile,
             h,
@@ -171,8 +169,7 @@ def _stream(
             UPCAST,
         )
         if CHUNKS > 1 and MODE == 1:
-            mask = inside[:, None] & (slice_first + k < K)[None, :]
-            w = tl.load(w_tile + slice_first, mask=mask, other=0.0)
+            w = load_classes(w_tile, inside, k, slice_first, K, BK, True)
         peak, total, extra = _fold(s, w, whole, peak, total, extra, MODE, ANCHORED, PRECISION, UPCAST)
     return peak, total, extra
 
@@ -212,8 +209,8 @@ def tail_forward_kernel(
 
     Program p takes tile p % n_tiles and span p // n_tiles, and writes to place p. With ANCHOR the peak is
     that of the span's first tile of classes and stays: no running maximum, no rescaling, and the same
-    relative precision, for float32 and bfloat16 hold exp(s - peak) up to exp(88). Should a sum pass 2**100,
-    the span is done again with a running maximum.
+    relative precision, for float32 and bfloat16 hold exp(s - peak) up to exp(88). Should a sum leave 2**-100
+    to 2**100, the span is done again with a running maximum.
     """
     p = tl.program_id(0)
     n_rows = tl.load(rows_ptr + cluster)
@@ -244,7 +241,7 @@ def tail_forward_kernel(
     if ANCHOR:
         inside = begin + n < end
         w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
-        w = load_classes(w_tile, inside, k, K, BK, 0, True)
+        w = load_classes(w_tile, inside, k, 0, K, BK, True)
         s = _scores(
             h_tile,
             h,
@@ -267,7 +264,7 @@ def tail_forward_kernel(
             h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
             K, BN, BK, CHUNKS, HAS_BIAS, MODE, True, PRECISION, UPCAST,
         )  # fmt: skip
-        unsafe = tl.where(total < 1.2676506e30, 0, 1)
+        unsafe = tl.where((total > 7.9e-31) & (total < 1.2e30), 0, 1)
         if tl.max(unsafe, 0) > 0:
             peak = tl.full([BM], -float("inf"), tl.float32)
             total = tl.zeros_like(total)

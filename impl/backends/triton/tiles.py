@@ -6,8 +6,10 @@ owner rewrites their part of the table with `python -m zipfmax.backends.triton.t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -36,6 +38,24 @@ def dtype_class(dtype: torch.dtype) -> str:
     return "float32" if dtype == torch.float32 else "half"
 
 
+_overrides: dict[str, Tile] = {}
+
+
+@contextlib.contextmanager
+def overridden(kernel: str, tile: Tile) -> Iterator[None]:
+    """Use this tile for "forward" or "backward" in place of the table's: for tuning and for tests."""
+    _overrides[kernel] = tile
+    try:
+        yield
+    finally:
+        del _overrides[kernel]
+
+
+def _tile(kernel: str, h: Tensor, width: int) -> Tile:
+    found = _overrides.get(kernel) or tile_for(kernel, architecture(h.device), dtype_class(h.dtype), width)
+    return dict(found)
+
+
 @functools.cache
 def tile_for(kernel: str, arch: str, dtype: str, width: int) -> Tile:
     """The tile of "forward" or "backward"; a width beyond the widest listed is cut into blocks of it."""
@@ -49,12 +69,12 @@ def tile_for(kernel: str, arch: str, dtype: str, width: int) -> Tile:
 def forward_tile(h: Tensor, width: int, mode: int) -> Tile:
     """BM rows, BN classes, BK columns, PER_SM programs a multiprocessor, num_warps, num_stages."""
     del mode  # one tile serves the three: the gradient pass is the one that matters
-    return dict(tile_for("forward", architecture(h.device), dtype_class(h.dtype), width))
+    return _tile("forward", h, width)
 
 
 def backward_tile(h: Tensor, width: int) -> Tile:
     """BV classes, BM rows, BK columns, num_warps, num_stages."""
-    return dict(tile_for("backward", architecture(h.device), dtype_class(h.dtype), width))
+    return _tile("backward", h, width)
 
 
 def combine_tile(forward: Tile) -> Tile:
@@ -76,8 +96,7 @@ def projection_tile(tensor: Tensor, width: int) -> Tile:
     return {"BM": 64, "BK": min(width, 64), "BD": deep, "num_warps": 4, "num_stages": 3}
 
 
-def head_tile(n_columns: int) -> dict[str, Any]:
-    """BLOCK columns at a time, and whether one block holds the whole row."""
-    whole = max(16, int(triton.next_power_of_2(n_columns)))
-    block = min(whole, 32768)
-    return {"BLOCK": block, "SINGLE": whole == block, "num_warps": min(16, max(1, block // 1024))}
+def head_tile(n_columns: int) -> Tile:
+    """BLOCK columns at a time."""
+    block = min(2048, max(16, int(triton.next_power_of_2(n_columns))))
+    return {"BLOCK": block, "num_warps": 4}
