@@ -1,0 +1,127 @@
+"""What the bare matrix products of a case cost: the floor that efficiency (limit / measured) refers to.
+
+Three products for training (logits, gradient of the input, gradient of the weight) and one for a forward, of
+the head, of each projection and of each tail's output, at the rows that the loaded batch really gives each
+cluster; plus one exponential a logit. Into buffers that exist and are warm, in the case's dtype, by torch:
+nothing is allocated, gathered, reduced or normalised.
+
+The limit is a measurement like any other: it takes its turn among the implementations, in its own process.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zipfmax.clusters import ClusterLayout
+from zipfmax.reference.case import Case
+from zipfmax.reference.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax.reference.torch_nn import missing_device, torch_dtype
+
+# Of a buffer that stays in a CPU's cache, 4 MiB in float32, and is still long for a GPU's launch.
+_CHUNK_ELEMENTS = 2**20
+
+
+class Product(NamedTuple):
+    """One linear layer applied to some rows."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    makes_logits: bool
+
+
+def products(layout: ClusterLayout, rows: Labels) -> list[Product]:
+    """The linear layers that a batch goes through: head, then projection and output of each tail in use.
+
+    Args:
+        layout: the partition.
+        rows: [1 + n_clusters] rows of the shortlist and of each tail; the head sees them all.
+    """
+    d = layout.in_features
+    found = [Product(int(rows.sum()), d, layout.head_size, True)]
+    for tail, n in zip(layout, rows[1:].tolist(), strict=True):
+        if n:
+            found.append(Product(n, d, tail.projection_size, False))
+            found.append(Product(n, tail.projection_size, tail.size, True))
+    return found
+
+
+class Limit:
+    """The bare products as an implementation. Its results are none: it computes no softmax."""
+
+    name = "limit"
+    family: Family = "adaptive"
+
+    def lacks(self, case: Case) -> str | None:
+        """Products are counted for `forward` and `train` alone: the other tasks' depend on the values."""
+        if case.task not in ("forward", "train"):
+            return f"the limit is defined for the tasks forward and train, not for {case.task}"
+        return missing_device(case)
+
+    def build(self, case: Case, inputs: Inputs) -> LimitRunner:
+        """Buffers of the case's shapes."""
+        return LimitRunner(case, inputs)
+
+
+class LimitRunner:
+    """The products of the loaded batch's shapes."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self._case = case
+        self._options: dict[str, Any] = {"dtype": torch_dtype(case), "device": case.device}
+        self._generator = torch.Generator(case.device).manual_seed(case.seed)
+        self._weights: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._logits = torch.empty(0, **self._options)
+        self._exponentials = torch.empty(_CHUNK_ELEMENTS, **self._options)
+        self.load(inputs.hidden, inputs.target)
+
+    def load(self, hidden: Array, target: Labels) -> None:
+        """Take the batch's occupancy, and draw operands for it.
+
+        Their numbers are normal, because products with infinities or denormals can be slower than the ones
+        that are meant.
+        """
+        layout = self._case.layout
+        rows = np.bincount(layout.parts(target), minlength=1 + layout.n_clusters)
+        self._products = products(layout, rows)
+        largest = max(product.rows * product.outputs for product in self._products)
+        if self._logits.numel() < largest:
+            self._logits = torch.empty(0, **self._options)  # frees the smaller one first
+            self._logits = torch.empty(largest, **self._options)
+        self._inputs = [self._normal(product.rows, product.inputs) for product in self._products]
+        self._input_gradients = [torch.empty_like(x) for x in self._inputs]
+        for product in self._products:
+            shape = (product.outputs, product.inputs)
+            if shape not in self._weights:
+                weight = self._normal(*shape).mul_(max(product.inputs, 1) ** -0.5)
+                self._weights[shape] = weight, torch.empty_like(weight)
+        self.run()  # touches every page
+
+    def run(self) -> None:
+        """Do the products once."""
+        for product, x, grad_x in zip(self._products, self._inputs, self._input_gradients, strict=True):
+            weight, grad_weight = self._weights[product.outputs, product.inputs]
+            z = self._logits[: product.rows * product.outputs].view(product.rows, product.outputs)
+            torch.mm(x, weight.t(), out=z)
+            if product.makes_logits:
+                for chunk in torch.split(z.view(-1), _CHUNK_ELEMENTS):
+                    torch.exp(chunk, out=self._exponentials[: chunk.numel()])
+            if self._case.task == "train":
+                torch.mm(z, weight, out=grad_x)
+                torch.mm(z.t(), x, out=grad_weight)
+
+    def results(self) -> Results:
+        """Nothing."""
+        return {}
+
+    def mismatches(self) -> dict[str, str]:
+        """Nothing to compare."""
+        return {}
+
+    def _normal(self, *shape: int) -> Tensor:
+        made = torch.randn(shape, generator=self._generator, device=self._case.device)
+        return made.to(self._options["dtype"])
