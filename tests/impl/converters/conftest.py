@@ -25,7 +25,7 @@ class Arrays:
 
 @pytest.fixture
 def keras():
-    """Keras. Triton is loaded before it where there is one: loaded after TensorFlow, it crashes the process."""
+    """Keras. Triton, where there is one, is loaded first: after TensorFlow it crashes the process."""
     if find_spec("triton"):
         importlib.import_module("triton")
     return pytest.importorskip("tensorflow").keras
