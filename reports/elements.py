@@ -10,12 +10,12 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from zipfmax.reports.style import LIGHT, Theme, count, factor, percent, scientific, seconds, size
+from zipfmax.reports.style import LIGHT, Theme, amount, count, factor, percent, scientific, seconds, size
 from zipfmax.reports.svg import inline_svg
 
 Format = Callable[[Any], str]
 
-_NUMBERS = (count, factor, percent, scientific, seconds, size)
+_NUMBERS = (amount, count, factor, percent, scientific, seconds, size)
 
 
 @dataclass(frozen=True)

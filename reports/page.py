@@ -6,6 +6,8 @@ JavaScript. A content security policy in the page itself allows no request and n
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import zipfmax
-from zipfmax.reports import sections, tables
+from zipfmax.reports import charts, sections, tables
 from zipfmax.reports.commands import run_commands
 from zipfmax.reports.elements import Table
 from zipfmax.reports.rundir import Run
@@ -55,6 +57,12 @@ def render(run: Run) -> str:
         "zipfmax_version": zipfmax.__version__,
     }
     environment = _environment()
+    scripts = charts.scripts()
+    context |= {
+        "data": charts.payload(run, table),
+        "scripts": [Markup(script) for script in scripts],
+        "script_hashes": [_hash(script) for script in scripts],
+    }
     context["css"] = Markup(environment.get_template("page.css.j2").render(light=LIGHT, dark=DARK))
     return environment.get_template("page.html.j2").render(context)
 
@@ -109,11 +117,18 @@ def _condition_line(table: Any) -> str:
     return f"Figures of the first screen: {condition_text(condition)}; other conditions below."
 
 
+def _hash(script: str) -> str:
+    """The script's source expression in the content security policy: nothing else may run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(["html", "html.j2"], default=False),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # controls keep their order
+    return environment

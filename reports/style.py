@@ -119,6 +119,16 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
+def amount(value: float | None) -> str:
+    """A large number of operations with its prefix, such as 1.2 G."""
+    if value is None or math.isnan(value):
+        return "–"
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
 def percent(value: float | None) -> str:
     """A share as a whole percentage, with one digit below ten."""
     if value is None or math.isnan(value):

@@ -133,7 +133,7 @@ def _mutants(run: Run) -> str:
 
 def _speed(rows: pd.DataFrame, name: str, baseline: str) -> Statement:
     other = name_of(baseline)
-    question = f"Is it faster than {other}?"
+    question = f"Is it faster than {'torch.nn' if baseline == 'torch' else other}?"
     rows = rows[rows["impl"] == name]
     if rows.empty:
         text = f"No cell of {name} has a time beside {other}."

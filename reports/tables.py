@@ -227,6 +227,14 @@ def binned(rows: pd.DataFrame, per_decade: int = 20) -> pd.DataFrame:
     return largest.assign(comparisons=groups.size().to_numpy()).reset_index(drop=True)
 
 
+def places(rows: pd.DataFrame) -> dict[str, float]:
+    """Where each label distribution stands on a skew axis: its exponent, or a place of its own beyond."""
+    distinct = rows[["labels_name", "skew"]].drop_duplicates("labels_name").set_index("labels_name")["skew"]
+    last = distinct.max() if distinct.notna().any() else 0.0
+    real = sorted(distinct.index[distinct.isna()])
+    return {**distinct.dropna().to_dict(), **{name: last + 0.45 * (i + 1) for i, name in enumerate(real)}}
+
+
 def _partition(table: pd.DataFrame) -> pd.Series:
     text = table["cutoffs"].map(lambda cutoffs: str(list(cutoffs)) if isinstance(cutoffs, Sequence) else "")
     return text.groupby(table["n_classes"]).transform(lambda group: pd.factorize(group)[0] + 1)

@@ -182,6 +182,11 @@ def parity(rng: np.random.Generator) -> Iterator[dict[str, Any]]:
                         }
 
 
+@pytest.fixture(scope="session", name="write_run")
+def _write_run() -> Callable[..., Path]:
+    return write_run
+
+
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")

@@ -1,0 +1,251 @@
+"""The interactive charts, as Vega-Lite specifications, and the data and controls that they share.
+
+Why Vega-Lite, and not a partial bundle of Plotly. It draws SVG in which every mark carries a text for
+screen readers and its datum, so that focus, hover and tests read the same values. A chart is data, a
+specification with parameters, so the controls set parameters and no drawing code is written by hand. Its
+expressions run in its own interpreter, so the page's content security policy can forbid `eval`. With its
+compiler it is 830 kB, below Plotly's cartesian bundle, whose points can be reached by neither keyboard nor
+screen reader. The files under `vendor/` are the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from zipfmax.reports import specs, tables
+from zipfmax.reports.commands import sweep_command
+from zipfmax.reports.parts import parts_of
+from zipfmax.reports.rundir import Run
+from zipfmax.reports.style import (
+    DARK,
+    LIGHT,
+    amount,
+    count,
+    factor,
+    percent,
+    scientific,
+    seconds,
+    size,
+)
+from zipfmax.reports.summary import TASK_WORDS, name_of
+
+SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
+
+# Control -> (label, column, always shown).
+_CONTROLS = {
+    "task": ("Task", "task", True),
+    "dtype": ("Data type", "dtype", True),
+    "device": ("Device", "device", True),
+    "batch": ("Batch", "batch_size", True),
+    "width": ("Width", "in_features", True),
+    "subject": ("Implementation", "impl", True),
+    "baseline": ("Compared with", "baseline", True),
+    "div": ("div_value", "div_value", False),
+    "bias": ("Head bias", "head_bias", False),
+    "partition": ("Partition", "partition", False),
+    "hidden": ("Hidden states", "hidden", False),
+    "seed": ("Seed", "seed", False),
+}
+
+
+def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
+    """What the page's script reads: charts, their data, controls, and a configuration per scheme."""
+    data: dict[str, Any] = {
+        "themes": {theme.name: specs.config(theme) for theme in (LIGHT, DARK)},
+        "charts": {},
+    }
+    ratios = tables.all_ratios(table) if not table.empty else pd.DataFrame()
+    if not ratios.empty:
+        points = _points(ratios)
+        data |= {
+            "points": points,
+            "controls": controls(table, ratios),
+            "cells": _cells(table),
+            "missing": _missing(table),
+            "reach": {
+                str(name): max(1.0, float(rows["log2"].abs().max()))
+                for name, rows in pd.DataFrame(points).groupby("baseline")
+            },
+        }
+        order = tables.label_order(ratios)
+        selection = _selection(data["controls"])
+        data["charts"] = {
+            "vocabulary": specs.vocabulary(sorted(map(int, set(ratios["n_classes"]))), order, selection),
+            "skew": specs.skew(ratios, selection),
+            "heat": specs.heat(order, selection),
+        }
+    if not run.parity.empty:
+        rows = tables.with_used_budget(run.parity)
+        if rows["used"].notna().any():
+            data["parity"] = _parity_points(rows)
+            data["charts"]["strip"] = specs.strip(pd.DataFrame(data["parity"]))
+    return data
+
+
+def scripts() -> list[str]:
+    """The bundled library and the page's own script, ready to stand inline."""
+    here = Path(__file__).parent
+    bundled = [(here / "vendor" / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    # A source map would be one more file to ask for.
+    bundled = [text.partition("//# sourceMappingURL")[0] for text in bundled]
+    return [*bundled, (here / "templates" / "page.js").read_text(encoding="utf-8")]
+
+
+def controls(table: pd.DataFrame, ratios: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """What can be chosen, with the options in order and the choice that the page opens with."""
+    main = tables.main_condition(table)
+    opening = {**main, "task": tables.tasks(ratios)[0], "impl": tables.subject(table)}
+    opening["baseline"] = tables.baselines(table)[0]
+    found = {}
+    for name, (label, column, always) in _CONTROLS.items():
+        if column not in ratios:
+            continue
+        values = ratios[column].dropna().drop_duplicates()
+        values = values if values.dtype == object or values.dtype == "str" else values.sort_values()
+        if len(values) < 2 and not always:
+            continue
+        options = [{"value": _plain(value), "label": _option(name, value)} for value in values]
+        chosen = opening.get(column, values.iloc[0])
+        found[name] = {"label": label, "column": column, "options": options, "selected": _plain(chosen)}
+    return found
+
+
+def _selection(chosen: dict[str, dict[str, Any]]) -> specs.Selection:
+    parameters = [{"name": f"chosen_{name}", "value": item["selected"]} for name, item in chosen.items()]
+    conditions = [f"datum.{item['column']} === chosen_{name}" for name, item in chosen.items()]
+    return specs.Selection(parameters, " && ".join(conditions))
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's, which JSON takes."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "task":
+        return TASK_WORDS.get(value, str(value))
+    if name == "baseline":
+        return name_of(value)
+    if name in ("batch", "width"):
+        return count(value)
+    if name == "bias":
+        return "with" if value else "without"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _points(ratios: pd.DataFrame) -> list[dict[str, Any]]:
+    """A datum per ratio: the controls' columns, the axes, and the texts shown on hover and read aloud."""
+    shown = sorted({column for _, column, _ in _CONTROLS.values() if column in ratios})
+    rows = ratios[[*shown, "case", "n_classes", "labels_name", "skew", "speedup", "low", "high"]].copy()
+    rows["log2"] = ratios["speedup"].map(math.log2)
+    rows["text"] = ratios["speedup"].map(factor)
+    rows["classes"] = ratios["n_classes"].map(count)
+    rows["real"] = ratios["skew"].isna()
+    places = tables.places(ratios)
+    rows["place"] = ratios["labels_name"].map(places)
+    rows["name"] = [_title(row) for _, row in ratios.iterrows()]
+    rows["lines"] = [_hover(row) for _, row in ratios.iterrows()]
+    rows["describe"] = rows["name"] + ". " + rows["lines"].map(". ".join)
+    return _records(rows)
+
+
+def _title(row: pd.Series) -> str:
+    speedup = f"{factor(row['speedup'])} over {name_of(row['baseline'])}"
+    return f"{count(row['n_classes'])} classes, {row['labels_name']}: {speedup}"
+
+
+def _hover(row: pd.Series) -> list[str]:
+    samples = len(row["samples_s"]) if isinstance(row["samples_s"], list) else 0
+    lines = [f"median {seconds(row['median_s'])} of {samples} samples"]
+    if pd.notna(row["low"]):
+        lines.append(f"95 % interval of the speedup: {factor(row['low'])} to {factor(row['high'])}")
+    if isinstance(row["occupancy"], list):
+        lines.append("head, then tails: " + ", ".join(map(percent, row["occupancy"])))
+    if pd.notna(row["peak_bytes"]):
+        lines.append(f"peak temporary memory {size(row['peak_bytes'])}")
+    return lines
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Any]:
+    """By case: what a drill-down shows of every implementation."""
+    found: dict[str, Any] = {}
+    for case, rows in table.groupby("case", sort=False):
+        names = list(dict.fromkeys(rows["impl"]))
+        found[str(case)] = {
+            "command": sweep_command(rows, names),
+            "parts": _parts(rows[rows["occupancy"].notna()]),
+            "cutoffs": ", ".join(map(str, rows["cutoffs"].iloc[0] or [])),
+            "implementations": [_cell(row) for _, row in rows.iterrows()],
+        }
+    return found
+
+
+def _cell(row: pd.Series) -> dict[str, Any]:
+    if not row["ok"]:
+        return {"impl": row["impl"], "status": row["status"], "reason": row["reason"] or "no reason recorded"}
+    return {
+        "impl": row["impl"],
+        "status": "ok",
+        "median": seconds(row["median_s"]),
+        "samples_ms": [float(f"{1e3 * sample:.4g}") for sample in row["samples_s"] or []],
+        "limit": seconds(row["limit_s"]),
+        "efficiency": percent(row["efficiency"]),
+        "memory": size(row["peak_bytes"]),
+        "occupancy": ", ".join(map(percent, row["occupancy"])) if isinstance(row["occupancy"], list) else "–",
+    }
+
+
+def _parts(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """The head's and the tails' products in one cell, and their shares of the FLOPs and so of the limit."""
+    found = parts_of(rows.iloc[0]) if len(rows) else []
+    total = sum(part.flops for part in found)
+    return [
+        {
+            "part": part.name,
+            "rows": f"{part.rows:.0f}",
+            "width": count(part.width),
+            "columns": count(part.classes),
+            "FLOPs": amount(part.flops),
+            "share": percent(part.flops / total),
+            "bytes": size(part.bytes),
+            "FLOPs per byte": f"{part.intensity:.3g}",
+        }
+        for part in found
+    ]
+
+
+def _missing(table: pd.DataFrame) -> list[dict[str, Any]]:
+    columns = sorted({column for _, column, _ in _CONTROLS.values() if column in table} - {"baseline"})
+    rows = table[~table["ok"]]
+    counted = rows.groupby([*columns, "status", "reason"], dropna=False, sort=False)["case"].nunique()
+    return _records(counted.rename("cells").reset_index())
+
+
+def _parity_points(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    points = tables.binned(rows)
+    points["row"] = points["impl"] + ", " + points["dtype"]
+    points["drawn"] = points["used"].clip(1e-4, 1e6)
+    points["describe"] = [_comparison(row) for _, row in points.iterrows()]
+    points["lines"] = [
+        [f"error / budget {scientific(row['used'])}", f"worst in {row['case']}"]
+        for _, row in points.iterrows()
+    ]
+    points["name"] = points["describe"]
+    return _records(points.drop(columns=["case"]))
+
+
+def _comparison(row: pd.Series) -> str:
+    where = f"{row['impl']} against {row['against']}, {row['dtype']}, {row['tensor']}"
+    number = "1 comparison" if row["comparisons"] == 1 else f"{row['comparisons']} comparisons"
+    return f"{where}: {percent(row['used'])} of the budget, {number}"
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them: what is missing becomes null."""
+    records: list[dict[str, Any]] = json.loads(rows.to_json(orient="records", double_precision=10))
+    return records

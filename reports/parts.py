@@ -1,0 +1,70 @@
+"""What a cell's matrix products amount to, part by part: rows, FLOPs, bytes and arithmetic intensity.
+
+Counted from the case, its measured occupancy and the partition of `ClusterLayout`; nothing is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from zipfmax.clusters import ClusterLayout
+
+_ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The head or a tail in one cell.
+
+    Attributes:
+        name: "head", "tail 1", ...
+        rows: rows of the batch that it scores.
+        width: its projection size, the head's is in_features.
+        classes: columns that it scores, the head's with the clusters' slots.
+        flops: of its products, 2 for a multiply and add; training takes three products for each of forward.
+        bytes: that the products move if every operand is read, and every result written, once.
+    """
+
+    name: str
+    rows: float
+    width: int
+    classes: int
+    flops: float
+    bytes: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.flops / self.bytes if self.bytes else float("nan")
+
+
+def parts_of(cell: pd.Series) -> list[Part]:
+    """The parts of an adaptive cell; none where its cutoffs or occupancy are not recorded."""
+    cutoffs, shares = cell["cutoffs"], cell["occupancy"]
+    if (
+        not isinstance(cutoffs, Sequence)
+        or not isinstance(shares, Sequence)
+        or len(shares) != len(cutoffs) + 1
+    ):
+        return []
+    width, batch = int(cell["in_features"]), float(cell["batch_size"])
+    layout = ClusterLayout(width, int(cell["n_classes"]), tuple(cutoffs), float(cell["div_value"]))
+    products = 3 if cell["task"] == "train" else 1
+    element = products * _ELEMENT_BYTES.get(str(cell["dtype"]), 4)
+    whole = cell["task"] == "log_prob"
+    found = [_part("head", batch, [(width, layout.head_size)], products, element)]
+    for tail, share in zip(layout, shares[1:], strict=True):
+        rows = batch if whole else batch * share
+        shapes = [(width, tail.projection_size), (tail.projection_size, tail.size)]
+        found.append(_part(f"tail {tail.index + 1}", rows, shapes, products, element))
+    return found
+
+
+def _part(name: str, rows: float, shapes: list[tuple[int, int]], products: int, element: int) -> Part:
+    width, classes = shapes[-1]
+    flops = sum(2.0 * products * rows * k * n for k, n in shapes)
+    moved = sum(element * (rows * k + k * n + rows * n) for k, n in shapes) if rows else 0.0
+    return Part(name, rows, width, classes, flops, moved)

@@ -1,0 +1,236 @@
+// The page works without this script; with it, figures answer to controls, hover, focus and a colour switch.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("page-data").textContent);
+  const root = document.documentElement;
+  const figures = [...document.querySelectorAll("figure[data-chart]")].filter((figure) => data.charts[figure.dataset.chart]);
+  const steered = figures.filter((figure) => figure.dataset.chart !== "strip");
+  const choices = Object.fromEntries(Object.entries(data.controls || {}).map(([name, control]) => [name, control.selected]));
+  const views = new Map();
+  const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
+
+  const element = (tag, text, attributes = {}) => {
+    const made = document.createElement(tag);
+    if (text !== undefined) made.textContent = text; // never markup: names come from whoever wrote the run
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  const scheme = () => root.dataset.scheme || (prefersDark.matches ? "dark" : "light");
+  const reach = () => (data.reach || {})[choices.baseline] || 1;
+
+  // Hover and focus show the same lines.
+  const tip = element("div", undefined, { id: "tip", role: "tooltip", hidden: "" });
+  document.body.append(tip);
+  const hideTip = () => { tip.hidden = true; };
+  const showTip = (datum, box) => {
+    tip.replaceChildren(element("strong", datum.name), ...datum.lines.map((line) => element("div", line)));
+    tip.hidden = false;
+    const left = Math.min(box.right + 10, document.documentElement.clientWidth - tip.offsetWidth - 8);
+    tip.style.left = `${Math.max(8, left) + window.scrollX}px`;
+    tip.style.top = `${box.bottom + 8 + window.scrollY}px`;
+  };
+
+  // One stop of the tab key a chart; arrow keys go from mark to mark, Enter opens a cell.
+  const focusable = (container) => {
+    const marks = [...container.querySelectorAll("g.role-mark > path[aria-label]")];
+    marks.forEach((mark, index) => {
+      mark.setAttribute("tabindex", index === 0 ? "0" : "-1");
+      mark.setAttribute("role", "img");
+    });
+    return marks;
+  };
+  const step = (container, event) => {
+    const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!move) return;
+    const marks = [...container.querySelectorAll("[tabindex]")];
+    const from = marks.indexOf(event.target);
+    if (from < 0) return;
+    event.preventDefault();
+    event.target.setAttribute("tabindex", "-1");
+    const next = marks[(from + move + marks.length) % marks.length];
+    next.setAttribute("tabindex", "0");
+    next.focus();
+  };
+
+  async function draw(figure) {
+    const name = figure.dataset.chart;
+    const container = figure.querySelector(".interactive");
+    figure.querySelector(".static").hidden = true;
+    container.hidden = false;
+    const spec = structuredClone(data.charts[name]);
+    spec.datasets = { points: data.points || [], parity: data.parity || [] };
+    for (const parameter of spec.params || []) {
+      const control = parameter.name.replace("chosen_", "");
+      if (control in choices) parameter.value = choices[control];
+      if (parameter.name === "reach") parameter.value = reach();
+    }
+    if (views.has(name)) views.get(name).finalize();
+    const { view } = await vegaEmbed(container, spec, {
+      mode: "vega-lite", renderer: "svg", actions: false, ast: true, logLevel: vega.Error, config: data.themes[scheme()],
+      tooltip: (_, event, item, value) => (value ? showTip(item.datum, event.target.getBoundingClientRect()) : hideTip()),
+    });
+    views.set(name, view);
+    view.addEventListener("focusin", (event, item) => item && item.datum && item.datum.lines && showTip(item.datum, event.target.getBoundingClientRect()));
+    view.addEventListener("focusout", hideTip);
+    view.addEventListener("click", (_, item) => item && item.datum && open(item.datum, figure));
+    view.addEventListener("keydown", (event, item) => {
+      if (event.key === "Escape") hideTip();
+      if ((event.key === "Enter" || event.key === " ") && item && item.datum) { event.preventDefault(); open(item.datum, figure); }
+    });
+    if (!container.dataset.keys) {
+      container.addEventListener("keydown", (event) => step(container, event));
+      container.dataset.keys = "arrows";
+    }
+    focusable(container);
+  }
+
+  // Titles and captions of the figures that the controls steer say what was chosen.
+  const label = (name) => data.controls[name].options.find((option) => option.value === choices[name]).label;
+  const opened = {};
+  function entitle() {
+    if (!data.controls) return;
+    for (const figure of steered) {
+      const title = figure.querySelector("h3");
+      opened[figure.id] ||= title.textContent;
+      title.textContent = opened[figure.id].replace(/over .*?, (by|vocabulary)/, `over ${label("baseline")}, $1`);
+      const rest = Object.keys(choices).filter((name) => !["subject", "baseline"].includes(name)).map((name) => `${data.controls[name].label.toLowerCase()} ${label(name)}`);
+      figure.querySelector("figcaption").textContent = `${label("subject")} over ${label("baseline")}; ${rest.join(", ")}.`;
+    }
+  }
+
+  const matches = (row) => Object.entries(data.controls).every(([name, control]) => !(control.column in row) || row[control.column] === choices[name]);
+  const say = () => {
+    const shown = data.points.filter(matches);
+    const lacking = data.missing.filter(matches);
+    const reasons = [...new Set(lacking.map((row) => `${row.status.replaceAll("_", " ")}: ${row.reason || "no reason recorded"}`))];
+    const without = lacking.reduce((sum, row) => sum + row.cells, 0);
+    steered.forEach((figure) => { figure.querySelector(".interactive").hidden = !shown.length; });
+    const parts = [shown.length ? `${shown.length} cells shown.` : "No cell was measured for this choice."];
+    if (without) parts.push(`${without} without a time (${reasons.slice(0, 3).join("; ")}).`);
+    document.getElementById("controls-status").textContent = parts.join(" ");
+  };
+
+  function buildControls() {
+    const form = document.getElementById("controls");
+    if (!form || !data.controls) return;
+    for (const [name, control] of Object.entries(data.controls)) {
+      const label = element("label", control.label);
+      const select = element("select", undefined, { name });
+      control.options.forEach((option, index) => {
+        const item = element("option", option.label, { value: index });
+        item.selected = option.value === choices[name];
+        select.append(item);
+      });
+      select.addEventListener("change", async () => {
+        choices[name] = control.options[select.value].value;
+        for (const view of views.values()) {
+          const chosen = `chosen_${name}`;
+          const state = view.getState({ signals: (signal) => signal === chosen || signal === "reach" }).signals;
+          if (chosen in state) view.signal(chosen, choices[name]);
+          if ("reach" in state) view.signal("reach", reach());
+          await view.runAsync();
+        }
+        entitle();
+        figures.forEach((figure) => focusable(figure.querySelector(".interactive")));
+        say();
+      });
+      label.append(select);
+      form.append(label);
+    }
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.hidden = false;
+    entitle();
+    say();
+  }
+
+  // A cell's drill-down: every implementation's samples as a strip, its numbers, and the command.
+  async function open(datum, figure) {
+    const cell = datum.case && data.cells && data.cells[datum.case];
+    if (!cell) return;
+    hideTip();
+    const panel = document.getElementById("detail");
+    const strip = element("div", undefined, { class: "strip" });
+    const table = element("table");
+    table.append(element("caption", "Every implementation in this cell"));
+    const head = element("tr");
+    ["implementation", "median", "limit", "limit / measured", "peak memory", "head, then tails"].forEach((name) => head.append(element("th", name, { scope: "col" })));
+    table.append(element("thead"));
+    table.tHead.append(head);
+    const body = table.createTBody();
+    for (const item of cell.implementations) {
+      const row = body.insertRow();
+      row.append(element("th", item.impl, { scope: "row" }));
+      const values = item.status === "ok" ? [item.median, item.limit, item.efficiency, item.memory, item.occupancy] : [`${item.status.replaceAll("_", " ")}: ${item.reason}`];
+      values.forEach((value) => row.append(element("td", value)));
+      if (values.length === 1) row.lastChild.colSpan = 5;
+    }
+    const scroll = element("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": "Every implementation in this cell" });
+    scroll.append(table);
+    const close = element("button", "Close", { type: "button", class: "close" });
+    const back = document.activeElement;
+    close.addEventListener("click", () => { panel.hidden = true; if (back && back.focus) back.focus(); });
+    const parts = [];
+    if (cell.parts) {
+      parts.push(element("h4", "What the products are made of"), partsTable(cell.parts));
+    }
+    panel.replaceChildren(
+      close, element("h3", datum.name, { tabindex: "-1" }), element("p", `Cutoffs ${cell.cutoffs}. Samples, each a tick:`),
+      strip, scroll, ...parts, element("p", "Measure this cell again:"), commandLine(cell.command),
+    );
+    (figure.closest(".pair") || figure).after(panel);
+    panel.hidden = false;
+    panel.querySelector("h3").focus();
+    panel.scrollIntoView({ block: "nearest" });
+    const values = cell.implementations.flatMap((item) => (item.samples_ms || []).map((ms) => ({ impl: item.impl, ms })));
+    await vegaEmbed(strip, {
+      $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: 50 + 26 * cell.implementations.length,
+      autosize: { type: "fit", contains: "padding" }, data: { values },
+      description: "Samples of each implementation in this cell, in milliseconds.",
+      mark: { type: "tick", thickness: 2, aria: false },
+      encoding: {
+        x: { field: "ms", type: "quantitative", scale: { type: "log", nice: false, padding: 10 }, axis: { title: "milliseconds", tickCount: 6 } },
+        y: { field: "impl", type: "nominal", sort: null, axis: { title: null } },
+        color: { field: "impl", type: "nominal", sort: null, legend: null },
+      },
+    }, { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: data.themes[scheme()] });
+  }
+  const partsTable = (rows) => {
+    const table = element("table");
+    const head = table.createTHead().insertRow();
+    Object.keys(rows[0]).forEach((name) => head.append(element("th", name, { scope: "col" })));
+    const body = table.createTBody();
+    rows.forEach((row) => { const line = body.insertRow(); Object.values(row).forEach((value) => line.append(element("td", value))); });
+    const scroll = element("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": "What the products are made of" });
+    scroll.append(table);
+    return scroll;
+  };
+  const commandLine = (text) => {
+    const pre = element("pre", undefined, { class: "command" });
+    pre.append(element("code", text));
+    return pre;
+  };
+
+  function buildSwitch() {
+    const group = document.getElementById("scheme");
+    group.hidden = false;
+    group.addEventListener("click", async (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      if (button.dataset.scheme === "auto") delete root.dataset.scheme;
+      else root.dataset.scheme = button.dataset.scheme;
+      group.querySelectorAll("button").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+      await drawAll();
+    });
+    prefersDark.addEventListener("change", () => root.dataset.scheme || drawAll());
+  }
+
+  async function drawAll() {
+    root.dataset.charts = "drawing";
+    for (const figure of figures) await draw(figure);
+    root.dataset.charts = "ready";
+  }
+
+  buildSwitch();
+  buildControls();
+  drawAll();
+})();

@@ -1,0 +1,311 @@
+"""The page in a real browser: what it shows, how it answers, and that it asks for nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zipfmax.reports import tables, write_report
+from zipfmax.reports.rundir import read_run
+from zipfmax.reports.style import DARK, LIGHT, factor
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("no chromium on the path", allow_module_level=True)
+
+Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+WIDE, NARROW = 1280, 380
+FIRST_MARK = "document.querySelector('#figure-heat .interactive [tabindex]').getAttribute('aria-label')"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+class Reader:
+    """Opens pages and notes every request, message and error; `close` fails on any of them."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+        self._contexts: list[Any] = []
+        self.noise: list[str] = []
+
+    def open(self, path: Path, scheme: str = "light", width: int = WIDE, scripts: bool = True) -> Any:
+        context = self._browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts
+        )
+        self._contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("console", lambda message: self.noise.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.noise.append(f"error: {error}"))
+        page.on("request", lambda request: self._note_request(request.url, path))
+        page.goto(path.as_uri())
+        if scripts:
+            page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+        return page
+
+    def _note_request(self, url: str, path: Path) -> None:
+        if url.split("#")[0] != path.as_uri() and not url.startswith("data:"):
+            self.noise.append(f"request: {url}")
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+
+
+@pytest.fixture
+def reader(browser: Any) -> Iterator[Reader]:
+    opened = Reader(browser)
+    yield opened
+    opened.close()
+    assert opened.noise == []
+
+
+@pytest.fixture(scope="module")
+def page_path(write_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an untouched run; tests that change a run write their own."""
+    return write_report([write_run(tmp_path_factory.mktemp("page") / "run")])
+
+
+def choose(page: Any, control: str, label: str) -> None:
+    page.select_option(f"#controls select[name={control}]", label=label)
+
+
+def marks(page: Any, chart: str) -> dict[str, str]:
+    """What a screen reader says of each mark: its name to its whole text."""
+    texts = page.eval_on_selector_all(
+        f"figure[data-chart={chart}] .interactive [tabindex]",
+        "all => all.map(m => m.getAttribute('aria-label'))",
+    )
+    return {text.split(": ")[0]: text for text in texts}
+
+
+def background(page: Any) -> tuple[int, ...]:
+    text = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour.removeprefix("#")))
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_the_page_renders_quietly_in_the_readers_scheme(
+    reader: Reader, page_path: Path, theme: Any, width: int
+) -> None:
+    page = reader.open(page_path, theme.name, width)
+    assert background(page) == rgb(theme.surface)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for chart in ("vocabulary", "skew", "heat", "strip"):
+        box = page.locator(f"figure[data-chart={chart}] .interactive svg").bounding_box()
+        assert box["width"] > 250
+        assert box["x"] + box["width"] <= width + 1
+    assert page_path.stat().st_size < 5_000_000
+
+
+def test_the_first_screen_shows_the_run_s_own_numbers(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    table = tables.cells(read_run(page_path.parent))
+    rows = tables.under(tables.ratios(table, "full"), tables.main_condition(table))
+    rows = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "train")]
+    answers = page.locator(".answer")
+    assert answers.nth(0).locator(".big").inner_text() == "✓ Yes"
+    assert answers.nth(1).locator(".big").inner_text() == f"✓ {factor(rows['speedup'].median())}"
+    assert factor(rows["speedup"].min()) in answers.nth(1).inner_text()
+    for index in range(answers.count()):
+        box = answers.nth(index).bounding_box()
+        assert box["y"] + box["height"] <= 900
+        target = answers.nth(index).locator("a").get_attribute("href")
+        assert page.locator(target).count() == 1
+
+
+def test_every_mark_says_the_ratio_of_its_record(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    table = tables.cells(read_run(page_path.parent))
+    rows = tables.under(tables.ratios(table, "full"), tables.main_condition(table))
+    rows = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "train")]
+    expected = {
+        f"{row.n_classes:,} classes, {row.labels_name}": factor(row.speedup) for row in rows.itertuples()
+    }
+    for chart in ("vocabulary", "skew", "heat"):
+        said = marks(page, chart)
+        assert said.keys() == expected.keys()
+        for name, text in said.items():
+            assert text.startswith(f"{name}: {expected[name]} over full softmax. median ")
+
+
+def test_the_controls_change_what_every_figure_shows(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    table = tables.cells(read_run(page_path.parent))
+    choose(page, "task", "a forward pass")
+    choose(page, "baseline", "torch.nn's adaptive softmax")
+    page.wait_for_function(f"({FIRST_MARK}).includes('torch')")
+    rows = tables.under(tables.ratios(table, "torch"), tables.main_condition(table))
+    rows = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "forward")]
+    shown = marks(page, "heat")
+    for row in rows.itertuples():
+        assert (
+            f": {factor(row.speedup)} over torch.nn" in shown[f"{row.n_classes:,} classes, {row.labels_name}"]
+        )
+    assert "torch.nn" in page.locator("#figure-heat h3").inner_text()
+    assert "forward" in page.locator("#figure-heat figcaption").inner_text()
+    assert page.locator("#controls-status").inner_text().startswith("15 cells shown.")
+
+
+def test_a_choice_that_was_never_measured_says_why(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    choose(page, "subject", "paddle")
+    choose(page, "dtype", "bfloat16")
+    page.wait_for_function("document.querySelector('#controls-status').textContent.startsWith('No cell')")
+    status = page.locator("#controls-status").inner_text()
+    assert "15 without a time (skipped: paddle has no bfloat16 product on a CPU)" in status
+    assert marks(page, "heat") == {}
+    choose(page, "dtype", "float32")
+    page.wait_for_function("document.querySelector('#controls-status').textContent.startsWith('15 cells')")
+    assert page.locator("#figure-heat .interactive").is_visible()
+    assert len(marks(page, "heat")) == 15
+
+
+def test_arrow_keys_walk_the_marks_and_enter_opens_a_cell(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    assert page.locator("#figure-heat .interactive [tabindex='0']").count() == 1
+    page.focus("#figure-heat .interactive [tabindex='0']")
+    page.keyboard.press("ArrowRight")
+    focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    tip = page.locator("#tip")
+    assert tip.is_visible()
+    assert tip.locator("strong").inner_text() == focused.split(". ")[0]
+    for word in ("median", "15 samples", "95 % interval", "head, then tails", "peak temporary memory"):
+        assert word in tip.inner_text()
+    page.keyboard.press("Enter")
+    panel = page.locator("#detail")
+    panel.locator(".strip svg").wait_for()
+    assert not tip.is_visible()
+    assert panel.locator("h3").inner_text() == focused.split(". ")[0]
+    assert panel.locator("tbody tr").first.locator("th").inner_text() == "zipfmax"
+    assert "zipfmax sweep --classes" in panel.locator("pre").inner_text()
+    assert {"head", "tail 1", "tail 2"} <= set(panel.locator("td").all_inner_texts())
+    panel.get_by_role("button", name="Close").click()
+    assert not panel.is_visible()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == focused
+
+
+def test_a_click_opens_the_cell_under_the_pointer(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    mark = page.locator("#figure-heat .interactive [tabindex]").nth(4)
+    name = mark.get_attribute("aria-label").split(". ")[0]
+    mark.click()
+    assert page.locator("#detail h3").inner_text() == name
+
+
+def test_the_switch_overrides_the_preference_and_gives_it_back(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path, "light")
+    page.get_by_role("button", name="Dark").click()
+    page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+    assert background(page) == rgb(DARK.surface)
+    assert page.locator("#figure-vocabulary-full .interactive").inner_html().count(DARK.series[0]) > 0
+    page.get_by_role("button", name="Auto").click()
+    page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+    assert background(page) == rgb(LIGHT.surface)
+    assert page.get_by_role("button", name="Auto").get_attribute("aria-pressed") == "true"
+
+
+def test_without_scripts_every_figure_is_drawn_described_and_tabulated(
+    reader: Reader, page_path: Path
+) -> None:
+    page = reader.open(page_path, scripts=False)
+    figures = page.locator("figure.figure")
+    assert figures.count() >= 8
+    for index in range(figures.count()):
+        figure = figures.nth(index)
+        svg = figure.locator(".static svg")
+        assert svg.is_visible()
+        name, description = svg.get_attribute("aria-labelledby").split()
+        assert page.locator(f"#{name}").text_content()
+        assert page.locator(f"#{description}").text_content()
+        assert figure.locator("table tbody tr").count() > 0
+        assert "zipfmax " in figure.locator("pre").first.text_content()
+    assert not page.locator("#controls").is_visible()
+    assert not page.locator("#scheme").is_visible()
+
+
+def test_print_shows_the_static_figures(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    page.emulate_media(media="print")
+    assert page.locator("#figure-heat .static svg").is_visible()
+    assert not page.locator("#figure-heat .interactive").is_visible()
+    assert not page.locator("#controls").is_visible()
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_axe_finds_no_serious_violation(reader: Reader, page_path: Path, theme: Any, width: int) -> None:
+    page = reader.open(page_path, theme.name, width)
+    page.focus("#figure-heat .interactive [tabindex='0']")
+    page.keyboard.press("Enter")
+    page.locator("#detail .strip svg").wait_for()
+    page.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true; })")
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    serious = [
+        f"{violation['id']}: {violation['help']}: {node['html'][:150]} {node['failureSummary'][:200]}"
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"][:3]
+    ]
+    assert serious == []
+    assert len(found["passes"]) > 10
+
+
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+def test_hostile_text_in_a_run_is_inert(reader: Reader, run_directory: Path, edit_lines: Edit) -> None:
+    def rename(record: dict[str, Any]) -> dict[str, Any]:
+        changed = {"impl": HOSTILE} if record["impl"] == "paddle" else {}
+        if record.get("labels") == "wordfreq:en":
+            changed["labels"] = f"counts:{HOSTILE}"
+        if record["status"] != "ok" and record.get("reason"):
+            changed["reason"] = HOSTILE
+        return record | changed
+
+    for name in ("timings.jsonl", "parity.jsonl"):
+        edit_lines(run_directory / name, rename)
+    meta = json.loads((run_directory / "run.json").read_text())
+    meta |= {"command": HOSTILE, "commit": HOSTILE, "machine": {**meta["machine"], "cpu": HOSTILE}}
+    (run_directory / "run.json").write_text(json.dumps(meta))
+    page = reader.open(write_report([run_directory]))
+    title = page.title()
+    page.focus("#figure-heat .interactive [tabindex='0']")
+    page.keyboard.press("Enter")
+    page.locator("#detail .strip svg").wait_for()
+    page.select_option("#controls select[name=subject]", label=HOSTILE)
+    assert page.title() == title != "owned"
+    assert page.locator("img").count() == 0
+    assert HOSTILE in page.locator("#repeat pre").first.inner_text()
+    assert page.locator("script:not([type])").count() == 4
+
+
+def test_a_script_that_the_page_does_not_know_is_refused_by_its_policy(browser: Any, page_path: Path) -> None:
+    changed = page_path.with_name("changed.html")
+    changed.write_text(page_path.read_text().replace("<main>", f"<main>{HOSTILE}", 1))
+    other = Reader(browser)
+    page = other.open(changed)
+    assert page.title() != "owned"
+    assert any("Content Security Policy" in line for line in other.noise)
+    other.close()
