@@ -40,7 +40,7 @@ def verify(
         list[str] | None, typer.Option(help="A reference; by default definition, torch and paddle; repeat.")
     ] = None,
     cells: Annotated[
-        str | None, typer.Option(help="Only the cells whose id contains this, or matches it with * and ?.")
+        str | None, typer.Option(help="Only the cells whose id contains this; * and ? are wildcards.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     mutants: Annotated[

@@ -222,7 +222,8 @@ def evaluate(
 
     "predict" gives `predict` [N], int64: the first most probable class; a row with NaN gives its first NaN.
     """
-    weights, hidden = inputs.weights, inputs.hidden
+    hidden = inputs.hidden
+    weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
     matrix = full_weight(case, inputs) if family == "full" else None
     if case.task in ("forward", "train"):
         train = case.task == "train"

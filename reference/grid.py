@@ -49,12 +49,12 @@ def grid(name: str, device: str = "cpu") -> list[Case]:
 
 
 def matching(cases: list[Case], pattern: str) -> list[Case]:
-    """The cases whose id contains the pattern, or matches it where it has wildcards.
+    """The cases whose id contains the pattern, in which * and ? are wildcards.
 
     Raises:
         UsageError: there are none.
     """
-    found = [case for case in cases if pattern in case.id or fnmatchcase(case.id, pattern)]
+    found = [case for case in cases if fnmatchcase(case.id, f"*{pattern}*")]
     if not found:
         raise UsageError(f"no cell of this grid matches {pattern!r}; an id looks like {cases[0].id}")
     return found

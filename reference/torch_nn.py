@@ -225,7 +225,7 @@ def copy_weights(module: nn.Module, case: Case, inputs: Inputs) -> None:
 
 
 def _quietly(factory: Callable[[Case], nn.Module], case: Case) -> nn.Module:
-    """Make a module without torch's note that a projection of width 0, which is meant, cannot be initialised."""
+    """Make a module without torch's note on initialising nothing: a projection of width 0 is meant."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         return factory(case)
