@@ -54,6 +54,8 @@ def part_features(rows: float, classes: float, width: float, projected_from: int
         width: of the hidden state that is scored.
         projected_from: in_features of the projection in front, as a tail has one; 0 for none.
     """
+    if width == 0:  # a uniform tail: nothing is scored
+        return np.array([1.0, 0.0, 0.0, 0.0, 0.0])
     return np.array(
         [
             1.0,
@@ -93,6 +95,8 @@ class CostModel:
     def tail_cost(self, in_features: int, projection_size: int) -> TailCost:
         """The tail's cost at a given width, as a function of classes and rows alone."""
         tail, projected = self.tail, in_features * projection_size
+        if projection_size == 0:
+            return TailCost(tail.call, 0.0, 0.0, 0.0)
         return TailCost(
             constant=tail.call + tail.per_weight * projected,
             per_class=tail.per_weight * projection_size,
