@@ -156,13 +156,15 @@ class Effort:
 
     Each implementation takes part in the rounds of a case until it has spent `seconds`, in at least `least`
     and at most `most` of them; `rounds` fixes the number for all. `budget_s` is what one cell, an
-    implementation on a case, may cost at most.
+    implementation on a case, may cost at most. With a `precision` they go on until the caller is satisfied or
+    the budget is spent.
     """
 
     seconds: float = 2.0
     least: int = 5
     most: int = 30
     rounds: int | None = None
+    precision: float | None = None
     budget_s: float = 60.0
 
     @property
@@ -174,6 +176,8 @@ class Effort:
         """Whether an implementation leaves after so many rounds."""
         if self.rounds is not None:
             return rounds >= self.rounds
+        if self.precision is not None:
+            return rounds >= self.least and spent_s >= self.budget_s
         return rounds >= self.most or (rounds >= self.least and spent_s >= self.seconds)
 
 

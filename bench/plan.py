@@ -39,6 +39,7 @@ class Options:
     threads: int | None = None
     processes: int | None = None
     rounds: int | None = None
+    precision: str | None = None
     budget: float | None = None
 
     def over(self, recorded: Mapping[str, Any]) -> Self:
@@ -94,7 +95,12 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
     return Plan(
         cases=cases,
         implementations=axes.implementations,
-        effort=replace(axes.effort, rounds=options.rounds, budget_s=options.budget or axes.effort.budget_s),
+        effort=replace(
+            axes.effort,
+            rounds=options.rounds,
+            precision=_precision(options.precision),
+            budget_s=options.budget or axes.effort.budget_s,
+        ),
         threads=options.threads or usable_cores(),
         processes=options.processes or 1,
         directory=RunDirectory.create(out or default_path("sweep"), {COMMAND: asdict(options)}, resume),
@@ -108,6 +114,18 @@ def _device(chosen: str | None) -> str:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise UsageError(f"unknown device {chosen!r}; choose cpu, cuda or cuda:N")
     return chosen
+
+
+def _precision(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"--precision should be a share such as 2% or 0.02, got {text!r}")
+    return value
 
 
 def _recorded(directory: RunDirectory) -> Mapping[str, Any]:

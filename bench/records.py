@@ -63,6 +63,24 @@ def seconds_by_round(measurement: Measurement) -> dict[statistics.Key, float]:
     return {(sample.process, sample.round): sample.seconds for sample in measurement.samples}
 
 
+def measured_ratio(reference: Measurement | None, own: Measurement) -> statistics.Ratio | None:
+    """How many times faster than the reference, from the rounds of both; None if either did not run."""
+    if reference is None or not (reference.ok and own.ok):
+        return None
+    return statistics.speedup(seconds_by_round(reference), seconds_by_round(own))
+
+
+def precise(found: Mapping[str, Measurement], precision: float) -> bool:
+    """Whether every ratio that will be told is known to within `precision`, relative, on either side."""
+    references = [found[name] for name in REFERENCES if name in found and found[name].ok]
+    for reference in references:
+        for own in found.values():
+            ratio = measured_ratio(reference, own) if own is not reference else None
+            if ratio is not None and (ratio.half_width is None or ratio.half_width > precision):
+                return False
+    return bool(references)
+
+
 def _times(own: Measurement) -> Record:
     timed = own.ok
     return {
@@ -87,13 +105,13 @@ def _work(own: Measurement) -> Record:
 
 
 def _speedup(field: str, reference: Measurement | None, own: Measurement) -> Record:
-    ratio = None
-    if reference is not None and reference.ok and own.ok:
-        ratio = statistics.speedup(seconds_by_round(reference), seconds_by_round(own))
+    ratio = measured_ratio(reference, own)
     return {
         field: ratio.estimate if ratio else None,
         f"{field}_low": ratio.low if ratio else None,
         f"{field}_high": ratio.high if ratio else None,
+        f"{field}_smallest_effect": ratio.smallest_effect if ratio else None,
+        f"{field}_verdict": ratio.verdict() if ratio else None,
     }
 
 

@@ -7,9 +7,11 @@ within them, because two processes of the same program differ by more than two r
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,11 @@ from scipy import stats
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+POWER = 0.8
+MARGIN = 0.02
+"""Relative difference that nobody would act on."""
+
+Verdict = Literal["FASTER", "SAME", "SLOWER", "UNRESOLVED"]
 
 Key = tuple[int, int]
 """(process, round) of a sample."""
@@ -30,6 +37,37 @@ class Ratio:
     low: float | None
     high: float | None
     pairs: int
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval of the log-ratio: 0.02 is about 2 %."""
+        if self.low is None or self.high is None:
+            return None
+        return math.log(self.high / self.low) / 2
+
+    @property
+    def smallest_effect(self) -> float | None:
+        """The smallest relative change that this many samples would have shown four times in five."""
+        if self.half_width is None:
+            return None
+        z_interval, z_power = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)), float(stats.norm.ppf(POWER))
+        return math.expm1(self.half_width * (z_interval + z_power) / z_interval)
+
+    def verdict(self, margin: float = MARGIN) -> Verdict:
+        """What the interval says of a candidate against its reference.
+
+        SAME where all of it lies within a factor 1 + margin of 1; otherwise FASTER or SLOWER where it
+        excludes 1; otherwise UNRESOLVED: neither a difference nor its absence has been shown.
+        """
+        if self.low is None or self.high is None:
+            return "UNRESOLVED"
+        if 1 / (1 + margin) <= self.low and self.high <= 1 + margin:
+            return "SAME"
+        if self.low > 1:
+            return "FASTER"
+        if self.high < 1:
+            return "SLOWER"
+        return "UNRESOLVED"
 
 
 def speedup(reference: Mapping[Key, float], candidate: Mapping[Key, float], seed: int = 0) -> Ratio | None:

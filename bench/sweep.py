@@ -106,7 +106,9 @@ class Sweep:
         for name in ready:
             if found[name].ok and (fault := guard.fault(name, case)):
                 found[name].end(*fault)
-        coordinator.sample(found, self._plan.effort)
+        precision = self._plan.effort.precision
+        satisfied = None if precision is None else lambda: records.precise(found, precision)
+        coordinator.sample(found, self._plan.effort, satisfied)
         limit = found.pop(LIMIT, None)
         found |= refused
         lines = []

@@ -1,4 +1,4 @@
-"""What one run does, counted and not timed: the same on every run of the same code, so a gate can be exact."""
+"""What one run does, counted and not timed: the same whenever the same code runs, so a gate can be exact."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from zipfmax.bench.protocol import Work
 # Operations whose result the host needs before it can go on.
 _READS_BACK = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "is_nonzero"}
 _READS_BACK_IF_MASKED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+_CUDA = torch._C._autograd.DeviceType.CUDA
 
 
 def count(run: Callable[[], None], device: str) -> Work:
@@ -78,8 +79,7 @@ def _kernels(run: Callable[[], None]) -> int:
         run()
         torch.cuda.synchronize()
     return sum(
-        event.device_type == torch.autograd.DeviceType.CUDA
-        and not event.name.startswith(("Memcpy", "Memset"))
+        event.device_type == _CUDA and not event.name.startswith(("Memcpy", "Memset"))
         for event in profiler.events()
     )
 

@@ -13,8 +13,10 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +24,13 @@ import torch
 from zipfmax.bench import protocol, timing
 from zipfmax.reference import registry
 from zipfmax.reference.case import Case
-from zipfmax.reference.implementation import Implementation, Runner
+from zipfmax.reference.implementation import Family, Implementation, Runner
 from zipfmax.reference.inputs import draw_batch, draw_inputs
+
+REFERENCES: Mapping[Family, tuple[str, ...]] = {
+    "adaptive": ("definition", "torch"),
+    "full": ("definition", "full"),
+}
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -43,6 +50,8 @@ class Session:
         self._case: Case | None = None
         self._runner: Runner | None = None
         self._warm_up_s = 0.0
+        self._oracle: Any = None
+        self._judging: tuple[Case, tuple[str, ...]] | None = None
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
         """Do what the request asks."""
@@ -56,7 +65,7 @@ class Session:
             case protocol.Weigh():
                 return self._weigh()
             case protocol.CheckParity(name, case):
-                return _check_parity(name, case)
+                return self._check_parity(name, case)
 
     def _prepare(self, case: Case) -> protocol.Reply:
         assert self._implementation is not None, "a checker holds no implementation"
@@ -95,6 +104,20 @@ class Session:
         assert self._runner is not None, "Prepare comes first"
         assert self._case is not None
         return work.count(self._runner.run, self._case.device)
+
+    def _check_parity(self, name: str, case: Case) -> protocol.Reply:
+        from zipfmax.reference.parity import Oracle
+
+        implementation = registry.implementation(name)
+        reason = implementation.lacks(case)
+        if reason is not None:
+            return protocol.Lacking(reason)
+        references = REFERENCES[implementation.family]
+        if self._judging != (case, references):
+            self._oracle = None  # frees the last case's truth first
+            self._oracle = Oracle(case, references)
+            self._judging = (case, references)
+        return protocol.Parity(tuple(self._oracle.check(implementation)))
 
     def _load(self, round: int) -> tuple[int, ...]:
         assert self._case is not None
@@ -141,16 +164,6 @@ def _implementation(name: str) -> Implementation | None:
 
         return Limit()
     return registry.implementation(name)
-
-
-def _check_parity(name: str, case: Case) -> protocol.Reply:
-    from zipfmax.reference import parity
-
-    implementation = registry.implementation(name)
-    reason = implementation.lacks(case)
-    if reason is not None:
-        return protocol.Lacking(reason)
-    return protocol.Parity(tuple(parity.check(case, implementation, against=("definition",))))
 
 
 def _weights_key(case: Case) -> tuple[object, ...]:

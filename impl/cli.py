@@ -91,6 +91,10 @@ def sweep(
     rounds: Annotated[
         int | None, typer.Option(help="Samples of each cell; by default as many as 2 s hold.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Go on until every ratio is known this well, such as 2%, or --budget ends."),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Seconds that one cell may cost (60); dearer ones are recorded as such."),
@@ -118,6 +122,7 @@ def sweep(
         threads=threads,
         processes=processes,
         rounds=rounds,
+        precision=precision,
         budget=budget,
     )
     raise typer.Exit(run(options, out, resume))

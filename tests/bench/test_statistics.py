@@ -79,3 +79,40 @@ def test_swapping_the_two_inverts_the_ratio(times, processes):
     assert forward.estimate == pytest.approx(1 / backward.estimate)
     assert forward.low <= forward.estimate * (1 + 1e-9)
     assert forward.high >= forward.estimate * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.3, 1.5, "FASTER"),
+        (0.5, 0.7, "SLOWER"),
+        (0.99, 1.01, "SAME"),
+        (1.001, 1.01, "SAME"),
+        (0.9, 1.01, "UNRESOLVED"),
+        (0.99, 1.2, "UNRESOLVED"),
+        (1.01, 1.2, "FASTER"),
+        (None, None, "UNRESOLVED"),
+    ],
+)
+def test_a_verdict_says_only_what_the_interval_shows(low, high, verdict):
+    assert statistics.Ratio(1.0, low, high, 9).verdict(margin=0.02) == verdict
+
+
+def test_an_effect_as_large_as_the_smallest_one_is_found_four_times_in_five():
+    rng = np.random.default_rng(2)
+    noise, rounds = 0.03, 20
+    effects = []
+    for trial in range(60):
+        null = statistics.speedup(
+            series(np.ones(rounds)), series(np.exp(noise * rng.standard_normal(rounds))), seed=trial
+        )
+        assert null is not None
+        effects.append(null.smallest_effect)
+    effect = 1 + np.median(effects)
+    found = 0
+    for trial in range(200):
+        slower = effect * np.exp(noise * rng.standard_normal(rounds))
+        ratio = statistics.speedup(series(np.ones(rounds)), series(slower), seed=trial)
+        assert ratio is not None
+        found += ratio.high < 1
+    assert 0.65 < found / 200 < 0.95

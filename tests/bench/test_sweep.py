@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -174,6 +175,7 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
         (["--cutoffs", "30,10"], ["cutoffs", "increasing"]),
         (["--cutoffs", "ten"], ["cutoffs 'ten'", "2000,10000"]),
         (["--classes", "50", "--cutoffs", "50"], ["cutoffs 50", "below"]),
+        (["--precision", "two"], ["--precision", "2%", "'two'"]),
         (["--rounds", "0"], ["--rounds", "positive", "0"]),
         (["--budget", "-1"], ["--budget", "positive"]),
         (["--resume"], ["--resume", "--out"]),
@@ -192,3 +194,27 @@ def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
 def test_wrong_use_ends_with_status_2_and_one_line():
     done = sweep("--preset", "slow", expect=2)
     assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, wikitext103\n"
+
+
+def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path):
+    out = tmp_path / "run"
+    sweep(
+        *SMALL,
+        *options("--impl", "full", "torch"),
+        *(
+            "--labels",
+            "uniform",
+            "--task",
+            "train",
+            "--precision",
+            "90%",
+            "--budget",
+            "30",
+            "--out",
+            str(out),
+        ),
+    )
+    torch = next(line for line in lines(out) if line["impl"] == "torch")
+    assert torch["speedup_vs_full_high"] / torch["speedup_vs_full_low"] <= np.exp(2 * 0.9)
+    assert torch["speedup_vs_full_smallest_effect"] > 0
+    assert torch["speedup_vs_full_verdict"] in ("FASTER", "SAME", "SLOWER", "UNRESOLVED")
