@@ -74,7 +74,7 @@ class Details:
 
     summary: str
     table: Table
-    open: bool = False
+    opened: bool = False
 
 
 @dataclass

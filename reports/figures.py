@@ -14,6 +14,7 @@ from typing import Any, ParamSpec
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
@@ -158,6 +159,7 @@ def speedup_by_head_share(rows: pd.DataFrame, baseline: str, *, theme: Theme = L
 def efficiency(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Limit over measured time against vocabulary size, a line per implementation: 1 is the bare products."""
     figure, panels = _panels(rows, theme)
+    panels[0][1].set_ylabel("limit / measured")
     for task, axes in panels:
         here = rows[rows["task"] == task]
         for position, name in enumerate(dict.fromkeys(rows["impl"])):
@@ -170,7 +172,6 @@ def efficiency(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
         axes.set_xscale("log")
         _ticks(axes, rows["n_classes"])
         axes.set_xlabel("vocabulary size")
-        axes.set_ylabel("limit / measured")
     _legend(figure, panels, "implementation")
     return figure
 
@@ -179,6 +180,7 @@ def efficiency(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
 def peak_memory(rows: pd.DataFrame, axis: str, *, theme: Theme = LIGHT) -> Figure:
     """Peak bytes of temporaries against `axis` ("n_classes" or "batch_size"), a line per implementation."""
     figure, panels = _panels(rows, theme)
+    panels[0][1].set_ylabel("peak temporary memory")
     for task, axes in panels:
         here = rows[rows["task"] == task]
         for position, name in enumerate(dict.fromkeys(rows["impl"])):
@@ -190,7 +192,6 @@ def peak_memory(rows: pd.DataFrame, axis: str, *, theme: Theme = LIGHT) -> Figur
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         _ticks(axes, rows[axis])
         axes.set_xlabel("vocabulary size" if axis == "n_classes" else "batch size")
-        axes.set_ylabel("peak temporary memory")
     _legend(figure, panels, "implementation")
     return figure
 
@@ -262,6 +263,70 @@ def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+@_in_colours
+def runs_beside(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
+    """Speedups of the same cells in several runs: a row per cell, a mark and its interval per run."""
+    rows = rows.assign(cell=rows["n_classes"].map(count) + " classes, " + rows["labels_name"])
+    ordered = rows.sort_values(["n_classes", "skew"], ascending=False, na_position="first")
+    names = list(dict.fromkeys(ordered["cell"]))
+    runs = list(dict.fromkeys(rows["run"]))
+    figure, panels = _panels(rows, theme, height=1.5 + 0.32 * len(names))
+    for task, axes in panels:
+        here = rows[rows["task"] == task]
+        for position, run in enumerate(runs):
+            points = here[here["run"] == run]
+            offset = 0.24 * (position - (len(runs) - 1) / 2)
+            spread = [
+                (points["speedup"] - points["low"]).clip(lower=0).fillna(0),
+                (points["high"] - points["speedup"]).clip(lower=0).fillna(0),
+            ]
+            look = {**_series(theme, position, run), "linestyle": "none"}
+            axes.errorbar(points["speedup"], points["cell"].map(names.index) - offset, xerr=spread, **look)
+        axes.axvline(1.0, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 3)))
+        axes.set_xscale("log")
+        _factor_ticks(axes.xaxis, *axes.get_xlim())
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(visible=True, axis="x")
+        axes.set_xlabel(f"speedup over {baseline}")
+    _legend(figure, panels, "run")
+    return figure
+
+
+@_in_colours
+def roofline(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
+    """FLOPs a second against FLOPs a byte of each cell's products: measured, and at the measured limit.
+
+    `rows` has `intensity`, `flops_per_s` and `limit_flops_per_s`.
+    """
+    figure, panels = _panels(rows, theme)
+    panels[0][1].set_ylabel("GFLOP/s")
+    for task, axes in panels:
+        here = rows[rows["task"] == task]
+        for position, name in enumerate(dict.fromkeys(rows["impl"])):
+            points = here[here["impl"] == name]
+            look = {**_series(theme, position, name), "linestyle": "none", "alpha": 0.8}
+            axes.plot(points["intensity"], points["flops_per_s"] / 1e9, **look)
+        limit = here.drop_duplicates("case").sort_values("intensity")
+        axes.plot(
+            limit["intensity"],
+            limit["limit_flops_per_s"] / 1e9,
+            marker="_",
+            markersize=14,
+            markeredgewidth=2,
+            linestyle="none",
+            color=theme.ink,
+            label="the limit, measured",
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("FLOPs per byte of the products")
+        axes.grid(visible=True, which="major", axis="both")
+    _legend(figure, panels, "implementation")
+    return figure
+
+
 def _panels(
     rows: pd.DataFrame, theme: Theme, height: float = PANEL[1], width: float = PANEL[0]
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
@@ -309,12 +374,9 @@ def _speedup_axis(axes: Axes, rows: pd.DataFrame, baseline: str, theme: Theme) -
     """A logarithmic axis in powers of two with the break-even line; values are speedups."""
     reach = pd.concat([rows["speedup"], rows["low"], rows["high"]]).dropna()
     low, high = min(float(reach.min()), 0.9) / 1.1, max(float(reach.max()), 1.1) * 1.1
-    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(_levels(first, last)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    _factor_ticks(axes.yaxis, low, high)
     axes.axhline(1.0, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 3)))
     axes.annotate(
         "break-even",
@@ -330,10 +392,14 @@ def _speedup_axis(axes: Axes, rows: pd.DataFrame, baseline: str, theme: Theme) -
         axes.set_ylabel(f"speedup over\n{baseline}")
 
 
-def _levels(first: int, last: int) -> list[float]:
-    """Powers of two, and 1.5 times them where the axis spans little."""
+def _factor_ticks(axis: Axis, low: float, high: float) -> None:
+    """Ticks at powers of two, and at 1.5 times them where the axis spans little."""
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     powers = [2.0**power for power in range(first, last + 1)]
-    return powers if last - first > 3 else sorted(powers + [1.5 * power for power in powers])
+    levels = powers if last - first > 3 else sorted(powers + [1.5 * power for power in powers])
+    axis.set_major_locator(FixedLocator(levels))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _ticks(axes: Axes, values: Iterable[float]) -> None:

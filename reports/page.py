@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+import pandas as pd
+from markupsafe import Markup, escape
 
 import zipfmax
 from zipfmax.reports import charts, sections, tables
 from zipfmax.reports.commands import run_commands
-from zipfmax.reports.elements import Table
+from zipfmax.reports.comparison import compare
+from zipfmax.reports.elements import Picture, Section, Table
 from zipfmax.reports.rundir import Run
 from zipfmax.reports.style import DARK, LIGHT, size
 from zipfmax.reports.summary import condition_text, statements
+from zipfmax.reports.trust import trust
 
 SIGNS = {"good": "✓", "bad": "✗", "mixed": "±", "unknown": "?"}
 """Beside the colour of an answer."""
 
+COMPARISON = ("comparison", "The runs beside each other")
 SECTIONS = (
     ("speed", "Is it worth it?"),
     ("why", "Why?"),
@@ -35,36 +42,80 @@ SECTIONS = (
 )
 
 
-def render(run: Run) -> str:
-    """The page of a run, as HTML text."""
-    table = tables.cells(run)
-    context: dict[str, Any] = {
-        "title": f"{run.name}: parity and speed of adaptive softmax",
-        "machine_line": machine_line(run),
-        "versions_line": versions_line(run),
-        "remarks": run.remarks,
-        "statements": statements(run, table),
-        "signs": SIGNS,
-        "condition_line": _condition_line(table),
-        "sections": SECTIONS,
-        "speed": sections.speed(table),
-        "why": sections.why(table),
-        "parity": sections.parity(run),
-        "missing": sections.missing(table),
-        "all_cells": sections.all_cells(table),
-        "commands": [*run_commands(run), shlex.join(["zipfmax", "report", run.name])],
-        "facts": facts(run),
-        "zipfmax_version": zipfmax.__version__,
-    }
-    environment = _environment()
-    scripts = charts.scripts()
-    context |= {
-        "data": charts.payload(run, table),
-        "scripts": [Markup(script) for script in scripts],
-        "script_hashes": [_hash(script) for script in scripts],
-    }
-    context["css"] = Markup(environment.get_template("page.css.j2").render(light=LIGHT, dark=DARK))
-    return environment.get_template("page.html.j2").render(context)
+@dataclass(frozen=True)
+class Page:
+    """Everything that a page, a Markdown summary and a folder of figures show of one or several runs."""
+
+    runs: Sequence[Run]
+    table: pd.DataFrame
+    comparison: Section | None
+    speed: Section
+    why: Section
+    trust: Section
+    missing: Section
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Page:
+        """The page of the first run; the others stand beside it in the comparison."""
+        run = runs[0]
+        table = tables.cells(run)
+        return cls(
+            runs=runs,
+            table=table,
+            comparison=compare(runs) if len(runs) > 1 else None,
+            speed=sections.speed(table),
+            why=sections.why(table),
+            trust=trust(run),
+            missing=sections.missing(table),
+        )
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every figure, in order."""
+        found = [self.comparison, self.speed, self.why, self.trust]
+        return [picture for section in found if section is not None for picture in section.figures]
+
+    def html(self) -> str:
+        """The page as HTML text."""
+        scripts = charts.scripts()
+        environment = _environment()
+        css = environment.get_template("page.css.j2").render(light=LIGHT, dark=DARK)
+        return environment.get_template("page.html.j2").render(
+            self._context(),
+            css=Markup(css),
+            condition_line=_condition_line(self.table),
+            sections=SECTIONS if self.comparison is None else (COMPARISON, *SECTIONS),
+            speed=self.speed,
+            why=self.why,
+            all_cells=sections.all_cells(self.table),
+            facts=facts(self.runs[0]),
+            data=charts.payload(self.runs[0], self.table),
+            scripts=[Markup(script) for script in scripts],
+            script_hashes=[_hash(script) for script in scripts],
+            zipfmax_version=zipfmax.__version__,
+        )
+
+    def markdown(self) -> str:
+        """A summary in Markdown, short enough for a pull request."""
+        heat = next((picture.table for picture in self.speed.figures if picture.name == "heat"), None)
+        text = _environment().get_template("summary.md.j2").render(self._context(), heat=heat)
+        return text.strip() + "\n"
+
+    def _context(self) -> dict[str, Any]:
+        run = self.runs[0]
+        names = [part.name for part in self.runs]
+        return {
+            "title": f"{' and '.join(names)}: parity and speed of adaptive softmax",
+            "machine_line": machine_line(run),
+            "versions_line": versions_line(run),
+            "remarks": [remark for part in self.runs for remark in part.remarks],
+            "statements": statements(run, self.table),
+            "signs": SIGNS,
+            "comparison": self.comparison,
+            "parity": self.trust,
+            "missing": self.missing,
+            "commands": [*run_commands(run), shlex.join(["zipfmax", "report", *names])],
+        }
 
 
 def machine_line(run: Run) -> str:
@@ -110,11 +161,17 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix.removesuffix("."), shown or "none")]
 
 
-def _condition_line(table: Any) -> str:
+def _condition_line(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     condition = tables.main_condition(table)
     return f"Figures of the first screen: {condition_text(condition)}; other conditions below."
+
+
+def _markdown_text(value: object) -> str:
+    """Text that Markdown shows as it is, within a table too."""
+    escaped = str(escape(value)).replace("&#39;", "'").replace("&#34;", '"')
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", " ".join(escaped.split()))
 
 
 def _hash(script: str) -> str:
@@ -130,5 +187,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["md"] = _markdown_text
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # controls keep their order
     return environment

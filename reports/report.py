@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zipfmax.errors import UsageError
-from zipfmax.reports.page import render
+from zipfmax.reports.elements import Picture
+from zipfmax.reports.page import Page
 from zipfmax.reports.rundir import read_run
+from zipfmax.reports.style import THEMES
+from zipfmax.reports.svg import standalone_svg
+
+_PNG_DPI = 160
 
 
 def write_report(
@@ -32,10 +37,27 @@ def write_report(
     """
     if not directories:
         raise UsageError("name at least one run directory")
-    runs = [read_run(directory) for directory in directories]
-    page = output if output is not None else directories[0] / "index.html"
-    _write(page, render(runs[0]))
-    return page
+    page = Page.of([read_run(directory) for directory in directories])
+    path = output if output is not None else directories[0] / "index.html"
+    _write(path, page.html())
+    if figures is not None:
+        for picture in page.pictures:
+            _draw(picture, figures)
+    if markdown is not None:
+        _write(markdown, page.markdown())
+    return path
+
+
+def _draw(picture: Picture, folder: Path) -> None:
+    """NAME-light.svg, NAME-dark.svg and the same as PNG."""
+    for theme in THEMES:
+        figure = picture.draw(theme)
+        path = folder / f"{picture.name}-{theme.name}.svg"
+        _write(path, standalone_svg(figure, picture.name, picture.title, picture.description))
+        try:
+            figure.savefig(path.with_suffix(".png"), dpi=_PNG_DPI, bbox_inches="tight")
+        except OSError as error:
+            raise UsageError(f"cannot write {path.with_suffix('.png')}: {error.strerror or error}") from error
 
 
 def _write(path: Path, text: str) -> None:

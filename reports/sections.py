@@ -7,12 +7,9 @@ import pandas as pd
 from zipfmax.reports import figures, tables
 from zipfmax.reports.commands import sweep_command
 from zipfmax.reports.elements import Details, Format, Picture, Section, Table, text
-from zipfmax.reports.rundir import Run
-from zipfmax.reports.style import count, factor, percent, scientific, seconds, size
+from zipfmax.reports.parts import parts_of
+from zipfmax.reports.style import amount, count, factor, percent, seconds, size
 from zipfmax.reports.summary import condition_text, name_of
-
-_MOST_ROWS = 300
-"""Rows of a table of findings that the page shows; the run directory holds the rest."""
 
 STATUS_WORDS = {
     "ok": "measured",
@@ -141,6 +138,10 @@ def why(table: pd.DataFrame) -> Section:
     limited = rows[rows["limit_s"].notna()]
     if not limited.empty:
         section.figures.append(_efficiency(limited, caption))
+        limited = limited.assign(parts=limited.apply(parts_of, axis="columns", result_type="reduce"))
+        limited = limited[limited["parts"].map(len) > 0]
+        if not limited.empty:
+            section.figures.append(_roofline(limited, caption))
     weighed = table[table["ok"] & (table["peak_bytes"] > 0)]
     if not weighed.empty:
         section.figures.append(_memory(weighed, condition))
@@ -193,6 +194,55 @@ def _efficiency(rows: pd.DataFrame, caption: str) -> Picture:
     )
 
 
+def _roofline(rows: pd.DataFrame, caption: str) -> Picture:
+    """Every cell's products against what the machine was measured to reach on the same shapes."""
+    flops = rows["parts"].map(lambda parts: sum(part.flops for part in parts))
+    moved = rows["parts"].map(lambda parts: sum(part.bytes for part in parts))
+    rows = rows.assign(
+        intensity=flops / moved,
+        flops_per_s=flops / rows["median_s"],
+        limit_flops_per_s=flops / rows["limit_s"],
+    )
+    each = rows.drop_duplicates("case").explode("parts")
+    total = each["case"].map(dict(zip(rows["case"], flops, strict=True)))
+    each = each.assign(
+        part=[part.name for part in each["parts"]],
+        part_rows=[part.rows for part in each["parts"]],
+        width=[part.width for part in each["parts"]],
+        columns=[part.classes for part in each["parts"]],
+        part_flops=[part.flops for part in each["parts"]],
+        part_bytes=[part.bytes for part in each["parts"]],
+        part_intensity=[f"{part.intensity:.3g}" for part in each["parts"]],
+        share=[part.flops for part in each["parts"]] / total,
+    )
+    columns: dict[str, tuple[str, Format]] = {
+        "task": ("task", text),
+        "n_classes": ("classes", count),
+        "labels_name": ("labels", text),
+        "part": ("part", text),
+        "part_rows": ("rows", count),
+        "width": ("width", count),
+        "columns": ("columns", count),
+        "part_flops": ("FLOPs", amount),
+        "share": ("share of the cell's", percent),
+        "part_bytes": ("bytes", size),
+        "part_intensity": ("FLOPs per byte", text),
+        "limit_s": ("the whole cell's limit", seconds),
+    }
+    return Picture(
+        name="roofline",
+        title="Roofline: products against what this machine reaches",
+        reading="A mark for each cell: how many operations its matrix products do a second, against how "
+        "many they do for each byte that they move. The bars are the same products alone, measured in the "
+        "same run. The table splits each cell into head and tails.",
+        description="Achieved operations a second against arithmetic intensity, with the measured limit.",
+        caption=caption,
+        draw=lambda theme: figures.roofline(rows, theme=theme),
+        table=Table.of(caption, each, columns),
+        command=sweep_command(rows, list(dict.fromkeys(rows["impl"]))),
+    )
+
+
 def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
     """Against batch size where the run varies it, otherwise against vocabulary size."""
     varied = table[table["n_classes"] == table["n_classes"].max()]
@@ -220,120 +270,6 @@ def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
         draw=lambda theme: figures.peak_memory(rows, axis, theme=theme),
         table=Table.of(caption, rows, columns),
         command=sweep_command(rows, list(dict.fromkeys(rows["impl"]))),
-    )
-
-
-def parity(run: Run) -> Section:
-    """Agreement with the references: per implementation, per tensor, and every finding."""
-    table = run.parity
-    if table.empty:
-        return Section("This run holds no comparison with a reference; `zipfmax verify` makes one.")
-    rows = tables.with_used_budget(table)
-    section = Section(
-        "Each tensor of each cell is compared with float64 truth. Its budget is twice what the reference "
-        "itself errs, plus rounding; an error above 100 % of its budget is a failure."
-    )
-    section.tables.append(_by_implementation(table))
-    failures, skipped = rows[rows["status"] == "fail"], rows[rows["status"] == "skipped"]
-    if not failures.empty:
-        section.details.append(_findings(failures, "comparisons that failed", opened=True))
-    if not skipped.empty:
-        section.details.append(_skipped(skipped))
-    section.details.append(_by_tensor(rows))
-    if rows["used"].notna().any():
-        section.figures.append(_strip(rows, run))
-    return section
-
-
-def _by_implementation(table: pd.DataFrame) -> Table:
-    summary = tables.parity_by_implementation(table)
-    columns: dict[str, tuple[str, Format]]
-    verdict = summary["fail"].map(lambda fails: "✗ differs" if fails else "✓ agrees")
-    summary["verdict"] = verdict.where(summary["pass"] + summary["fail"] > 0, "– not compared")
-    columns = {
-        "impl": ("implementation", text),
-        "against": ("against", name_of),
-        "dtype": ("dtype", text),
-        "verdict": ("verdict", text),
-        "cells": ("cells", count),
-        "pass": ("tensors within budget", count),
-        "fail": ("over budget", count),
-        "skipped": ("skipped", count),
-        "worst": ("worst error / budget", percent),
-        "worst_tensor": ("worst tensor", text),
-    }
-    return Table.of("Parity at a glance", summary, columns)
-
-
-def _findings(rows: pd.DataFrame, what: str, opened: bool = False) -> Details:
-    columns = {
-        "case": ("cell", text),
-        "impl": ("implementation", text),
-        "against": ("against", text),
-        "tensor": ("tensor", text),
-        "error": ("error", scientific),
-        "budget": ("budget", scientific),
-        "used": ("error / budget", percent),
-        "reason": ("reason", text),
-    }
-    more = f", the first {_MOST_ROWS}" if len(rows) > _MOST_ROWS else ""
-    summary = f"{count(len(rows))} {what}{more}"
-    return Details(summary, Table.of(summary, rows.head(_MOST_ROWS), columns), opened)
-
-
-def _skipped(rows: pd.DataFrame) -> Details:
-    grouped = rows.assign(reason=rows["reason"].fillna("no reason recorded"))
-    grouped = grouped.groupby(["impl", "against", "reason"], sort=False)["case"].nunique().reset_index()
-    columns = {
-        "impl": ("implementation", text),
-        "against": ("against", text),
-        "case": ("cells", count),
-        "reason": ("reason", text),
-    }
-    return Details(
-        f"{count(len(rows))} comparisons that were skipped, by reason", Table.of("Skipped", grouped, columns)
-    )
-
-
-def _by_tensor(rows: pd.DataFrame) -> Details:
-    grouped = rows.groupby(["impl", "against", "dtype", "tensor"], sort=False)["used"]
-    summary = grouped.agg(["count", "median", "max"]).reset_index()
-    columns = {
-        "impl": ("implementation", text),
-        "against": ("against", text),
-        "dtype": ("dtype", text),
-        "tensor": ("tensor", text),
-        "count": ("comparisons", count),
-        "median": ("median error / budget", percent),
-        "max": ("worst", percent),
-    }
-    return Details(
-        "Error against budget, tensor by tensor", Table.of("Error in units of its budget", summary, columns)
-    )
-
-
-def _strip(rows: pd.DataFrame, run: Run) -> Picture:
-    points = tables.binned(rows)
-    columns = {
-        "impl": ("implementation", text),
-        "against": ("against", text),
-        "dtype": ("dtype", text),
-        "tensor": ("tensor", text),
-        "used": ("error / budget, about", percent),
-        "comparisons": ("comparisons", count),
-    }
-    return Picture(
-        name="strip",
-        title="Every comparison's error against its budget",
-        reading="Each mark is a tensor's error in units of its budget, on a logarithmic axis; right of the "
-        "dashed line it fails. Marks of nearly the same error are drawn as one.",
-        description=f"Errors of {count(len(rows))} comparisons; the largest is "
-        f"{percent(rows['used'].max())} of its budget.",
-        caption=f"{count(len(rows))} comparisons.",
-        draw=lambda theme: figures.parity_strip(points, theme=theme),
-        table=Table.of("Errors in units of their budgets", points, columns),
-        command=str(run.meta.get("command") or "zipfmax verify"),
-        chart="strip",
     )
 
 
