@@ -37,6 +37,7 @@ class ParityGuard:
         # Of each implementation and case: by tensor, the fault against each reference, or None.
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
         self._refused: dict[tuple[str, str], tuple[str, str]] = {}
+        self._shares: dict[tuple[str, str], list[float]] = {}
         for line in directory.records("parity"):
             self._remember(line)
 
@@ -63,6 +64,11 @@ class ParityGuard:
         more = f" (and {len(wrong) - 1} more tensors)" if len(wrong) > 1 else ""
         return "parity_failed", f"{wrong[0][0]}{more}, on {checked.id}"
 
+    def worst(self, name: str, case: Case) -> float | None:
+        """The largest error of the shape's check as a share of its budget; None where nothing was compared."""
+        checked = checked_case(case, registry.implementation(name).family)
+        return max(self._shares.get((name, checked.id), []), default=None)
+
     def _check(self, name: str, case: Case) -> None:
         key = (name, case.id)
         match self._worker.ask(protocol.CheckParity(name, case), TIMEOUT_S):
@@ -76,6 +82,8 @@ class ParityGuard:
                 self._refused[key] = (status, f"while its parity was checked: {reason}")
 
     def _remember(self, line: Mapping[str, Any]) -> None:
+        if line["error"] is not None and line["budget"]:
+            self._shares.setdefault((line["impl"], line["case"]), []).append(line["error"] / line["budget"])
         tensors = self._faults.setdefault((line["impl"], line["case"]), {})
         if line["status"] == "pass":
             tensors.setdefault(line["tensor"], []).append(None)
