@@ -49,24 +49,26 @@ def nll(
     *,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
     Reads the targets on the host. Clusters without targets take no part, so their weights' gradients stay
     None. Second derivatives (`create_graph=True`) are computed by the eager backend.
     """
+    dtype = dtype or hidden.dtype
     if torch.compiler.is_compiling():
         log_p = operators.log_p(layout.bounds, weights, hidden, target, ignore_index, workspace_bytes)
         counted = None if ignore_index is None else target != ignore_index
-        return log_p.to(hidden.dtype), reduce_loss(log_p, counted, reduction).to(hidden.dtype)
+        return log_p.to(dtype), reduce_loss(log_p, counted, reduction).to(dtype)
     tensors = (hidden, *weights.tensors())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        job = _Job(layout, weights, ignore_index, reduction)
+        job = _Job(layout, weights, ignore_index, reduction, dtype)
         output, loss = _Nll.apply(job, hidden, target, *weights.tensors())  # type: ignore[no-untyped-call]
         return cast(Tensor, output), cast(Tensor, loss)
     batch = Batch.route(layout.bounds, target, ignore_index)
     log_p, _ = log_p_and_gradients(weights, hidden, batch, workspace_bytes)
-    return log_p.to(hidden.dtype), reduce_loss(log_p, batch.counted, reduction).to(hidden.dtype)
+    return log_p.to(dtype), reduce_loss(log_p, batch.counted, reduction).to(dtype)
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
@@ -88,6 +90,8 @@ class _Job:
     """Tells which tensor is which; autograd hands them over one by one."""
     ignore_index: int | None
     reduction: str
+    dtype: torch.dtype
+    """Of the results."""
 
 
 class _Nll(torch.autograd.Function):
@@ -99,32 +103,51 @@ class _Nll(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch = Batch.route(job.layout.bounds, target, job.ignore_index)
         wanted = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
-        # Gradients of a float16 mean underflow unless a loss scale multiplies them first: they wait for it.
-        at_once = job.reduction != "none" and hidden.dtype != torch.float16
-        scale = -1.0 / (max(batch.n_counted, 1) if job.reduction == "mean" else 1) if at_once else None
+        scale = _loss_scale(job, batch)
         log_p, gradients = log_p_and_gradients(job.weights, hidden, batch, workspace_bytes, scale, wanted)
         loss = reduce_loss(log_p, batch.counted, job.reduction)
 
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, target, *tensors)
         ctx.job, ctx.batch, ctx.wanted = job, batch, wanted
-        ctx.gradients = gradients if at_once else None
+        ctx.loss_gradients = None if scale is None else gradients
         return log_p.to(hidden.dtype), loss.to(hidden.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None and grad_loss is None:
+            return (None,) * len(ctx.needs_input_grad)
         hidden, target, *tensors = ctx.saved_tensors
-        taken, ctx.gradients = ctx.gradients, None  # a second backward finds none and does the tiles again
+        job, batch = ctx.job, ctx.batch
+        gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
         if torch.is_grad_enabled():
-            gradients = _differentiable_gradients(ctx.job, hidden, target, tensors, grad_output, grad_loss)
-        elif taken is not None and grad_output is None and grad_loss is not None:
-            gradients = [None if gradient is None else gradient.mul_(grad_loss) for gradient in taken]
+            gradients = _differentiable_gradients(job, hidden, target, tensors, grad_output, grad_loss)
+            return None, gradients[0], None, *gradients[1:]
+
+        weights = job.weights.with_tensors(tensors)
+        scale = _loss_scale(job, batch) if grad_output is None else None
+        if scale is None:
+            gradients = None
+            row_scale = _row_scale(job, batch, grad_output, grad_loss)
+            _, gradients = log_p_and_gradients(weights, hidden, batch, workspace_bytes, row_scale, ctx.wanted)
         else:
-            del taken
-            scale = _row_scale(ctx.job, ctx.batch, grad_output, grad_loss)
-            weights = ctx.job.weights.with_tensors(tensors)
-            _, gradients = log_p_and_gradients(weights, hidden, ctx.batch, workspace_bytes, scale, ctx.wanted)
+            if gradients is None:  # a second backward through a retained graph
+                _, gradients = log_p_and_gradients(weights, hidden, batch, workspace_bytes, scale, ctx.wanted)
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(grad_loss)
         return None, gradients[0], None, *gradients[1:]
+
+
+def _loss_scale(job: _Job, batch: Batch) -> float | None:
+    """Gradient of the loss by each log p, where it is one number, known before the backward.
+
+    None for reduction "none"; and for float16, whose gradients of a mean underflow unless a loss scale
+    multiplies them first.
+    """
+    if job.reduction == "none" or job.weights.head.dtype == torch.float16:
+        return None
+    return -1.0 if job.reduction == "sum" else -1.0 / max(batch.n_counted, 1)
 
 
 def _row_scale(job: _Job, batch: Batch, grad_output: Tensor | None, grad_loss: Tensor | None) -> Tensor:
@@ -155,6 +178,7 @@ def _differentiable_gradients(
         target,
         ignore_index=job.ignore_index,
         reduction=job.reduction,
+        dtype=job.dtype,
     )
     seeds = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
     inputs = [tensor for tensor in (hidden, *tensors) if tensor.requires_grad]

@@ -44,7 +44,7 @@ class Tiles:
     @classmethod
     def plan(cls, n_rows: int, n_classes: int, workspace_bytes: int, dtype: torch.dtype) -> Tiles:
         """The largest blocks that the workspace holds, of about equal size."""
-        capacity = max(1, workspace_bytes // _bytes_per_logit(dtype))
+        n_rows, capacity = max(1, n_rows), max(1, workspace_bytes // _bytes_per_logit(dtype))
         if capacity // n_classes >= min(n_rows, MIN_BLOCK_ROWS):
             return cls(_even(n_rows, capacity // n_classes), n_classes)
         rows = _even(n_rows, min(MAX_BLOCK_ROWS, max(1, math.isqrt(capacity))))
@@ -53,7 +53,7 @@ class Tiles:
 
 def _even(total: int, largest: int) -> int:
     """Size of a part when `total` is cut into as few parts of at most `largest` as can be, evenly."""
-    return math.ceil(total / math.ceil(total / largest)) if total else 1
+    return math.ceil(total / math.ceil(total / largest))
 
 
 def spans(total: int, size: int) -> Iterator[tuple[int, int]]:
