@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from itertools import cycle, product
+from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
@@ -119,6 +120,39 @@ def full(device: str = "cpu") -> list[Case]:
         )
         cases[case.id] = case
     return list(cases.values())
+
+
+def small(device: str = "cpu") -> list[Case]:
+    """The smaller partitions of the quick grid: a few seconds' work, for a test suite."""
+    return [case for case in quick(device) if case.n_classes <= 203]
+
+
+def of_layer(layer: Any) -> list[Case]:
+    """Cases of a layer's own partition, dtype and device: batches of 1 and 33 rows, three kinds of labels.
+
+    Args:
+        layer: has torch.nn's attributes: in_features, n_classes, cutoffs (n_classes last), div_value, head.
+    """
+    weight = layer.head.weight
+    cutoffs = tuple(cutoff for cutoff in layer.cutoffs if cutoff < layer.n_classes)
+    layout = ClusterLayout(layer.in_features, layer.n_classes, cutoffs, layer.div_value)
+    return [
+        Case(
+            layer.n_classes,
+            layer.in_features,
+            batch_size,
+            cutoffs,
+            layer.div_value,
+            layer.head.bias is not None,
+            str(weight.dtype).removeprefix("torch."),
+            str(weight.device),
+            labels,
+            task=task,
+        )
+        for batch_size in (1, 33)
+        for labels in ("uniform", "zipf:1.0", beside_cutoffs(layout))
+        for task in TASKS
+    ]
 
 
 def beside_cutoffs(layout: ClusterLayout) -> str:

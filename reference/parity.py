@@ -8,20 +8,23 @@ changes nothing but rounding, and at last beside the definition in plain arithme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from zipfmax.reference import contract, definition, registry
+from zipfmax.reference import grid as grids
 from zipfmax.reference.case import Case
 from zipfmax.reference.contract import Size, Values, Verdict
 from zipfmax.reference.implementation import Family, Implementation, Inputs, Results
 from zipfmax.reference.inputs import FULL_WEIGHT, draw_full_weight, draw_inputs
-from zipfmax.reference.torch_nn import ParameterMismatchError
+from zipfmax.reference.torch_nn import ParameterMismatchError, TorchModule, users_layer
 
 ORDERS = 6
 """Orders of summation in which a reference is evaluated before a comparison counts as failed."""
@@ -46,6 +49,51 @@ def check(
 ) -> list[Record]:
     """Parity records of one implementation on one case; see `Oracle.check`."""
     return Oracle(case, against).check(_resolved(implementation))
+
+
+def assert_parity(
+    layer: str | nn.Module | Callable[..., Any],
+    cases: Sequence[Case] | None = None,
+    against: Sequence[str] = ("definition", "torch"),
+) -> None:
+    """Raise unless a layer computes adaptive softmax.
+
+    Args:
+        layer: a class with torch.nn's constructor and parameter names; or a module made by one, which is
+            copied, never changed; or the name of an implementation.
+        cases: what to compute; by default a few hundred small cells for a class or a name, and for a module
+            its own partition with several batches and labels.
+        against: names of references.
+
+    Raises:
+        AssertionError: what is wrong, a line for each tensor of each case.
+    """
+    if isinstance(layer, nn.Module):
+        implementation: Implementation = _module(layer)
+        cases = grids.of_layer(layer) if cases is None else cases
+    elif isinstance(layer, str):
+        implementation = registry.implementation(layer)
+    else:
+        implementation = users_layer(getattr(layer, "__name__", "layer"), layer)
+    faults = []
+    for case in grids.small() if cases is None else cases:
+        for record in check(case, implementation, against):
+            if record["status"] == "fail":
+                faults.append(
+                    f"{record['tensor']} against {record['against']}: {fault(record)}, in {case.id}"
+                )
+    if faults:
+        raise AssertionError(f"{implementation.name} is no adaptive softmax:\n" + "\n".join(faults))
+
+
+def fault(record: Record) -> str:
+    """What is wrong with a failed tensor, in words."""
+    if record["reason"] is not None:
+        return str(record["reason"])
+    return (
+        f"error {record['error']:.3g} ({record['norm']}), budget {record['budget']:.3g}, "
+        f"the reference's own {record['reference_error']:.3g}"
+    )
 
 
 class Oracle:
@@ -321,6 +369,10 @@ def _resolved(implementation: Implementation | str) -> Implementation:
     if isinstance(implementation, str):
         return registry.implementation(implementation)
     return implementation
+
+
+def _module(module: nn.Module) -> Implementation:
+    return TorchModule(type(module).__name__, lambda case: copy.deepcopy(module))
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,7 +17,7 @@ from zipfmax.reference import grid as grids
 from zipfmax.reference import registry
 from zipfmax.reference.case import Case
 from zipfmax.reference.implementation import Implementation
-from zipfmax.reference.parity import WHOLE, Oracle, Record
+from zipfmax.reference.parity import WHOLE, Oracle, Record, fault
 from zipfmax.reference.rundir import RunDirectory
 
 REFERENCES = ("definition", "torch", "paddle")
@@ -195,9 +194,7 @@ class Tally:
             )
         shown = set()
         for record in self.failures:
-            print(
-                f"FAILED {record['impl']} against {record['against']}, {record['tensor']}: {_fault(record)}"
-            )
+            print(f"FAILED {record['impl']} against {record['against']}, {record['tensor']}: {fault(record)}")
             cell = record["impl"], record["case"]
             if cell not in shown:
                 print(f"  {options.rerun(*cell)}")
@@ -212,12 +209,3 @@ def _share(record: Record) -> float:
     if budget == 0:
         return 0.0 if error == 0 else float("inf")
     return float(error / budget)
-
-
-def _fault(record: dict[str, Any]) -> str:
-    if record["reason"] is not None:
-        return str(record["reason"])
-    return (
-        f"error {record['error']:.3g} ({record['norm']}), budget {record['budget']:.3g}, "
-        f"the reference's own {record['reference_error']:.3g}"
-    )

@@ -7,12 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipfmax.reference import definition, registry
+from zipfmax.reference import grid as grids
 from zipfmax.reference.case import DTYPES, TASKS, Case
 from zipfmax.reference.inputs import draw_inputs
-from zipfmax.reference.parity import WHOLE, Oracle, Order, check
+from zipfmax.reference.parity import WHOLE, Oracle, Order, assert_parity, check
 from zipfmax.reference.torch_nn import users_layer
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True)
+
+
+pytest_plugins = ["pytester"]
 
 
 class Layer(torch.nn.AdaptiveLogSoftmaxWithLoss):
@@ -208,3 +212,48 @@ def test_a_lucky_reference_is_evaluated_again_before_a_comparison_fails():
     assert all(reference.errors[name].max >= first[name].max for name in first)
     assert any(reference.errors[name].max > first[name].max for name in first)
     assert reference.errors["output"].max < 50 * np.finfo(np.float32).eps * 30
+
+
+def test_a_right_class_and_a_right_module_hold():
+    assert_parity(torch.nn.AdaptiveLogSoftmaxWithLoss, grids.matching(grids.small(), "div4-bias"))
+    assert_parity(Layer(24, 60, [7, 20, 45], dtype=torch.float64, head_bias=True))
+
+
+def test_a_module_is_not_changed_by_the_check():
+    layer = Layer(24, 60, [7, 20, 45])
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    assert_parity(layer, against=("definition",))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_a_wrong_layer_is_told_by_tensor_reference_and_case():
+    class Wrong(Layer):
+        def predict(self, hidden):
+            return super().predict(hidden).clamp(max=3)
+
+    cases = grids.matching(grids.small(), "predict-V60-*-div4-bias")
+    with pytest.raises(AssertionError, match=r"Wrong is no adaptive softmax:\npredict against definition"):
+        assert_parity(Wrong, cases)
+    with pytest.raises(AssertionError, match="predict against torch"):
+        assert_parity(Wrong(24, 60, [7, 20, 45]))
+
+
+def test_parity_is_a_fixture_of_pytest(pytester):
+    pytester.makepyfile(
+        """
+        import torch
+
+        class Half(torch.nn.AdaptiveLogSoftmaxWithLoss):
+            def log_prob(self, hidden):
+                return super().log_prob(hidden) / 2
+
+        def test_right(assert_parity):
+            assert_parity(torch.nn.AdaptiveLogSoftmaxWithLoss(8, 20, [4, 9]))
+
+        def test_wrong(assert_parity):
+            assert_parity(Half(8, 20, [4, 9]))
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "zipfmax.reference.fixtures")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*log_prob against definition*"])
