@@ -32,6 +32,7 @@ def nll(
     *,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
@@ -43,6 +44,7 @@ def nll(
     """
     from zipfmax.backends.triton import operators
 
+    dtype = dtype or hidden.dtype
     tensors, present = operators.pack(weights)
     bounds = list(layout.bounds[1:])
     want_hidden = hidden.requires_grad
@@ -60,14 +62,15 @@ def nll(
             want_hidden,
             want_weights,
         )
-        return output, loss
+        return output.to(dtype), loss.to(dtype)
     output = operators.nll(hidden, target, tensors, present, bounds, ignore_index)
     if reduction == "none":
+        output = output.to(dtype)
         return output, -output
-    if reduction == "sum":
-        return output, -output.sum()
-    counted = hidden.shape[0] if ignore_index is None else (target != ignore_index).sum()
-    return output, -output.sum() / counted
+    loss = -output.sum()
+    if reduction == "mean":
+        loss = loss / (hidden.shape[0] if ignore_index is None else (target != ignore_index).sum())
+    return output.to(dtype), loss.to(dtype)
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:

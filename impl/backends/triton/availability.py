@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
@@ -10,16 +9,12 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
     """Whether Triton's interpreter is asked for: kernels then run on the CPU, slowly, through NumPy."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def unavailable(hidden: Tensor) -> str | None:
@@ -28,7 +23,7 @@ def unavailable(hidden: Tensor) -> str | None:
         return f"its kernels run on CUDA and ROCm devices, not on {hidden.device.type!r}"
     if hidden.device.type == "cpu" and not interpreting():
         return "its kernels need a GPU (or, to try them on a CPU, TRITON_INTERPRET=1 in the environment)"
-    if not _installed():
+    if not _INSTALLED:
         return "the triton package is not installed"
     if hidden.dtype not in DTYPES:
         return f"its kernels compute in float32, bfloat16 or float16, not in {str(hidden.dtype)[6:]}"

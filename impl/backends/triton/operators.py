@@ -60,8 +60,8 @@ def nll(
     bounds: list[int],
     ignore_index: int | None,
 ) -> Tensor:
-    """Log-probability of each target, [N] in the dtype of hidden."""
-    return nll_step(hidden, target, unpack(weights, present), bounds, ignore_index).output.to(hidden.dtype)
+    """Log-probability of each target, [N] float32."""
+    return nll_step(hidden, target, unpack(weights, present), bounds, ignore_index).output
 
 
 @nll.register_fake
@@ -73,7 +73,7 @@ def _(
     bounds: list[int],
     ignore_index: int | None,
 ) -> Tensor:
-    return hidden.new_empty(hidden.shape[0])
+    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
 
 
 def _nll_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -186,6 +186,8 @@ def nll_train(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """One training step: (output [N], loss, factor, gradient of hidden, gradients of the weights).
 
+    Output, loss and factor are float32, the gradients of the dtype of what they belong to.
+
     The gradients are those of loss / factor, where factor is N / (rows that count), or 1: a host number can
     be applied to float32 sums for nothing, a count on the device cannot.
     """
@@ -209,7 +211,7 @@ def nll_train(
         loss = -total / result.counted
         factor = n_rows / result.counted.clamp(min=1).float()
     gradients = result.weights if want_weights else [w.new_empty(0) for w in weights]
-    return result.output.to(hidden.dtype), loss.to(hidden.dtype), factor, result.hidden, gradients
+    return result.output, loss, factor, result.hidden, gradients
 
 
 @nll_train.register_fake
@@ -225,9 +227,10 @@ def _(
     want_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     gradient, gradients = _fake_gradients(hidden, weights, want_hidden, want_weights)
-    scalar = hidden.new_empty(())
-    factor = hidden.new_empty((), dtype=torch.float32)
-    return hidden.new_empty(hidden.shape[0]), scalar, factor, gradient, gradients
+    output, loss, factor = (
+        hidden.new_empty(shape, dtype=torch.float32) for shape in ((hidden.shape[0],), (), ())
+    )
+    return output, loss, factor, gradient, gradients
 
 
 def _train_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

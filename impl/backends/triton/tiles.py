@@ -98,5 +98,5 @@ def projection_tile(tensor: Tensor, width: int) -> Tile:
 
 def head_tile(n_columns: int) -> Tile:
     """BLOCK columns at a time."""
-    block = min(2048, max(16, int(triton.next_power_of_2(n_columns))))
-    return {"BLOCK": block, "num_warps": 4}
+    block = min(4096, max(16, int(triton.next_power_of_2(n_columns))))
+    return {"BLOCK": block, "num_warps": max(1, block // 512)}
