@@ -201,7 +201,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         """Log-probability of each target, and the loss.
 
         Args:
-            input: [..., d], of the parameters' dtype (any floating dtype under autocast).
+            input: [..., d], of the parameters' dtype. Under autocast, of any but float64: products are then
+                taken in autocast's dtype, and output and loss are float32.
             target: [...], int64 or int32, in [0, n_classes) or equal to ignore_index.
 
         Raises:
@@ -213,7 +214,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         weights = self.weights()
         if self.absent_grads == "zeros":
             weights = with_zeros_for_absent(weights)
-        hidden, weights, autocast_off = _operands(input, weights)
+        hidden, weights, dtype, autocast_off = _operands(input, weights)
         ranks, ignore_index = self._ranks(target.reshape(-1).long())
         with autocast_off:
             output, loss = self._backend_for(hidden, weights).nll(
@@ -223,6 +224,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
                 ranks,
                 ignore_index=ignore_index,
                 reduction=self.reduction,
+                dtype=dtype,
             )
         if self.reduction == "none":
             loss = loss.reshape(target.shape)
@@ -238,22 +240,22 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
                 `torch.no_grad()`.
         """
         self._check_input(input)
-        hidden, weights, autocast_off = _operands(input, self.weights())
+        hidden, weights, dtype, autocast_off = _operands(input, self.weights())
         columns = None if self.label_ranks is None else self.label_ranks.rank_of_label
         shape = (*input.shape[:-1], self.n_classes)
         if out is not None:
-            _check_out(hidden, weights, out, shape)
+            _check_out(hidden, weights, out, shape, dtype)
             with autocast_off:
                 decoding.log_prob_into(self.layout, weights, hidden, out.view(-1, self.n_classes), columns)
             return out
         with autocast_off:
             result = self._backend_for(hidden, weights).log_prob(self.layout, weights, hidden)
-        return (result if columns is None else result.index_select(1, columns)).reshape(shape)
+        return (result if columns is None else result.index_select(1, columns)).reshape(shape).to(dtype)
 
     def predict(self, input: Tensor) -> Tensor:
         """The most probable class: [..., d] -> [...], int64."""
         self._check_input(input)
-        hidden, weights, autocast_off = _operands(input, self.weights())
+        hidden, weights, _, autocast_off = _operands(input, self.weights())
         with autocast_off:
             best = self._backend_for(hidden, weights).predict(self.layout, weights, hidden)
         return self._labels(best).reshape(input.shape[:-1])
@@ -268,11 +270,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             ValueError: k outside [0, n_classes].
         """
         self._check_input(input)
-        hidden, weights, autocast_off = _operands(input, self.weights())
+        hidden, weights, dtype, autocast_off = _operands(input, self.weights())
         with autocast_off:
             found, _ = decoding.topk(self.layout, weights, hidden, k)
         shape = (*input.shape[:-1], k)
-        return TopK(found.values.reshape(shape), self._labels(found.indices).reshape(shape))
+        return TopK(found.values.reshape(shape).to(dtype), self._labels(found.indices).reshape(shape))
 
     def sample(self, input: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """n classes drawn independently from each row's distribution: [..., d] -> [..., n], int64.
@@ -284,7 +286,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             ValueError: n smaller than 1.
         """
         self._check_input(input)
-        hidden, weights, autocast_off = _operands(input, self.weights())
+        hidden, weights, _, autocast_off = _operands(input, self.weights())
         with autocast_off:
             drawn = decoding.sample(self.layout, weights, hidden, n, generator)
         return self._labels(drawn).reshape(*input.shape[:-1], n)
@@ -308,7 +310,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     def _backend_for(self, hidden: Tensor, weights: Weights) -> Backend:
         # An exported program runs where zipfmax's operators may be missing: plain torch operations there.
-        return backends.select("eager" if torch.compiler.is_exporting() else self.backend, hidden, weights)
+        # Its flag, not torch.compiler.is_exporting(): torch 2.11 answers that with yes under torch.compile too.
+        exporting = torch.compiler._is_exporting_flag
+        return backends.select("eager" if exporting else self.backend, hidden, weights)
 
     def _ranks(self, labels: Tensor) -> tuple[Tensor, int | None]:
         """Frequency ranks of flat labels, and the rank that stands for ignore_index."""
@@ -341,16 +345,18 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             raise RuntimeError(f"inputs are {input.dtype}, but the layer's weights are {weight.dtype}")
 
 
-def _check_out(hidden: Tensor, weights: Weights, out: Tensor, shape: tuple[int, ...]) -> None:
+def _check_out(
+    hidden: Tensor, weights: Weights, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *weights.tensors())):
         raise RuntimeError(
             "log_prob(): out=... does not support automatic differentiation, but an argument requires grad; "
             "call it under torch.no_grad()"
         )
-    expected = (torch.Size(shape), hidden.dtype, hidden.device)
+    expected = (torch.Size(shape), dtype, hidden.device)
     if (out.shape, out.dtype, out.device) != expected or not out.is_contiguous():
         raise RuntimeError(
-            f"out should be contiguous, {hidden.dtype} of size {expected[0]} on {hidden.device}, "
+            f"out should be contiguous, {dtype} of size {expected[0]} on {hidden.device}, "
             f"but found {out.dtype} of size {out.size()} on {out.device}"
         )
 
@@ -385,12 +391,26 @@ def _is_autocast(input: Tensor) -> bool:
     return torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64
 
 
-def _operands(input: Tensor, weights: Weights) -> tuple[Tensor, Weights, AbstractContextManager[Any]]:
-    """Rows [N, d] and weights of one dtype, and the context to compute in: under autocast, its dtype."""
+class _Operands(NamedTuple):
+    """What a call computes on."""
+
+    hidden: Tensor
+    """[N, d]"""
+    weights: Weights
+    """Of hidden's dtype."""
+    dtype: torch.dtype
+    """Of the results: the input's; float32 under autocast, as its log_softmax and losses are on a GPU."""
+    context: AbstractContextManager[Any]
+    """To compute in: casting is done already."""
+
+
+def _operands(input: Tensor, weights: Weights) -> _Operands:
     hidden = input.reshape(-1, input.size(-1))
     if not _is_autocast(input) or weights.head.dtype == torch.float64:
-        return hidden, weights, nullcontext()
+        return _Operands(hidden, weights, input.dtype, nullcontext())
     device_type = input.device.type
     dtype = torch.get_autocast_dtype(device_type)
-    autocast_off = torch.autocast(device_type, enabled=False)
-    return hidden.to(dtype), weights.map(lambda tensor: tensor.to(dtype)), autocast_off
+    cast_weights = weights.map(lambda tensor: tensor.to(dtype))
+    return _Operands(
+        hidden.to(dtype), cast_weights, torch.float32, torch.autocast(device_type, enabled=False)
+    )

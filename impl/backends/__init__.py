@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
@@ -34,6 +35,7 @@ class Backend(Protocol):
         *,
         ignore_index: int | None = None,
         reduction: str = "mean",
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each row's target, and the loss. Both differentiable.
 
@@ -44,9 +46,10 @@ class Backend(Protocol):
             target: [N], int64, in [0, n_classes) or equal to ignore_index.
             ignore_index: rows with this target get output 0 and no gradient, and are not counted.
             reduction: "mean" over the counted rows (NaN where there are none), "sum" or "none".
+            dtype: of the results, hidden's where it is None. Both are rounded to it once, at the end.
 
         Returns:
-            output [N], log p(target | hidden); loss, a scalar, or [N] for "none". Dtype of hidden.
+            output [N], log p(target | hidden); loss, a scalar, or [N] for "none".
 
         Raises:
             RuntimeError: a target outside [0, n_classes), with torch.nn's text (asynchronously on a GPU).

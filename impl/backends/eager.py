@@ -31,6 +31,7 @@ def nll(
     *,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
@@ -45,7 +46,8 @@ def nll(
         rows = counted.nonzero().squeeze(1)
         seen = _target_log_prob(layout, weights, hidden.index_select(0, rows), target.index_select(0, rows))
         output = seen.new_zeros(target.shape).index_copy(0, rows, seen)
-    return output, reduce_loss(output, counted, reduction)
+    loss = reduce_loss(output, counted, reduction)
+    return output.to(dtype or hidden.dtype), loss.to(dtype or hidden.dtype)
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     parts = [head[:, : layout.shortlist_size]]
     for tail, tail_weights in zip(layout, weights.tails, strict=True):
         parts.append(tail_log_prob(tail_weights, hidden) + head[:, tail.slot, None])
-    return torch.cat(parts, dim=1)
+    return torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
 
 
 def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
@@ -74,13 +76,18 @@ def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
 
 def head_log_prob(weights: Weights, hidden: Tensor) -> Tensor:
     """Log-probabilities of the shortlist's classes and of the clusters' slots, [N, head_size]."""
-    return F.log_softmax(F.linear(hidden, weights.head, weights.head_bias), dim=1)
+    return _log_softmax(F.linear(hidden, weights.head, weights.head_bias))
 
 
 def tail_log_prob(tail: TailWeights, hidden: Tensor) -> Tensor:
     """Log-probabilities of a cluster's classes given the cluster, [N, cluster size]."""
     projected = F.linear(hidden, tail.projection, tail.projection_bias)
-    return F.log_softmax(F.linear(projected, tail.output, tail.output_bias), dim=1)
+    return _log_softmax(F.linear(projected, tail.output, tail.output_bias))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32 at least: the sum of a head's and a tail's is rounded once, by who wants it narrower."""
+    return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _target_log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor, target: Tensor) -> Tensor:

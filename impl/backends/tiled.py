@@ -111,7 +111,7 @@ class _Nll(torch.autograd.Function):
         ctx.save_for_backward(hidden, target, *tensors)
         ctx.job, ctx.batch, ctx.wanted = job, batch, wanted
         ctx.loss_gradients = None if scale is None else gradients
-        return log_p.to(hidden.dtype), loss.to(hidden.dtype)
+        return log_p.to(job.dtype), loss.to(job.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:

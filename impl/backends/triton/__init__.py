@@ -51,17 +51,15 @@ def nll(
     want_weights = any(tensor.requires_grad for tensor in tensors)
     trained = torch.is_grad_enabled() and (want_hidden or want_weights)
     if trained and reduction != "none":
-        output, loss, *_ = operators.nll_train(
-            hidden,
-            target,
-            tensors,
-            present,
-            bounds,
-            ignore_index,
-            reduction == "mean",
-            want_hidden,
-            want_weights,
-        )
+        mean = reduction == "mean"
+        if torch.compiler.is_compiling():
+            output, loss, *_ = operators.nll_train(
+                hidden, target, tensors, present, bounds, ignore_index, mean, want_hidden, want_weights
+            )
+        else:
+            output, loss = operators.TrainStep.apply(
+                hidden, target, present, bounds, ignore_index, mean, *tensors
+            )
         return output.to(dtype), loss.to(dtype)
     output = operators.nll(hidden, target, tensors, present, bounds, ignore_index)
     if reduction == "none":

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
-from zipfmax.backends.triton.scaling import scaled
+from zipfmax.backends.triton.scaling import scale_, scaled
 from zipfmax.backends.triton.step import contiguous, nll_step, rows_of_unit_stride
 from zipfmax.weights import TailWeights, Weights
 
@@ -172,6 +173,63 @@ nll_gradients.register_autograd(_no_second_derivative, setup_context=_nothing_sa
 # --------------------------------------------------------------------------- a training step
 
 
+def train_step(
+    hidden: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    present: Sequence[int],
+    bounds: Sequence[int],
+    ignore_index: int | None,
+    mean: bool,
+    want: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, list[Tensor]]:
+    """One training step: (output [N], loss, factor, gradient of hidden, gradients of the weights).
+
+    Output, loss and factor are float32, the gradients of the dtype of what they belong to. The gradients are
+    those of loss / factor, where factor is N / (rows that count), or None for 1: a host number can be applied
+    to float32 sums for nothing, a count on the device cannot.
+    """
+    n_rows = hidden.shape[0]
+    result = nll_step(
+        hidden,
+        target,
+        unpack(weights, present),
+        bounds,
+        ignore_index,
+        scale=1.0 / max(n_rows, 1) if mean else 1.0,
+        want=want,
+    )
+    total = result.output.sum()
+    factor = None
+    if not mean:
+        loss = -total
+    elif ignore_index is None:
+        loss = total / -n_rows if n_rows else torch.full_like(total, float("nan"))
+    else:
+        loss = -total / result.counted
+        factor = n_rows / result.counted.clamp(min=1).float()
+    gradients = result.weights if want[1] else [w.new_empty(0) for w in weights]
+    return result.output, loss, factor, result.hidden, gradients
+
+
+def row_weights(
+    grad_output: Tensor,
+    grad_loss: Tensor | None,
+    target: Tensor,
+    ignore_index: int | None,
+    mean: bool,
+    factor: Tensor | None,
+) -> Tensor:
+    """[N] float32: the factor of each row's gradient of -output, from what came into backward."""
+    weight = -grad_output.float()
+    if grad_loss is not None:
+        per_row = grad_loss.float()
+        if mean:
+            per_row = per_row * (1.0 if factor is None else factor) / max(target.shape[0], 1)
+        weight = weight + (per_row if ignore_index is None else per_row * (target != ignore_index))
+    return weight
+
+
 @torch.library.custom_op("zipfmax::nll_train", mutates_args=())
 def nll_train(
     hidden: Tensor,
@@ -184,34 +242,11 @@ def nll_train(
     want_hidden: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """One training step: (output [N], loss, factor, gradient of hidden, gradients of the weights).
-
-    Output, loss and factor are float32, the gradients of the dtype of what they belong to.
-
-    The gradients are those of loss / factor, where factor is N / (rows that count), or 1: a host number can
-    be applied to float32 sums for nothing, a count on the device cannot.
-    """
-    n_rows = hidden.shape[0]
-    result = nll_step(
-        hidden,
-        target,
-        unpack(weights, present),
-        bounds,
-        ignore_index,
-        scale=1.0 / max(n_rows, 1) if mean else 1.0,
-        want=(want_hidden, want_weights),
+    """`train_step` as an operator, for compiled graphs; its factor is always a tensor."""
+    output, loss, factor, gradient, gradients = train_step(
+        hidden, target, weights, present, bounds, ignore_index, mean, (want_hidden, want_weights)
     )
-    total = result.output.sum()
-    factor = torch.ones((), dtype=torch.float32, device=hidden.device)
-    if not mean:
-        loss = -total
-    elif ignore_index is None:
-        loss = total / -n_rows if n_rows else torch.full_like(total, float("nan"))
-    else:
-        loss = -total / result.counted
-        factor = n_rows / result.counted.clamp(min=1).float()
-    gradients = result.weights if want_weights else [w.new_empty(0) for w in weights]
-    return result.output, loss, factor, result.hidden, gradients
+    return output, loss, torch.ones_like(loss) if factor is None else factor, gradient, gradients
 
 
 @nll_train.register_fake
@@ -255,11 +290,7 @@ def _train_backward(
             hidden, weights, gradient, gradients, factor * grad_loss.float(), *ctx.want
         )
     else:
-        row_weight = -grad_output.float()
-        if grad_loss is not None:
-            counted = 1.0 if ctx.ignore_index is None else (target != ctx.ignore_index).float()
-            per_row = grad_loss.float() * (factor / max(hidden.shape[0], 1) if ctx.mean else 1.0)
-            row_weight = row_weight + per_row * counted
+        row_weight = row_weights(grad_output, grad_loss, target, ctx.ignore_index, ctx.mean, factor)
         gradient, gradients = nll_gradients(
             hidden, target, weights, ctx.present, ctx.bounds, ctx.ignore_index, row_weight, *ctx.want
         )
@@ -267,6 +298,58 @@ def _train_backward(
 
 
 nll_train.register_autograd(_train_backward, setup_context=_train_setup)
+
+
+class TrainStep(torch.autograd.Function):
+    """`train_step` outside compiled graphs: its gradients are scaled in place, so a factor of 1 costs nothing.
+
+    They are handed out once. A second backward through the same graph (retain_graph=True) finds them gone and
+    computes them anew with row weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        target: Tensor,
+        present: list[int],
+        bounds: list[int],
+        ignore_index: int | None,
+        mean: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(output [N], loss), float32."""
+        ctx.want = ctx.needs_input_grad[0], any(ctx.needs_input_grad[6:])
+        output, loss, ctx.factor, gradient, gradients = train_step(
+            hidden, target, list(weights), present, bounds, ignore_index, mean, ctx.want
+        )
+        ctx.gradients = [gradient, *gradients]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, target, *weights)
+        ctx.present, ctx.bounds, ctx.ignore_index, ctx.mean = present, bounds, ignore_index, mean
+        return output, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of hidden and of the weights."""
+        hidden, target, *weights = ctx.saved_tensors
+        if grad_output is None and grad_loss is None:
+            return (None,) * (6 + len(weights))
+        if grad_output is None and ctx.gradients is not None:
+            found, ctx.gradients = ctx.gradients, None
+            grad_loss = grad_loss.float()
+            scale_(found, grad_loss if ctx.factor is None else grad_loss * ctx.factor)
+        else:
+            grad_output = hidden.new_zeros(hidden.shape[0]) if grad_output is None else grad_output
+            row_weight = row_weights(grad_output, grad_loss, target, ctx.ignore_index, ctx.mean, ctx.factor)
+            gradient, gradients = nll_gradients(
+                hidden, target, weights, ctx.present, ctx.bounds, ctx.ignore_index, row_weight, *ctx.want
+            )
+            found = [gradient, *gradients]
+        want_hidden, want_weights = ctx.want
+        of_weights = found[1:] if want_weights else [None] * len(weights)
+        return found[0] if want_hidden else None, None, None, None, None, None, *of_weights
 
 
 @torch.library.custom_op("zipfmax::scale_gradients", mutates_args=())
