@@ -47,7 +47,7 @@ def measured(
 
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, measured: suite.Suite, case: Case, name: str) -> suite.Cell:
-    """The samples of an implementation on a case; must be asked for before `benchmark`, whose timer it sets."""
+    """The samples of an implementation on a case; ask for it before `benchmark`, whose timer it sets."""
     together = [other for other_case, other in _cells(request.session) if other_case.id == case.id]
     found = suite.Cell(measured.record(case, name, together))
     if found.record["status"] != "ok":

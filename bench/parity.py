@@ -65,7 +65,7 @@ class ParityGuard:
         return "parity_failed", f"{wrong[0][0]}{more}, on {checked.id}"
 
     def worst(self, name: str, case: Case) -> float | None:
-        """The largest error of the shape's check as a share of its budget; None where nothing was compared."""
+        """The largest error of the shape's check as a share of its budget, if anything was compared."""
         checked = checked_case(case, registry.implementation(name).family)
         return max(self._shares.get((name, checked.id), []), default=None)
 

@@ -47,7 +47,7 @@ class Options:
         merged: dict[str, Any] = {}
         for field in fields(self):
             own = getattr(self, field.name)
-            value = recorded.get(field.name) if own in (None, ()) else own
+            value = recorded.get(field.name, own) if own in (None, ()) else own
             merged[field.name] = tuple(value) if isinstance(value, list) else value
         return type(self)(**merged)
 

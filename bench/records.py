@@ -38,6 +38,7 @@ def timing_line(
         "status": own.status,
         "reason": own.reason,
         "threads": threads,
+        "processes": len({sample.process for sample in own.samples}),
         "occupancy": occupancy(case, own),
         **_times(own),
         **_work(own),
@@ -111,6 +112,7 @@ def _speedup(field: str, reference: Measurement | None, own: Measurement) -> Rec
         f"{field}_low": ratio.low if ratio else None,
         f"{field}_high": ratio.high if ratio else None,
         f"{field}_smallest_effect": ratio.smallest_effect if ratio else None,
+        f"{field}_floor": ratio.floor if ratio else None,
         f"{field}_verdict": ratio.verdict() if ratio else None,
     }
 

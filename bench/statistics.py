@@ -37,6 +37,8 @@ class Ratio:
     low: float | None
     high: float | None
     pairs: int
+    floor: float | None = None
+    """How far replicate processes of the same program lie apart: half the range of their log-ratios."""
 
     @property
     def half_width(self) -> float | None:
@@ -92,11 +94,13 @@ def speedup(reference: Mapping[Key, float], candidate: Mapping[Key, float], seed
     for key in shared:
         by_process[key[0]].append(float(np.log(reference[key] / candidate[key])))
     clusters = [np.asarray(values) for values in by_process.values()]
-    estimate = float(np.exp(np.mean([np.median(values) for values in clusters])))
+    medians = [float(np.median(values)) for values in clusters]
+    estimate = float(np.exp(np.mean(medians)))
     if len(shared) == 1:
         return Ratio(estimate, None, None, 1)
+    floor = (max(medians) - min(medians)) / 2 if len(medians) > 1 else None
     low, high = np.exp(_clustered_interval(clusters, np.random.default_rng(seed)))
-    return Ratio(estimate, float(low), float(high), len(shared))
+    return Ratio(estimate, float(low), float(high), len(shared), floor)
 
 
 def _clustered_interval(

@@ -1,7 +1,7 @@
 """The cells of `pytest --benchmark`, measured as a sweep measures them and handed to pytest-benchmark.
 
-A case is measured once for all implementations that the session asks for, interleaved, each in its worker; the
-benchmark of each implementation then gives pytest-benchmark the samples. Its timer is their own clock.
+A case is measured once for all implementations that the session asks for, interleaved, each in its worker;
+the benchmark of each implementation then gives pytest-benchmark the samples. Its timer is their own clock.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ class Session:
 
         assert self._runner is not None, "Prepare comes first"
         assert self._case is not None
+        self._load(0)  # the same batch whatever rounds there were
         return work.count(self._runner.run, self._case.device)
 
     def _check_parity(self, name: str, case: Case) -> protocol.Reply:

@@ -46,10 +46,15 @@ def verify(
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Instead, check that every planted fault is caught.")
     ] = False,
+    conformance: Annotated[
+        bool,
+        typer.Option("--conformance", help="Instead, probe each feature of each peer, and their stability."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run directory, for parity.jsonl.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
+    from zipfmax.reference import conformance as peers
     from zipfmax.reference import mutants as planted
     from zipfmax.reference.verify import Options, run
 
@@ -57,6 +62,10 @@ def verify(
         if impl or against or device != "cpu":
             raise UsageError("--mutants plants its own faults: it takes no --impl, --against or --device")
         raise typer.Exit(planted.run(grid, cells, out, resume))
+    if conformance:
+        if mutants or impl or against or cells or device != "cpu":
+            raise UsageError("--conformance probes the peers on its own cases: it takes only --out, --resume")
+        raise typer.Exit(peers.run(out, resume))
     options = Options(grid, tuple(impl or ()), tuple(against or ()), cells, device)
     raise typer.Exit(run(options, out, resume))
 
@@ -126,6 +135,41 @@ def sweep(
         budget=budget,
     )
     raise typer.Exit(run(options, out, resume))
+
+
+@app.command()
+def gate(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run directory, or the JSON of pytest --benchmark.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="What to hold it against.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Make the run the baseline.")] = False,
+    threshold: Annotated[float, typer.Option(help="Relative slowdown that is let pass.")] = 0.05,
+    rerun: Annotated[
+        bool, typer.Option(help="Confirm a slowdown in fresh processes before it counts.")
+    ] = True,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Markdown to write, for a job summary.")] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="Count the gate's false alarms and what it catches, here and now."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With --self-test: a run directory for its figures.")
+    ] = None,
+) -> None:
+    """Hold a run against a baseline: exit status 1 for a confirmed regression or an unexplained change."""
+    if self_test:
+        from zipfmax.bench.selftest import self_test as check
+
+        raise typer.Exit(check(out))
+    if run is None or baseline is None:
+        raise UsageError("gate needs a run and --baseline FILE, or --self-test")
+    from zipfmax.bench.gate import gate as hold
+
+    raise typer.Exit(
+        hold(run, baseline, update=update, threshold=threshold, rerun=rerun, junit=junit, summary=summary)
+    )
 
 
 @app.command()

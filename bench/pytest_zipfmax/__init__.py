@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark-size",
         choices=SIZES,
         default="quick",
-        help="quick: one small vocabulary, under two minutes on two cores; full: the shapes of the literature",
+        help="quick: one small vocabulary, under two minutes; full: the shapes of the literature",
     )
     group.addoption(
         "--benchmark-threads",

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
+from zipfmax.reference.rundir import RunDirectory
 
 FAULTY = Path(__file__).parent / "faulty.py"
 COMMAND = [sys.executable, "-m", "zipfmax", "sweep"]
@@ -66,6 +67,19 @@ def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path):
     cells = [(line["case"], line["impl"], line["status"]) for line in lines(broken)]
     assert Counter(cells) == Counter((line["case"], line["impl"], line["status"]) for line in lines(whole))
     assert len(cells) == 2 * 2 * 3
+
+
+def test_a_sweep_goes_on_in_the_directory_of_a_parity_run(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run", {"grid": "quick"})
+    directory.append("parity", {"case": "some", "impl": "torch", "tensor": "loss", "status": "pass"})
+    sweep(
+        *SMALL,
+        *options("--impl", "torch"),
+        *options("--labels", "uniform"),
+        *("--rounds", "1", "--resume", "--out", str(directory.path)),
+    )
+    assert {line["status"] for line in lines(directory.path)} == {"ok"}
+    assert lines(directory.path, "parity")[0]["case"] == "some"
 
 
 def test_a_partly_recorded_case_gets_its_speedup_from_rounds_measured_anew(tmp_path):

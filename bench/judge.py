@@ -1,0 +1,110 @@
+"""The gate's judgement of one cell: pure functions of a record and the baseline's line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from zipfmax.bench.baseline import FIGURES, cell_of
+from zipfmax.bench.records import REFERENCES
+
+THRESHOLD = 0.05
+"""Slowdown that is let pass, relative, however surely it was seen."""
+
+Outcome = Literal["ok", "slower", "faster", "changed", "missing", "unmeasured"]
+FAILING: Sequence[Outcome] = ("slower", "changed", "missing", "unmeasured")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one cell of the baseline."""
+
+    case: str
+    impl: str
+    outcome: Outcome
+    text: str
+    update: str | None = None
+    """The line that would make the baseline agree, for figures that changed."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the gate."""
+        return self.outcome in FAILING
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a cell's time, relative to a reference measured beside it, changed: exp(log) - 1 is a slowdown."""
+
+    reference: str
+    log: float
+    uncertainty: float
+    """Half-width of the interval of `log`, from both measurements."""
+    floor: float
+    """Log-ratio between replicates of the same program, which no change below can be told from."""
+
+    def beyond(self, threshold: float) -> int:
+        """1 for surely slower by more than max(threshold, floor), -1 for surely faster, 0 otherwise."""
+        margin = max(math.log1p(threshold), self.floor)
+        if self.log - self.uncertainty > margin:
+            return 1
+        return -1 if self.log + self.uncertainty < -margin else 0
+
+    def __str__(self) -> str:
+        low, high = (math.expm1(self.log + sign * self.uncertainty) for sign in (-1, 1))
+        return f"{math.expm1(self.log):+.1%} against {self.reference} ({low:+.1%} to {high:+.1%})"
+
+
+def judge(cell: Mapping[str, Any], record: Mapping[str, Any] | None, threshold: float = THRESHOLD) -> Finding:
+    """Judge a cell of the baseline by a run's record of it, or by its absence.
+
+    Counted figures are compared exactly, in both directions. A time is slower only if it is so against every
+    reference that both sides have: what slows one reference is not ours.
+    """
+    case, impl = cell["case"], cell["impl"]
+    if record is None:
+        return Finding(case, impl, "missing", "the run has no such cell")
+    if record["status"] != "ok":
+        return Finding(case, impl, "unmeasured", f"{record['status']}: {record['reason']}")
+    differences = [
+        f"{figure} {cell[figure]:,} -> {_number(record.get(figure))}"
+        for figure in FIGURES
+        if figure in cell and record.get(figure) != cell[figure]
+    ]
+    if differences:
+        return Finding(case, impl, "changed", "; ".join(differences), json.dumps(cell_of(record)))
+    kept = [reference for reference in REFERENCES if f"speedup_vs_{reference}" in cell]
+    changes = [change for reference in kept if (change := change_of(cell, record, reference)) is not None]
+    if kept and not changes:
+        return Finding(case, impl, "unmeasured", f"the run lacks its reference: {' or '.join(kept)}")
+    directions = {change.beyond(threshold) for change in changes}
+    text = "; ".join(map(str, changes))
+    if directions == {1}:
+        return Finding(case, impl, "slower", text)
+    if directions == {-1}:
+        return Finding(case, impl, "faster", text)
+    return Finding(case, impl, "ok", text)
+
+
+def change_of(cell: Mapping[str, Any], record: Mapping[str, Any], reference: str) -> Change | None:
+    """The change of a cell's relative time, or None where either side has no interval for this reference."""
+    name = f"speedup_vs_{reference}"
+    then = cell.get(name)
+    now = [record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high")]
+    if then is None or None in then or None in now:
+        return None
+    (before, before_width), (after, after_width) = _log_ratio(*then), _log_ratio(*now)
+    floor = record.get(f"{name}_floor") or 0.0
+    return Change(reference, before - after, math.hypot(before_width, after_width), floor)
+
+
+def _log_ratio(estimate: Any, low: Any, high: Any) -> tuple[float, float]:
+    """Logarithm of a ratio, and the half-width of its interval."""
+    return math.log(estimate), math.log(high / low) / 2
+
+
+def _number(value: Any) -> str:
+    return "none" if value is None else f"{value:,}"
