@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -123,14 +124,15 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         self.backend = backend
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.head = nn.Linear(in_features, self.head_size, bias=head_bias, **factory)
-        self.tail = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(in_features, cluster.projection_size, bias=projection_bias, **factory),
-                nn.Linear(cluster.projection_size, cluster.size, bias=tail_bias, **factory),
+        with _empty_weights():
+            self.head = nn.Linear(in_features, self.head_size, bias=head_bias, **factory)
+            self.tail = nn.ModuleList(
+                nn.Sequential(
+                    nn.Linear(in_features, cluster.projection_size, bias=projection_bias, **factory),
+                    nn.Linear(cluster.projection_size, cluster.size, bias=tail_bias, **factory),
+                )
+                for cluster in self.layout
             )
-            for cluster in self.layout
-        )
         self.label_ranks = (
             deepcopy(label_ranks).to(self.head.weight.device) if label_ranks is not None else None
         )
@@ -185,9 +187,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every weight anew, as at construction."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
+        with _empty_weights():
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
 
     def weights(self) -> Weights:
         """The parameters as the backends take them: views, not copies."""
@@ -310,7 +313,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     def _backend_for(self, hidden: Tensor, weights: Weights) -> Backend:
         # An exported program runs where zipfmax's operators may be missing: plain torch operations there.
-        # Its flag, not torch.compiler.is_exporting(): torch 2.11 answers that with yes under torch.compile too.
+        # The flag and not is_exporting(), which says yes under torch.compile too in torch 2.11.
         exporting = torch.compiler._is_exporting_flag
         return backends.select("eager" if exporting else self.backend, hidden, weights)
 
@@ -343,6 +346,14 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             )
         if input.dtype != weight.dtype and not _is_autocast(input):
             raise RuntimeError(f"inputs are {input.dtype}, but the layer's weights are {weight.dtype}")
+
+
+@contextmanager
+def _empty_weights() -> Iterator[None]:
+    """Initialise weights of size 0 without torch's warning: here they are meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
+        yield
 
 
 def _check_out(

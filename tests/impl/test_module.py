@@ -1,5 +1,7 @@
 """The layer as torch.nn's: the same results, gradients, errors, names and initial weights."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,6 +126,14 @@ def test_a_seed_gives_torchs_initial_weights(layout, again):
         drawn.append(module.state_dict())
     for name, tensor in drawn[0].items():
         assert torch.equal(drawn[1][name], tensor), name
+
+
+def test_an_empty_projection_is_meant_and_warns_nobody():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = AdaptiveLogSoftmaxWithLoss(8, 40, (4, 12, 25), 6.0, tail_bias=True)
+        layer.reset_parameters()
+    assert [pair[1].weight.shape[1] for pair in layer.tail] == [1, 0, 0]
 
 
 MISMATCHES = {

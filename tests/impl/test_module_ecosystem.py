@@ -18,6 +18,12 @@ from zipfmax import AdaptiveLogSoftmaxWithLoss, LabelRanks
 SHAPE = (16, 60, (10, 30), 2.0)
 
 
+@pytest.fixture(autouse=True)
+def _no_compiled_code_of_other_tests():
+    """torch.compile gives up on a function after eight versions of it; each test compiles its own layer."""
+    torch.compiler.reset()
+
+
 def make(**options):
     torch.manual_seed(0)
     return AdaptiveLogSoftmaxWithLoss(*SHAPE, **options)
