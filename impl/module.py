@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -19,6 +19,7 @@ from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
 from zipfmax.decoding import TopK
 from zipfmax.gradients import with_zeros_for_absent
+from zipfmax.inputs import check_input, check_out, check_target, operands
 from zipfmax.ranks import LabelRanks
 from zipfmax.weights import TailWeights, Weights
 
@@ -212,12 +213,12 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             RuntimeError: shapes, dtypes or devices that do not match, or targets out of range; torch.nn's
                 texts where it has one.
         """
-        _check_target(input, target)
-        self._check_input(input)
+        check_target(input, target)
+        check_input(input, self.head.weight)
         weights = self.weights()
         if self.absent_grads == "zeros":
             weights = with_zeros_for_absent(weights)
-        hidden, weights, dtype, autocast_off = _operands(input, weights)
+        hidden, weights, dtype, autocast_off = operands(input, weights)
         ranks, ignore_index = self._ranks(target.reshape(-1).long())
         with autocast_off:
             output, loss = self._backend_for(hidden, weights).nll(
@@ -242,12 +243,12 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
                 that size is then held. As everywhere in torch, `out` goes with no gradient: call it under
                 `torch.no_grad()`.
         """
-        self._check_input(input)
-        hidden, weights, dtype, autocast_off = _operands(input, self.weights())
+        check_input(input, self.head.weight)
+        hidden, weights, dtype, autocast_off = operands(input, self.weights())
         columns = None if self.label_ranks is None else self.label_ranks.rank_of_label
         shape = (*input.shape[:-1], self.n_classes)
         if out is not None:
-            _check_out(hidden, weights, out, shape, dtype)
+            check_out(hidden, weights, out, shape, dtype)
             with autocast_off:
                 decoding.log_prob_into(self.layout, weights, hidden, out.view(-1, self.n_classes), columns)
             return out
@@ -257,8 +258,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     def predict(self, input: Tensor) -> Tensor:
         """The most probable class: [..., d] -> [...], int64."""
-        self._check_input(input)
-        hidden, weights, _, autocast_off = _operands(input, self.weights())
+        check_input(input, self.head.weight)
+        hidden, weights, _, autocast_off = operands(input, self.weights())
         with autocast_off:
             best = self._backend_for(hidden, weights).predict(self.layout, weights, hidden)
         return self._labels(best).reshape(input.shape[:-1])
@@ -272,8 +273,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         Raises:
             ValueError: k outside [0, n_classes].
         """
-        self._check_input(input)
-        hidden, weights, dtype, autocast_off = _operands(input, self.weights())
+        check_input(input, self.head.weight)
+        hidden, weights, dtype, autocast_off = operands(input, self.weights())
         with autocast_off:
             found, _ = decoding.topk(self.layout, weights, hidden, k)
         shape = (*input.shape[:-1], k)
@@ -288,8 +289,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         Raises:
             ValueError: n smaller than 1.
         """
-        self._check_input(input)
-        hidden, weights, _, autocast_off = _operands(input, self.weights())
+        check_input(input, self.head.weight)
+        hidden, weights, _, autocast_off = operands(input, self.weights())
         with autocast_off:
             drawn = decoding.sample(self.layout, weights, hidden, n, generator)
         return self._labels(drawn).reshape(*input.shape[:-1], n)
@@ -333,20 +334,6 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
     def _labels(self, ranks: Tensor) -> Tensor:
         return ranks if self.label_ranks is None else self.label_ranks.to_labels(ranks)
 
-    def _check_input(self, input: Tensor) -> None:
-        weight = self.head.weight
-        if input.dim() == 0 or input.size(-1) != self.in_features:
-            raise RuntimeError(
-                f"expected inputs whose last dimension is in_features={self.in_features}, "
-                f"but found inputs with size {input.size()}"
-            )
-        if input.device != weight.device:
-            raise RuntimeError(
-                f"inputs are on {input.device}, but the layer's weights are on {weight.device}"
-            )
-        if input.dtype != weight.dtype and not _is_autocast(input):
-            raise RuntimeError(f"inputs are {input.dtype}, but the layer's weights are {weight.dtype}")
-
 
 @contextmanager
 def _empty_weights() -> Iterator[None]:
@@ -354,74 +341,3 @@ def _empty_weights() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
         yield
-
-
-def _check_out(
-    hidden: Tensor, weights: Weights, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *weights.tensors())):
-        raise RuntimeError(
-            "log_prob(): out=... does not support automatic differentiation, but an argument requires grad; "
-            "call it under torch.no_grad()"
-        )
-    expected = (torch.Size(shape), dtype, hidden.device)
-    if (out.shape, out.dtype, out.device) != expected or not out.is_contiguous():
-        raise RuntimeError(
-            f"out should be contiguous, {dtype} of size {expected[0]} on {hidden.device}, "
-            f"but found {out.dtype} of size {out.size()} on {out.device}"
-        )
-
-
-def _check_target(input: Tensor, target: Tensor) -> None:
-    """torch.nn's checks, in its words, and those for what it does not take."""
-    if target.dtype not in (torch.int64, torch.int32):
-        raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
-    if target.device != input.device:
-        raise RuntimeError(f"targets are on {target.device}, but inputs are on {input.device}")
-    if target.dim() == 0:
-        if input.dim() != 1:
-            raise RuntimeError(
-                f"0D target tensor expects 1D input tensors, but found inputs with size {input.size()}"
-            )
-        return
-    if input.dim() == 0 or input.size(0) != target.size(0):
-        raise RuntimeError("Input and target should have the same size in the batch dimension.")
-    if target.dim() == 1 and input.dim() != 2:
-        raise RuntimeError(
-            f"1D target tensor expects 2D input tensors, but found inputs with size {input.size()}"
-        )
-    if input.shape[:-1] != target.shape:
-        raise RuntimeError(
-            "Input and target should have the same size in the batch dimension. "
-            f"Found inputs with size {input.size()} and targets with size {target.size()}"
-        )
-
-
-def _is_autocast(input: Tensor) -> bool:
-    """Whether autocast takes this tensor: it is on for the device, and leaves float64 alone."""
-    return torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64
-
-
-class _Operands(NamedTuple):
-    """What a call computes on."""
-
-    hidden: Tensor
-    """[N, d]"""
-    weights: Weights
-    """Of hidden's dtype."""
-    dtype: torch.dtype
-    """Of the results: the input's; float32 under autocast, as its log_softmax and losses are on a GPU."""
-    context: AbstractContextManager[Any]
-    """To compute in: casting is done already."""
-
-
-def _operands(input: Tensor, weights: Weights) -> _Operands:
-    hidden = input.reshape(-1, input.size(-1))
-    if not _is_autocast(input) or weights.head.dtype == torch.float64:
-        return _Operands(hidden, weights, input.dtype, nullcontext())
-    device_type = input.device.type
-    dtype = torch.get_autocast_dtype(device_type)
-    cast_weights = weights.map(lambda tensor: tensor.to(dtype))
-    return _Operands(
-        hidden.to(dtype), cast_weights, torch.float32, torch.autocast(device_type, enabled=False)
-    )

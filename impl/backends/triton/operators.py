@@ -7,7 +7,7 @@ the loss is not reduced, each row has a factor of its own that only backward kno
 inside the sum over rows that makes a weight's gradient: `nll_gradients` then runs the step anew with row
 weights. That costs one more forward pass and keeps nothing but the inputs alive in between.
 
-Neither operator has second derivatives: differentiating a gradient raises, as `once_differentiable` does.
+There are no second derivatives: asking for them raises, where silence would give wrong ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
@@ -156,7 +155,7 @@ def _fake_gradients(
     return gradient, [w.new_empty(w.shape if want_weights else (0,)) for w in weights]
 
 
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+def _no_second_derivative(*_: Any) -> Any:
     raise RuntimeError(
         "the triton backend of zipfmax has no second derivatives: differentiate its loss once, "
         "or use backend='eager' for create_graph=True"
@@ -301,7 +300,7 @@ nll_train.register_autograd(_train_backward, setup_context=_train_setup)
 
 
 class TrainStep(torch.autograd.Function):
-    """`train_step` outside compiled graphs: its gradients are scaled in place, so a factor of 1 costs nothing.
+    """`train_step` outside compiled graphs: gradients are scaled in place, so a factor of 1 costs nothing.
 
     They are handed out once. A second backward through the same graph (retain_graph=True) finds them gone and
     computes them anew with row weights.
@@ -330,9 +329,10 @@ class TrainStep(torch.autograd.Function):
         return output, loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
         """Gradients of hidden and of the weights."""
+        if torch.is_grad_enabled():  # create_graph=True
+            _no_second_derivative()
         hidden, target, *weights = ctx.saved_tensors
         if grad_output is None and grad_loss is None:
             return (None,) * (6 + len(weights))

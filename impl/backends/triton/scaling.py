@@ -1,6 +1,8 @@
-"""Gradients times one factor that only the device knows: out = factor * x, in float32, rounded once.
+"""Gradients times one factor that only the device knows: x = factor * x in float32, rounded once.
 
-Bytes: each gradient read and written once; bound by memory: 60 us for 44 million bfloat16 weights on an H100.
+The factor is what comes into backward, and it is nearly always 1: a launch over all tensors at once that
+reads it and returns then costs 2 us. Otherwise each gradient is read and written once, bound by
+memory: 60 us for 44 million bfloat16 weights on an H100.
 """
 
 from __future__ import annotations
@@ -12,25 +14,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipfmax.backends.triton.runtime import cdiv
+from zipfmax.backends.triton.runtime import multiprocessors
 
 _BLOCK = 4096
 
 
 @triton.jit
-def scale_kernel(x_ptr, out_ptr, factor_ptr, size, BLOCK: tl.constexpr):
-    """out = factor * x."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < size, other=0.0).to(tl.float32)
-    tl.store(out_ptr + i, (x * tl.load(factor_ptr)).to(out_ptr.dtype.element_ty), mask=i < size)
+def scale_kernel(
+    sources, outs, sizes, factor_ptr, IN_PLACE: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr
+):
+    """outs[i] = factor * sources[i]; in place, a factor of 1 does nothing. Programs stride over blocks."""
+    factor = tl.load(factor_ptr)
+    if (not IN_PLACE) or factor != 1.0:
+        step = tl.num_programs(0).to(tl.int64) * BLOCK
+        begin = tl.program_id(0).to(tl.int64) * BLOCK
+        for t in tl.static_range(N):
+            i = begin + tl.arange(0, BLOCK)
+            for _ in range(tl.cdiv(sizes[t] - begin, step)):
+                x = tl.load(sources[t] + i, mask=i < sizes[t], other=0.0).to(tl.float32)
+                tl.store(outs[t] + i, (x * factor).to(outs[t].dtype.element_ty), mask=i < sizes[t])
+                i += step
+
+
+def _launch(sources: Sequence[Tensor], outs: Sequence[Tensor], factor: Tensor, in_place: bool) -> None:
+    pairs = [(s, o) for s, o in zip(sources, outs, strict=True) if s.numel()]
+    if pairs:
+        scale_kernel[(4 * multiprocessors(factor.device),)](
+            tuple(s for s, _ in pairs),
+            tuple(o for _, o in pairs),
+            tuple(s.numel() for s, _ in pairs),
+            factor,
+            IN_PLACE=in_place,
+            N=len(pairs),
+            BLOCK=_BLOCK,
+        )
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
     """factor * tensor for each contiguous tensor; factor is a float32 scalar on the device."""
-    outs = []
-    for x in tensors:
-        out = torch.empty_like(x)
-        if x.numel():
-            scale_kernel[(cdiv(x.numel(), _BLOCK),)](x, out, factor, x.numel(), BLOCK=_BLOCK)
-        outs.append(out)
+    outs = [torch.empty_like(x) for x in tensors]
+    _launch(tensors, outs, factor, in_place=False)
     return outs
+
+
+def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """The same in place."""
+    _launch(tensors, tensors, factor, in_place=True)

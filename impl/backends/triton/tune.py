@@ -50,7 +50,7 @@ class Candidate:
 
 
 def candidates(kernel: str, dtype: str, width: int) -> Iterator[Candidate]:
-    """The tiles that could be fast: what is held and what is streamed, the columns at a time, warps, stages."""
+    """The tiles that could be fast: rows held and streamed, columns at a time, warps, stages."""
     half = dtype == "half"
     held, streamed = ("BM", "BN") if kernel == "forward" else ("BV", "BM")
     widest = 256 if half else 64
