@@ -6,10 +6,9 @@ what is drawn.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -17,12 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from zipfmax.reports.style import LIGHT, MARKERS, SPEEDUP_SCHEME, Theme, count, factor, settings, size
+from zipfmax.reports.style import LIGHT, MARKERS, SPEEDUP_SCHEME, Theme, count, factor, in_colours, size
 from zipfmax.reports.tables import label_order, tasks
-
-P = ParamSpec("P")
 
 PANEL = (4.6, 3.5)
 """Width and height of a panel in inches."""
@@ -35,20 +32,7 @@ TASK_TITLES = {
 }
 
 
-def _in_colours(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw under Matplotlib's settings for the theme that the function is called with."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        theme = kwargs.get("theme", LIGHT)
-        assert isinstance(theme, Theme)
-        with matplotlib.rc_context(settings(theme)):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-@_in_colours
+@in_colours
 def speedup_by_vocabulary(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
     """Speedup against vocabulary size, a line per label distribution; real frequencies are dashed."""
     figure, panels = _panels(rows, theme)
@@ -67,7 +51,7 @@ def speedup_by_vocabulary(rows: pd.DataFrame, baseline: str, *, theme: Theme = L
     return figure
 
 
-@_in_colours
+@in_colours
 def speedup_by_skew(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
     """Speedup against Zipf's exponent, a line per vocabulary; real frequencies stand beside, by name."""
     order = sorted(rows["n_classes"].unique())
@@ -99,7 +83,7 @@ def speedup_by_skew(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) 
     return figure
 
 
-@_in_colours
+@in_colours
 def speedup_heat_map(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Speedup over vocabulary x labels, the value in each cell; orange is slower, purple faster, white 1x."""
     columns, labels = sorted(rows["n_classes"].unique()), label_order(rows)
@@ -129,7 +113,7 @@ def speedup_heat_map(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-@_in_colours
+@in_colours
 def speedup_by_head_share(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
     """Speedup against the share of labels that the shortlist takes; stars are real frequencies."""
     rows = rows[rows["occupancy"].map(has_items)]
@@ -155,7 +139,7 @@ def speedup_by_head_share(rows: pd.DataFrame, baseline: str, *, theme: Theme = L
     return figure
 
 
-@_in_colours
+@in_colours
 def efficiency(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Limit over measured time against vocabulary size, a line per implementation: 1 is the bare products."""
     figure, panels = _panels(rows, theme)
@@ -176,7 +160,7 @@ def efficiency(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-@_in_colours
+@in_colours
 def peak_memory(rows: pd.DataFrame, axis: str, *, theme: Theme = LIGHT) -> Figure:
     """Peak bytes of temporaries against `axis` ("n_classes" or "batch_size"), a line per implementation."""
     figure, panels = _panels(rows, theme)
@@ -196,7 +180,7 @@ def peak_memory(rows: pd.DataFrame, axis: str, *, theme: Theme = LIGHT) -> Figur
     return figure
 
 
-@_in_colours
+@in_colours
 def occupancy(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Shares of the labels in head and tails, a bar per label distribution, a panel per vocabulary."""
     sizes = sorted(rows["n_classes"].unique())
@@ -228,7 +212,7 @@ def occupancy(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-@_in_colours
+@in_colours
 def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Every comparison's error in units of its budget on a log axis, a row per implementation and dtype."""
     rows = rows[rows["used"].notna()].assign(row=rows["impl"] + ", " + rows["dtype"])
@@ -240,7 +224,7 @@ def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     for position, (against, points) in enumerate(rows.groupby("against", sort=False)):
         offset = 0.18 * (position - (rows["against"].nunique() - 1) / 2)
         axes.plot(
-            points["used"].clip(lower=floor),
+            points["used"].clip(floor, 1e6),
             points["row"].map(names.index) + offset,
             MARKERS[position % len(MARKERS)],
             color=_colour(theme, position),
@@ -263,7 +247,30 @@ def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-@_in_colours
+@in_colours
+def predicted_against_measured(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
+    """The planner's predicted milliseconds against the measured ones; on the dashed line they are equal."""
+    figure, panels = _panels(rows, theme, width=4.4, height=4.2)
+    panels[0][1].set_ylabel("predicted, ms")
+    ends = 1e3 * pd.concat([rows["predicted_s"], rows["median_s"]]).agg(["min", "max"]) * [0.8, 1.25]
+    for task, axes in panels:
+        here = rows[rows["task"] == task]
+        for position, classes in enumerate(sorted(rows["n_classes"].unique())):
+            points = here[here["n_classes"] == classes]
+            look = {**_series(theme, position, f"{count(classes)} classes"), "linestyle": "none"}
+            axes.plot(1e3 * points["median_s"], 1e3 * points["predicted_s"], **look)
+        axes.plot(ends, ends, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 3)))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
+        axes.set_xlabel("measured, ms")
+        axes.grid(visible=True, axis="both")
+    _legend(figure, panels, "vocabulary")
+    return figure
+
+
+@in_colours
 def runs_beside(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
     """Speedups of the same cells in several runs: a row per cell, a mark and its interval per run."""
     rows = rows.assign(cell=rows["n_classes"].map(count) + " classes, " + rows["labels_name"])
@@ -292,7 +299,7 @@ def runs_beside(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> F
     return figure
 
 
-@_in_colours
+@in_colours
 def roofline(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """FLOPs a second against FLOPs a byte of each cell's products: measured, and at the measured limit.
 
@@ -317,10 +324,10 @@ def roofline(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
             color=theme.ink,
             label="the limit, measured",
         )
-        axes.set_xscale("log", base=2)
+        axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
         axes.set_xlabel("FLOPs per byte of the products")
         axes.grid(visible=True, which="major", axis="both")
     _legend(figure, panels, "implementation")
@@ -390,6 +397,13 @@ def _speedup_axis(axes: Axes, rows: pd.DataFrame, baseline: str, theme: Theme) -
     )
     if axes.get_subplotspec() and axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
         axes.set_ylabel(f"speedup over\n{baseline}")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Decimal numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _factor_ticks(axis: Axis, low: float, high: float) -> None:

@@ -24,6 +24,7 @@ from zipfmax.reports import charts, sections, tables
 from zipfmax.reports.commands import run_commands
 from zipfmax.reports.comparison import compare
 from zipfmax.reports.elements import Picture, Section, Table
+from zipfmax.reports.plans import plan_pictures
 from zipfmax.reports.rundir import Run
 from zipfmax.reports.style import DARK, LIGHT, size
 from zipfmax.reports.summary import condition_text, statements
@@ -64,7 +65,7 @@ class Page:
             table=table,
             comparison=compare(runs) if len(runs) > 1 else None,
             speed=sections.speed(table),
-            why=sections.why(table),
+            why=_why(run, table),
             trust=trust(run),
             missing=sections.missing(table),
         )
@@ -116,6 +117,13 @@ class Page:
             "missing": self.missing,
             "commands": [*run_commands(run), shlex.join(["zipfmax", "report", *names])],
         }
+
+
+def _why(run: Run, table: pd.DataFrame) -> Section:
+    section = sections.why(table)
+    if "plans" in run.extras:
+        section.figures += plan_pictures(run.extras["plans"], table)
+    return section
 
 
 def machine_line(run: Run) -> str:

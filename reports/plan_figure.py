@@ -10,27 +10,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zipfmax.errors import UsageError
+from zipfmax.reports.style import LIGHT, MARKERS, Theme, in_colours
 
-MARKERS = ("o", "s", "^", "D", "v", "P")
 
-
-def plan_figure(record: Mapping[str, Any]) -> Figure:
+@in_colours
+def plan_figure(record: Mapping[str, Any], *, theme: Theme = LIGHT) -> Figure:
     """Draw a plan's record, as `zipfmax plan --json` prints it; the choice is marked."""
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
-    for marker, (n_tails, points) in zip(MARKERS, record["curve"].items(), strict=False):
+    looks = zip(MARKERS, theme.series, strict=True)
+    for (marker, colour), (n_tails, points) in zip(looks, record["curve"].items(), strict=False):
         axes.plot(
             [point["first_cutoff"] for point in points],
             [point["predicted_s"] * 1e3 for point in points],
             marker=marker,
+            color=colour,
             markersize=3.5,
             linewidth=1.2,
             label=f"{n_tails} tail" + ("s" if n_tails != "1" else ""),
         )
-    axes.axhline(record["full_s"] * 1e3, color="0.4", linestyle="--", linewidth=1.0, label="full softmax")
+    axes.axhline(
+        record["full_s"] * 1e3, color=theme.muted, linestyle="--", linewidth=1.0, label="full softmax"
+    )
     first, chosen_ms = record["cutoffs"][0], record["predicted_s"] * 1e3
     axes.plot(
-        [first], [chosen_ms], marker="*", markersize=14, color="black", linestyle="none", label="the plan"
+        [first], [chosen_ms], marker="*", markersize=14, color=theme.ink, linestyle="none", label="the plan"
     )
     axes.annotate(
         ", ".join(f"{cutoff:,}" for cutoff in record["cutoffs"]),
@@ -48,8 +52,7 @@ def plan_figure(record: Mapping[str, Any]) -> Figure:
             f"N = {record['batch_size']:,}, {record['task']}"
         ),
     )
-    axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 

@@ -23,7 +23,7 @@ _REQUIRED = {
     "parity": ("case", "impl", "against", "tensor", "status"),
     "timings": ("case", "impl", "status", "task", "n_classes", "labels"),
 }
-_OPTIONAL = ("mutants", "conformance", "stability")
+_OPTIONAL = ("mutants", "conformance", "stability", "plans")
 
 # JSON has no such numbers; run directories hold them as these strings.
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -38,7 +38,7 @@ class Run:
         meta: the object in `run.json`.
         parity: a row per comparison of one tensor (see `zipfmax verify`).
         timings: a row per case and implementation (see `zipfmax sweep`).
-        extras: the tables of the other files that the run has, by name: mutants, conformance, stability.
+        extras: by name, the other files that the run has: mutants, conformance, stability, plans.
         remarks: what a reader of the page should know about the files, such as a half-written last line.
     """
 

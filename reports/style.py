@@ -6,9 +6,16 @@ Series are told apart by colour and by marker, and the hues are safe for the com
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 SPEEDUP_SCHEME = "PuOr"
 """Matplotlib's name of the diverging map: orange is slower, purple is faster."""
@@ -90,6 +97,19 @@ def settings(theme: Theme) -> dict[Any, Any]:
         "lines.linewidth": 1.8,
         "lines.markersize": 6,
     }
+
+
+def in_colours(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw under Matplotlib's settings for the keyword `theme`, LIGHT where it is left out."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        theme = kwargs.get("theme", LIGHT)
+        assert isinstance(theme, Theme)
+        with matplotlib.rc_context(settings(theme)):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def factor(value: float | None) -> str:

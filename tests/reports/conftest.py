@@ -59,6 +59,8 @@ def write_run(
     (directory / "run.json").write_text(json.dumps(meta, indent=2))
     write_lines(directory / "timings.jsonl", timings(rng, pace, dtypes))
     write_lines(directory / "parity.jsonl", parity(rng))
+    write_lines(directory / "mutants.jsonl", mutants())
+    write_lines(directory / "plans.jsonl", plans(read_lines(directory / "timings.jsonl")))
     return directory
 
 
@@ -180,6 +182,51 @@ def parity(rng: np.random.Generator) -> Iterator[dict[str, Any]]:
                             "reference_error": budget / 2.5,
                             "reason": None,
                         }
+
+
+def mutants() -> Iterator[dict[str, Any]]:
+    found = {"tensor": "output", "case": "forward-V60", "error": 3e-3, "budget": 1e-6}
+    nothing = dict.fromkeys(("tensor", "case", "error", "budget"))
+    for name, fault in (
+        ("slots_reversed", "cluster slots reversed"),
+        ("bias_dropped", "the head's bias dropped"),
+    ):
+        yield {
+            "mutant": name,
+            "fault": fault,
+            "cells": 40,
+            "cells_failed": 12,
+            "caught": True,
+            "reason": None,
+        } | found
+    control = {
+        "mutant": "control",
+        "fault": "none",
+        "cells": 40,
+        "cells_failed": 0,
+        "caught": False,
+        "reason": None,
+    }
+    yield control | nothing
+
+
+def plans(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A plan for each timed case of zipfmax in float32, its prediction 10 % above what was measured."""
+    for record in records:
+        if record["impl"] != "zipfmax" or record["dtype"] != "float32":
+            continue
+        names = ("case", "n_classes", "in_features", "batch_size", "div_value", "cutoffs", "labels", "task")
+        predicted = 1.1 * record["median_s"]
+        firsts = [record["cutoffs"][0] // 2, record["cutoffs"][0], record["cutoffs"][0] * 2]
+        points = [
+            {"first_cutoff": first, "predicted_s": predicted * (1 + abs(i - 1))}
+            for i, first in enumerate(firsts)
+        ]
+        yield {name: record[name] for name in names} | {
+            "predicted_s": predicted,
+            "full_s": 9 * predicted,
+            "curve": {"1": points, "2": points},
+        }
 
 
 @pytest.fixture(scope="session", name="write_run")

@@ -1,0 +1,180 @@
+"""`zipfmax report`: files written, exit statuses, and what the page and the summary say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from zipfmax.errors import UsageError
+from zipfmax.reports import tables, write_report
+from zipfmax.reports.rundir import read_run
+from zipfmax.reports.style import THEMES, factor
+
+Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
+
+
+class Text(HTMLParser):
+    """The words of a page, without scripts and styles, and its tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self._hidden = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in ("script", "style")
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "zipfmax", "report", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_the_path_of_the_page(run_directory: Path) -> None:
+    done = run_command(run_directory)
+    assert done.returncode == 0
+    assert done.stdout.strip() == str(run_directory / "index.html")
+    assert (run_directory / "index.html").stat().st_size > 100_000
+
+
+def test_wrong_use_is_one_line_and_exit_status_two(run_directory: Path, tmp_path: Path) -> None:
+    for arguments in ([tmp_path / "nowhere"], [run_directory, "--output", "/proc/nowhere/page.html"]):
+        done = run_command(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("zipfmax: ")
+
+
+def test_no_directory_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least one"):
+        write_report([])
+
+
+def test_the_page_names_no_file_to_load(run_directory: Path) -> None:
+    page = Text(write_report([run_directory]).read_text())
+    loading = [
+        item
+        for item in page.attributes
+        if item[1] in ("src", "srcset", "data") or item[:2] == ("link", "href")
+    ]
+    assert loading == []
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert all(link.startswith("#") for link in links)
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links} <= set(ids)
+
+
+def test_skipped_and_over_budget_cells_are_listed_with_their_reasons(run_directory: Path) -> None:
+    text = Text(write_report([run_directory]).read_text()).text
+    assert "31 of 240 cells: 30 cannot do it, 1 over budget." in text
+    assert "paddle has no bfloat16 product on a CPU" in text
+    assert "predicted 61 s, the budget is 60 s" in text
+
+
+def test_a_half_written_line_is_noted_on_the_page(run_directory: Path) -> None:
+    with (run_directory / "timings.jsonl").open("a") as file:
+        file.write('{"case": "tr')
+    assert "the last line (line 241) is half-written" in Text(write_report([run_directory]).read_text()).text
+
+
+def test_no_speedup_of_a_wrong_implementation_is_written_anywhere(
+    run_directory: Path, edit_lines: Edit
+) -> None:
+    """The measured speedup is made a number that occurs nowhere else; then it must occur nowhere."""
+
+    def spoil(record: dict[str, Any]) -> dict[str, Any]:
+        if record["impl"] != "zipfmax":
+            return record
+        return record | {"status": "parity_failed", "reason": "grad.input", "speedup_vs_full": 777.7}
+
+    edit_lines(run_directory / "timings.jsonl", spoil)
+    figures, summary = run_directory / "figures", run_directory / "summary.md"
+    page = write_report([run_directory], figures=figures, markdown=summary)
+    for path in (page, summary, *figures.glob("*.svg")):
+        assert not re.search(r"(?<![\d.])777\.7(?!\d)|778×", path.read_text())
+    text = Text(page.read_text()).text
+    assert "zipfmax exceeds its error budget in 60 of" in text
+    assert "wrong result" in text
+
+
+def test_a_run_that_only_verified_and_one_that_only_timed_have_pages(run_directory: Path) -> None:
+    (run_directory / "timings.jsonl").rename(run_directory / "aside")
+    assert "zipfmax sweep does" in Text(write_report([run_directory]).read_text()).text.replace("`", "")
+    (run_directory / "aside").rename(run_directory / "timings.jsonl")
+    (run_directory / "parity.jsonl").unlink()
+    text = Text(write_report([run_directory]).read_text()).text
+    assert "Unchecked" in text
+    assert "This run holds no comparison with a reference" in text
+
+
+def test_every_figure_is_written_in_both_schemes_as_svg_and_png(run_directory: Path) -> None:
+    folder = run_directory / "figures"
+    write_report([run_directory], figures=folder)
+    names = {path.name.rsplit("-", 1)[0] for path in folder.iterdir()}
+    assert {"vocabulary-full", "skew", "heat", "real", "efficiency", "memory", "strip", "roofline"} <= names
+    assert len(list(folder.iterdir())) == 4 * len(names)
+    for name in names:
+        for theme in THEMES:
+            svg = ElementTree.parse(folder / f"{name}-{theme.name}.svg").getroot()
+            assert svg[0].tag.endswith("title")
+            assert svg[0].text
+            assert theme.surface in ElementTree.tostring(svg, encoding="unicode")
+            assert (folder / f"{name}-{theme.name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_markdown_summary_holds_the_numbers_and_escapes_what_it_quotes(
+    run_directory: Path, edit_lines: Edit
+) -> None:
+    hostile = "<b>x|y</b>`"
+
+    def rename(record: dict[str, Any]) -> dict[str, Any]:
+        return record | ({"impl": hostile} if record["impl"] == "paddle" else {})
+
+    edit_lines(run_directory / "parity.jsonl", rename)
+    path = run_directory / "summary.md"
+    write_report([run_directory], markdown=path)
+    text = path.read_text()
+    table = tables.cells(read_run(run_directory))
+    rows = tables.under(tables.ratios(table, "full"), tables.main_condition(table))
+    row = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "train") & (rows["labels"] == "zipf:1.3")]
+    cells = " | ".join(factor(value) for value in row.sort_values("n_classes")["speedup"])
+    assert f"| train | Zipf 1.3 | {cells} |" in text
+    assert "<b>" not in text
+    assert r"&lt;b&gt;x\|y&lt;/b&gt;\`" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
+    assert all(width in (11, 6) for width in widths)
+
+
+def test_several_runs_stand_beside_each_other_on_one_page(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [write_run(tmp_path / name / "run", seed=seed) for seed, name in enumerate(("first", "second"))]
+    text = Text(write_report(runs, tmp_path / "page.html").read_text()).text
+    assert "The runs beside each other" in text
+    assert "first/run" in text
+    assert "second/run" in text
+    assert "run by run" in text

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zipfmax.reports import tables
+from zipfmax.reports.rundir import read_run
+from zipfmax.reports.style import factor, percent
+from zipfmax.reports.summary import Statement, statements
+
+Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
+
+
+def answers(directory: Path) -> dict[str, Statement]:
+    run = read_run(directory)
+    return {item.question: item for item in statements(run, tables.cells(run))}
+
+
+def test_the_worst_error_against_its_budget_is_named(run_directory: Path, edit_lines: Edit) -> None:
+    def near(record: dict[str, Any]) -> dict[str, Any]:
+        if (record["impl"], record["tensor"], record["dtype" if "dtype" in record else "case"][-1]) and (
+            record["impl"] == "zipfmax" and record["tensor"] == "loss"
+        ):
+            return record | {"error": 0.99 * record["budget"]}
+        return record
+
+    edit_lines(run_directory / "parity.jsonl", near)
+    right = answers(run_directory)["Is it right?"]
+    assert (right.figure, right.mood) == ("Yes", "good")
+    assert "The worst error is 99 % of its budget (loss, " in right.detail
+
+
+def test_one_failed_comparison_turns_the_verdict(run_directory: Path, edit_lines: Edit) -> None:
+    failed = False
+
+    def fail(record: dict[str, Any]) -> dict[str, Any]:
+        nonlocal failed
+        if record["impl"] == "zipfmax" and not failed:
+            failed = True
+            return record | {"status": "fail", "error": 3 * record["budget"]}
+        return record
+
+    edit_lines(run_directory / "parity.jsonl", fail)
+    right = answers(run_directory)["Is it right?"]
+    assert (right.figure, right.mood) == ("No", "bad")
+    assert "in 1 of 12 cells" in right.text
+    assert "300 % of its budget" in right.detail
+
+
+def test_a_loss_is_said_as_plainly_as_a_win(run_directory: Path, edit_lines: Edit) -> None:
+    def slow(record: dict[str, Any]) -> dict[str, Any]:
+        if record["impl"] == "zipfmax" and record["status"] == "ok":
+            return record | {
+                "speedup_vs_full": 0.5, "speedup_vs_full_low": 0.45, "speedup_vs_full_high": 0.55
+            }  # fmt: skip
+        return record
+
+    edit_lines(run_directory / "timings.jsonl", slow)
+    worth = answers(run_directory)["Is it faster than full softmax?"]
+    assert (worth.figure, worth.mood) == ("0.50×", "bad")
+    assert "so slower" in worth.text
+    assert "faster in 0, slower in 15." in worth.detail
+
+
+def test_an_interval_around_one_is_counted_as_not_told_apart(run_directory: Path, edit_lines: Edit) -> None:
+    def level(record: dict[str, Any]) -> dict[str, Any]:
+        if record["impl"] == "zipfmax" and record["labels"] == "uniform" and record["status"] == "ok":
+            return record | {
+                "speedup_vs_full": 1.01, "speedup_vs_full_low": 0.9, "speedup_vs_full_high": 1.2
+            }  # fmt: skip
+        return record
+
+    edit_lines(run_directory / "timings.jsonl", level)
+    detail = answers(run_directory)["Is it faster than full softmax?"].detail
+    assert "faster in 12, slower in 0, not told apart in 3." in detail
+
+
+def test_memory_is_the_median_share_of_the_same_cells(run_directory: Path) -> None:
+    table = tables.cells(read_run(run_directory))
+    rows = tables.under(table[table["ok"] & (table["task"] == "train")], tables.main_condition(table))
+    by_name = rows.pivot_table(index="case", columns="impl", values="peak_bytes")
+    memory = answers(run_directory)["How much memory?"]
+    assert memory.figure == percent((by_name["zipfmax"] / by_name["torch"]).median())
+    assert percent((by_name["zipfmax"] / by_name["full"]).median()) in memory.text
+
+
+def test_the_headline_is_the_median_of_the_measured_ratios(run_directory: Path) -> None:
+    table = tables.cells(read_run(run_directory))
+    rows = tables.under(tables.ratios(table, "torch"), tables.main_condition(table))
+    rows = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "train")]
+    worth = answers(run_directory)["Is it faster than torch.nn?"]
+    assert worth.figure == factor(rows["speedup"].median())
+    assert factor(rows["speedup"].min()) in worth.detail
+    assert factor(rows["speedup"].max()) in worth.detail

@@ -1,0 +1,106 @@
+"""The section on trust, and the plans: tables of the files that only some runs have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zipfmax.reports import tables
+from zipfmax.reports.elements import Details
+from zipfmax.reports.plans import plan_pictures
+from zipfmax.reports.rundir import read_run
+from zipfmax.reports.style import seconds
+from zipfmax.reports.summary import statements
+from zipfmax.reports.trust import trust
+
+Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
+
+
+def details(directory: Path, start: str) -> Details:
+    return next(item for item in trust(read_run(directory)).details if item.summary.startswith(start))
+
+
+def test_planted_faults_are_counted_and_what_gave_each_away_is_named(run_directory: Path) -> None:
+    found = details(run_directory, "Planted faults")
+    assert found.summary == "Planted faults: 2 of 2 caught; the layer without one passed"
+    assert not found.opened
+    assert [row[:3] for row in found.table.rows] == [
+        ("cluster slots reversed", "✓ caught", "output"),
+        ("the head's bias dropped", "✓ caught", "output"),
+    ]
+    run = read_run(run_directory)
+    assert "2 of 2 planted faults were caught." in statements(run, tables.cells(run))[0].detail
+
+
+def test_a_fault_that_survives_is_shown_first_and_open(run_directory: Path, edit_lines: Edit) -> None:
+    def survive(record: dict[str, Any]) -> dict[str, Any]:
+        return record | ({"caught": False} if record["mutant"] == "bias_dropped" else {})
+
+    edit_lines(run_directory / "mutants.jsonl", survive)
+    found = details(run_directory, "Planted faults")
+    assert found.summary.startswith("Planted faults: 1 of 2 caught")
+    assert found.opened
+    assert found.table.rows[0][:2] == ("the head's bias dropped", "✗ survived")
+
+
+def test_a_control_that_was_found_wrong_is_said(run_directory: Path, edit_lines: Edit) -> None:
+    def alarm(record: dict[str, Any]) -> dict[str, Any]:
+        return record | ({"caught": True} if record["mutant"] == "control" else {})
+
+    edit_lines(run_directory / "mutants.jsonl", alarm)
+    assert "the layer without one was found wrong too" in details(run_directory, "Planted faults").summary
+
+
+def test_conformance_stands_as_feature_by_implementation(run_directory: Path) -> None:
+    lines = [
+        {"feature": "tails are parameters", "impl": "torch", "verdict": "agrees", "detail": None},
+        {"feature": "tails are parameters", "impl": "paddle", "verdict": "differs", "detail": "1 of 5"},
+        {"feature": "indices are exact", "impl": "torch", "verdict": "agrees", "detail": None},
+    ]
+    (run_directory / "conformance.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = details(run_directory, "Conformance").table
+    assert table.columns == ("feature", "torch", "paddle")
+    assert table.rows == [
+        ("tails are parameters", "agrees", "differs: 1 of 5"),
+        ("indices are exact", "agrees", ""),
+    ]
+
+
+def test_failed_comparisons_are_listed_open_with_their_numbers(run_directory: Path, edit_lines: Edit) -> None:
+    def fail(record: dict[str, Any]) -> dict[str, Any]:
+        if record["impl"] == "paddle" and record["tensor"] == "loss" and record["against"] == "torch":
+            return record | {"status": "fail", "error": 2.5e-3, "budget": 1e-3, "reason": None}
+        return record
+
+    edit_lines(run_directory / "parity.jsonl", fail)
+    found = details(run_directory, "12 comparisons that failed")
+    assert found.opened
+    row = dict(zip(found.table.columns, found.table.rows[0], strict=True))
+    assert (row["tensor"], row["error"], row["budget"], row["error / budget"]) == (
+        "loss", "2.50e-03", "1.00e-03", "250 %",
+    )  # fmt: skip
+
+
+def test_a_plan_s_prediction_stands_beside_what_was_measured(run_directory: Path) -> None:
+    run = read_run(run_directory)
+    table = tables.cells(run)
+    curve, predicted = plan_pictures(run.extras["plans"], table)
+    assert "--labels" in str(curve.command)
+    assert len(curve.table.rows) == len(run.extras["plans"])
+    assert predicted.caption == "Median error 10 %, largest 10 %."
+    row = dict(zip(predicted.table.columns, predicted.table.rows[0], strict=True))
+    measured = table[(table["impl"] == "zipfmax") & (table["dtype"] == "float32")].iloc[0]["median_s"]
+    assert row["measured"] == seconds(measured)
+    assert row["predicted / measured"] == "1.10×"
+
+
+@pytest.mark.parametrize("name", ["mutants", "plans"])
+def test_a_run_without_the_file_has_no_word_of_it(run_directory: Path, name: str) -> None:
+    (run_directory / f"{name}.jsonl").unlink()
+    run = read_run(run_directory)
+    assert name not in run.extras
+    assert not [item for item in trust(run).details if name == "mutants" and "Planted" in item.summary]
