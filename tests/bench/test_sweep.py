@@ -71,7 +71,8 @@ def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path):
 
 def test_a_sweep_goes_on_in_the_directory_of_a_parity_run(tmp_path):
     directory = RunDirectory.create(tmp_path / "run", {"grid": "quick"})
-    directory.append("parity", {"case": "some", "impl": "torch", "tensor": "loss", "status": "pass"})
+    line = {"case": "some", "impl": "torch", "tensor": "loss", "status": "pass", "reason": None}
+    directory.append("parity", {**line, "error": 1e-8, "budget": 1e-7})
     sweep(
         *SMALL,
         *options("--impl", "torch"),
