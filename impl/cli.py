@@ -50,11 +50,15 @@ def verify(
         bool,
         typer.Option("--conformance", help="Instead, probe each feature of each peer, and their stability."),
     ] = False,
+    metamorphic: Annotated[
+        bool, typer.Option("--metamorphic", help="Instead, check relations that hold at millions of classes.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run directory, for parity.jsonl.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
     from zipfmax.reference import conformance as peers
+    from zipfmax.reference import metamorphic as relations
     from zipfmax.reference import mutants as planted
     from zipfmax.reference.verify import Options, run
 
@@ -62,6 +66,12 @@ def verify(
         if impl or against or device != "cpu":
             raise UsageError("--mutants plants its own faults: it takes no --impl, --against or --device")
         raise typer.Exit(planted.run(grid, cells, out, resume))
+    if metamorphic:
+        if mutants or conformance or against or device != "cpu":
+            raise UsageError(
+                "--metamorphic has its own cases: it takes only --impl, --cells, --out, --resume"
+            )
+        raise typer.Exit(relations.run(tuple(impl or ()), cells, out, resume))
     if conformance:
         if mutants or impl or against or cells or device != "cpu":
             raise UsageError("--conformance probes the peers on its own cases: it takes only --out, --resume")
@@ -170,6 +180,20 @@ def gate(
     raise typer.Exit(
         hold(run, baseline, update=update, threshold=threshold, rerun=rerun, junit=junit, summary=summary)
     )
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="A git revision, such as main.")],
+    threads: Annotated[int | None, typer.Option(help="Of both; by default all cores.")] = None,
+    threshold: Annotated[float, typer.Option(help="Relative slowdown that is let pass.")] = 0.05,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Markdown to write, for a job summary.")] = None,
+) -> None:
+    """Measure another git revision interleaved with this one: exit status 1 if this one is slower."""
+    from zipfmax.bench.compare import compare as measure
+
+    raise typer.Exit(measure(base, threads=threads, threshold=threshold, junit=junit, summary=summary))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,7 +32,7 @@ class PaddleLayer:
 
     def build(self, case: Case, inputs: Inputs) -> PaddleRunner:
         """The layer with the case's weights copied in, transposed."""
-        return PaddleRunner(_import_paddle(), case, inputs)
+        return PaddleRunner(import_paddle(), case, inputs)
 
 
 class PaddleRunner:
@@ -110,10 +111,13 @@ def _gradient(tensor: Any) -> Array:
     return gradient
 
 
-def _import_paddle() -> Any:
+def import_paddle() -> Any:
+    """Paddle, with as many threads as torch has."""
     # Where the variable is unset Paddle sets it to 1 when imported: that would slow Paddle, and torch too.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.environ.setdefault("GLOG_minloglevel", "2")  # its notes on type promotion would cut into ours
-    import paddle
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No ccache found")  # nothing is compiled here
+        import paddle
 
     return paddle

@@ -174,7 +174,7 @@ class Oracle:
                 tensor, values, true_values, self.case.dtype
             )
             verdicts[tensor] = (
-                Verdict("fail", reason=fault) if fault else _judged(tensor, values, truth, reference)
+                Verdict("fail", reason=fault) if fault else judged(tensor, values, truth, reference)
             )
         for tensor in results.keys() - truth.results.keys():
             verdicts[tensor] = Verdict("fail", reason="not a tensor of this task")
@@ -335,7 +335,8 @@ class Reference:
         return runner.results()
 
 
-def _judged(tensor: str, values: Values, truth: Truth, reference: Reference) -> Verdict:
+def judged(tensor: str, values: Values, truth: Truth, reference: Reference) -> Verdict:
+    """The verdict on a tensor by a reference, which is evaluated again as long as that may change it."""
     while True:
         if tensor not in reference.errors:
             reason = f"{reference.name} gives no {tensor} of the right shape"

@@ -20,6 +20,7 @@ _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "zipfmax:triton": ("torch_nn", "zipfmax_layer", ("triton",)),
     "torch": ("torch_nn", "torch_layer", ()),
     "paddle": ("paddle_nn", "PaddleLayer", ()),
+    "tensorflow": ("tensorflow_layer", "TensorFlowLayer", ()),
     "definition": ("definition", "Definition", ()),
     "full": ("full", "Full", ()),
     "full:chunked": ("full", "Chunked", ()),
