@@ -19,6 +19,8 @@ setup: $(VENV)/.ready  ## the environment of every other target
 report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's path
 	rm -rf $(OUT)
 	$(BIN)/zipfmax verify --grid quick --out $(OUT)
+	$(BIN)/zipfmax verify --mutants --out $(OUT) --resume
+	$(BIN)/zipfmax verify --conformance --out $(OUT) --resume
 	$(BIN)/zipfmax sweep --preset quick --out $(OUT) --resume
 	$(BIN)/zipfmax report $(OUT)
 

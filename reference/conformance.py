@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from zipfmax.reference import probes, registry, stability
+from zipfmax.reference.parity import Record
 from zipfmax.reference.probes import Finding, Probe
 from zipfmax.reference.rundir import RunDirectory
 
 IMPLEMENTATIONS = ("zipfmax", "torch", "paddle", "tensorflow")
 CALLABLE = "can be called"
+R_NAME = "R torch"
 WIDTH = 200
 
 R_TORCH = Finding("not run", "by its source, nn_adaptive_log_softmax_with_loss ends in not_implemented_error")
@@ -64,21 +66,12 @@ def run(out: Path | None = None, resume: bool = False) -> int:
         budget; otherwise 0: what its peers do is their own.
     """
     directory = None if out is None else RunDirectory.create(out, {"conformance": True}, resume)
-    entries = [
-        {"feature": feature, "impl": name, **asdict(probed(probe, name))}
-        for feature, probe in FEATURES.items()
-        for name in IMPLEMENTATIONS
-    ]
-    entries.append({"feature": CALLABLE, "impl": "R torch", **asdict(R_TORCH)})
-    changes = [
-        asdict(entry)
-        for name in IMPLEMENTATIONS
-        if registry.implementation(name).lacks(stability.CASE) is None
-        for entry in stability.examine(registry.implementation(name))
-    ]
-    if directory is not None:
-        directory.append_all("conformance", entries)
-        directory.append_all("stability", changes)
+    entries, changes = _known(directory)
+    if not entries:
+        entries, changes = _examined()
+        if directory is not None:
+            directory.append_all("stability", changes)
+            directory.append_all("conformance", entries)
     _show(entries, changes)
     worse = [e for e in entries if e["impl"] == "zipfmax" and e["verdict"] in ("differs", "cannot")]
     beyond = [c for c in changes if c["impl"] == "zipfmax" and c["verdict"] == stability.BEYOND]
@@ -88,6 +81,31 @@ def run(out: Path | None = None, resume: bool = False) -> int:
         print(f"FAILED zipfmax: {change['change']}, {change['tensor']}: off by {change['difference']:.3g}")
     sys.stdout.flush()
     return 1 if worse or beyond else 0
+
+
+def _known(directory: RunDirectory | None) -> tuple[list[Record], list[Record]]:
+    """What a resumed run already holds; nothing where it was cut off before its last entry."""
+    if directory is None:
+        return [], []
+    entries = directory.records("conformance")
+    complete = bool(entries) and entries[-1]["impl"] == R_NAME
+    return (entries, directory.records("stability")) if complete else ([], [])
+
+
+def _examined() -> tuple[list[Record], list[Record]]:
+    entries: list[Record] = [
+        {"feature": feature, "impl": name, **asdict(probed(probe, name))}
+        for feature, probe in FEATURES.items()
+        for name in IMPLEMENTATIONS
+    ]
+    entries.append({"feature": CALLABLE, "impl": R_NAME, **asdict(R_TORCH)})
+    changes = [
+        asdict(entry)
+        for name in IMPLEMENTATIONS
+        if registry.implementation(name).lacks(stability.CASE) is None
+        for entry in stability.examine(registry.implementation(name))
+    ]
+    return entries, changes
 
 
 def probed(probe: Probe, name: str) -> Finding:
@@ -100,7 +118,7 @@ def probed(probe: Probe, name: str) -> Finding:
         return Finding("cannot", f"raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
 
-def _show(entries: list[dict[str, str]], changes: list[dict[str, str]]) -> None:
+def _show(entries: list[Record], changes: list[Record]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table("feature", *IMPLEMENTATIONS, title="conformance", title_justify="left", show_lines=True)
     for feature in FEATURES:

@@ -66,9 +66,14 @@ def run(grid: str = "quick", cells: str | None = None, out: Path | None = None, 
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells}
     directory = None if out is None else RunDirectory.create(out, arguments, resume)
-    outcomes = examine(cases, {CONTROL: Control, **FAULTS})
-    if directory is not None:
-        directory.append_all("mutants", [vars(outcome) for outcome in outcomes])
+    classes = {CONTROL: Control, **FAULTS}
+    known = [Outcome(**record) for record in directory.records("mutants")] if directory is not None else []
+    if [outcome.mutant for outcome in known] == list(classes):
+        outcomes = known
+    else:
+        outcomes = examine(cases, classes)
+        if directory is not None:
+            directory.append_all("mutants", [vars(outcome) for outcome in outcomes])
     _show(outcomes)
     survivors = [o.mutant for o in outcomes if o.mutant != CONTROL and not o.caught]
     control = next(o for o in outcomes if o.mutant == CONTROL)

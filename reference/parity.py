@@ -61,7 +61,7 @@ def assert_parity(
     Args:
         layer: a class with torch.nn's constructor and parameter names; or a module made by one, which is
             copied, never changed; or the name of an implementation.
-        cases: what to compute; by default a few hundred small cells for a class or a name, and for a module
+        cases: what to compute; by default `grid.small` for a class or a name, and for a module
             its own partition with several batches and labels.
         against: names of references.
 

@@ -82,6 +82,8 @@ def test_the_table_is_left_in_the_run_directory_and_a_gap_of_ours_gives_status_1
         "rows permuted",
         "in two halves",
     }
+    assert conformance.run(tmp_path / "run", resume=True) == 1
+    assert len(directory.records("conformance")) == len(entries)
     del features["gap"]
     assert conformance.run(tmp_path / "again") == 0
 

@@ -68,6 +68,8 @@ def test_a_control_that_is_found_wrong_gives_status_1(monkeypatch, capsys):
 def test_the_outcomes_are_left_in_the_run_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(mutants, "FAULTS", {"predict-smallest": faults_results.PredictSmallest})
     assert mutants.run(cells="predict-V60-*-div4-bias", out=tmp_path / "run") == 0
+    monkeypatch.setattr(mutants, "examine", pytest.fail)
+    assert mutants.run(cells="predict-V60-*-div4-bias", out=tmp_path / "run", resume=True) == 0
     control, caught = RunDirectory(tmp_path / "run").records("mutants")
     assert (control["mutant"], control["caught"]) == ("control", False)
     assert caught["caught"]
