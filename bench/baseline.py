@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zipfmax.bench.records import REFERENCES
+from zipfmax.bench.records import STEADY
 from zipfmax.errors import UsageError
 from zipfmax.reference import registry
 
@@ -44,7 +44,7 @@ class Baseline:
 def cell_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """The baseline's line of a timing line: [ratio, low, high] to each reference, and the counted figures."""
     cell: dict[str, Any] = {"case": record["case"], "impl": record["impl"]}
-    for reference in REFERENCES:
+    for reference in STEADY:
         name = f"speedup_vs_{reference}"
         values = [record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high")]
         if record["impl"] != reference and values[0] is not None:

@@ -43,10 +43,20 @@ _ALLOWANCE_S = 180.0
 
 
 class Worker:
-    """A process that holds one implementation. Started at the first request, and again after a failure."""
+    """A process that holds one implementation. Started at the first request, and again after a failure.
 
-    def __init__(self, name: str, threads: int, log: IO[bytes] | None = None) -> None:
+    Args:
+        name: of the implementation.
+        threads: that it computes with.
+        log: where its output goes; nowhere by default.
+        python: interpreter whose zipfmax the process runs; this one's by default.
+    """
+
+    def __init__(
+        self, name: str, threads: int, log: IO[bytes] | None = None, python: str = sys.executable
+    ) -> None:
         self.name = name
+        self._python = python
         self._threads = threads
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +75,7 @@ class Worker:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "zipfmax.bench.worker"),
+                    *(self._python, "-m", "zipfmax.bench.worker"),
                     *("--name", self.name, "--threads", str(self._threads), "--fd", str(theirs.fileno())),
                 ],
                 env=worker_environment(self._threads),
@@ -190,6 +200,8 @@ class Coordinator:
         processes: workers per implementation; they take the rounds in turns, as replicates.
         log: where the workers' output goes; nowhere by default.
         seed: of the order within the rounds.
+        pythons: interpreters of names such as "zipfmax@main", which stand for an implementation of another
+            installation; the part from the "@" on is no part of the implementation's name.
     """
 
     def __init__(
@@ -199,11 +211,18 @@ class Coordinator:
         processes: int = 1,
         log: Path | None = None,
         seed: int = 0,
+        pythons: Mapping[str, str] | None = None,
     ) -> None:
         self.threads = threads
         self.processes = processes
         self._log = log.open("ab") if log is not None else None
-        self._workers = {name: [Worker(name, threads, self._log) for _ in range(processes)] for name in names}
+        self._workers: dict[str, list[Worker]] = {}
+        for name in names:
+            python = (pythons or {}).get(name)
+            own = (
+                (name.partition("@")[0], threads, self._log, python) if python else (name, threads, self._log)
+            )
+            self._workers[name] = [Worker(*own) for _ in range(processes)]
         self._order = random.Random(seed)
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from zipfmax.bench import gate_report, judge, records
 from zipfmax.bench.baseline import Baseline, Key
 from zipfmax.bench.coordinator import Coordinator, Effort, usable_cores
 from zipfmax.bench.judge import Finding
+from zipfmax.bench.protocol import LIMIT
 from zipfmax.errors import UsageError
 from zipfmax.reference.case import Case
 from zipfmax.reference.rundir import RUN_FILE, RunDirectory
@@ -110,12 +111,13 @@ def measure_again(found: Mapping[Key, Record]) -> Rerun:
         for key in keys:
             first = found[key]
             case = Case.from_fields(first)
-            names = [key[1], *(name for name in records.REFERENCES if first.get(f"speedup_vs_{name}"))]
+            names = [key[1], *(name for name in records.STEADY if first.get(f"speedup_vs_{name}"))]
             threads = first.get("threads") or usable_cores()
             with Coordinator(names, threads, RERUN_PROCESSES) as coordinator:
                 measured = coordinator.prepare(case, names, RERUN_EFFORT)
                 coordinator.sample(measured, RERUN_EFFORT)
-            again[key] = records.timing_line(case, key[1], measured, None, threads)
+            limit = measured.pop(LIMIT, None)
+            again[key] = records.timing_line(case, key[1], measured, limit, threads)
         return again
 
     return rerun

@@ -10,10 +10,13 @@ import numpy as np
 
 from zipfmax.bench import statistics
 from zipfmax.bench.coordinator import Measurement
+from zipfmax.bench.protocol import LIMIT
 from zipfmax.reference.case import Case
 
 # Every speedup is against one of these, measured in the same rounds.
 REFERENCES = ("full", "torch")
+# What a gate holds times against: those, and the bare matrix products, which allocate nothing and vary least.
+STEADY = (*REFERENCES, LIMIT)
 
 Record = dict[str, Any]
 
@@ -45,6 +48,7 @@ def timing_line(
     }
     for reference in REFERENCES:
         line |= _speedup(f"speedup_vs_{reference}", found.get(reference), own)
+    line |= _speedup(f"speedup_vs_{LIMIT}", limit, own)
     limit_s = _median(limit) if limit is not None and limit.ok and own.ok else None
     line["limit_s"] = limit_s
     line["efficiency"] = limit_s / line["median_s"] if limit_s and line["median_s"] else None

@@ -20,6 +20,8 @@ from scipy import stats
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 POWER = 0.8
+ENOUGH_PROCESSES = 4
+"""From so many on the spread between processes is known from themselves; with fewer, rounds are drawn too."""
 MARGIN = 0.02
 """Relative difference that nobody would act on."""
 
@@ -39,6 +41,11 @@ class Ratio:
     pairs: int
     floor: float | None = None
     """How far replicate processes of the same program lie apart: half the range of their log-ratios."""
+
+    @property
+    def log(self) -> float:
+        """Logarithm of the estimate."""
+        return math.log(self.estimate)
 
     @property
     def half_width(self) -> float | None:
@@ -76,7 +83,7 @@ def speedup(reference: Mapping[Key, float], candidate: Mapping[Key, float], seed
     """Time of the reference over time of the candidate, from the rounds that both have.
 
     The estimate is exp of the mean over processes of the median log-ratio within each. Its 95 % interval is
-    the percentile interval of a bootstrap that draws processes, then rounds within them, with the tails
+    the percentile interval of a bootstrap over processes, and where those are few over rounds too, with tails
     widened for small samples (Hesterberg 2015, "What teachers should know about the bootstrap", section 4.3).
 
     Args:
@@ -107,14 +114,17 @@ def _clustered_interval(
     clusters: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Bounds of the mean over clusters of the clusters' medians."""
-    # [cluster, resample]: the median of each cluster under a resampling of its rounds.
-    medians = np.empty((len(clusters), RESAMPLES))
-    for row, values in zip(medians, clusters, strict=True):
-        drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
-        row[:] = np.median(values[drawn], axis=1)
     chosen = rng.integers(len(clusters), size=(RESAMPLES, len(clusters)))
-    resample = rng.integers(RESAMPLES, size=chosen.shape)
-    means = medians[chosen, resample].mean(axis=1)
+    if len(clusters) >= ENOUGH_PROCESSES:
+        # Whole processes are drawn: the medians differ by the noise of the rounds as well.
+        means = np.array([np.median(values) for values in clusters])[chosen].mean(axis=1)
+    else:
+        # [cluster, resample]: the median of each cluster under a resampling of its rounds.
+        medians = np.empty((len(clusters), RESAMPLES))
+        for row, values in zip(medians, clusters, strict=True):
+            drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
+            row[:] = np.median(values[drawn], axis=1)
+        means = medians[chosen, rng.integers(RESAMPLES, size=chosen.shape)].mean(axis=1)
     units = len(clusters) if len(clusters) > 1 else len(clusters[0])
     tail = _widened_tail(units)
     bounds: npt.NDArray[np.float64] = np.quantile(means, [tail, 1 - tail])

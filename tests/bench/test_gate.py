@@ -1,0 +1,254 @@
+"""The gate fails for what got worse, and for nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from zipfmax.bench import baseline, gate, gate_report, judge
+from zipfmax.cli import app
+from zipfmax.errors import UsageError
+from zipfmax.reference.rundir import RunDirectory
+
+MACHINE = {"cpu": "here", "gpus": [], "threads": 1, "torch": "2", "numpy": "2", "triton": None}
+
+
+def record(
+    case: str = "train-a", impl: str = "zipfmax", ratio: float = 2.0, width: float = 0.01, **more
+) -> dict:
+    line = {
+        "case": case, "impl": impl, "status": "ok", "reason": None, "threads": 1,
+        "peak_bytes": 1000, "flops": 5000, "launches": 30, "synchronisations": 2,
+    }  # fmt: skip
+    for reference in ("full", "torch"):
+        line[f"speedup_vs_{reference}"] = ratio
+        line[f"speedup_vs_{reference}_low"] = ratio * math.exp(-width)
+        line[f"speedup_vs_{reference}_high"] = ratio * math.exp(width)
+        line[f"speedup_vs_{reference}_floor"] = None
+    return {**line, **more}
+
+
+def keyed(*lines: dict) -> dict:
+    return {(line["case"], line["impl"]): line for line in lines}
+
+
+def examine(*lines: dict, rerun=None, threshold: float = 0.05) -> list[judge.Finding]:
+    expected = baseline.baseline_of([record("train-a"), record("train-b")], MACHINE)
+    return gate.examine(expected, keyed(*lines), threshold, rerun)
+
+
+def outcomes(findings) -> list[str]:
+    return [finding.outcome for finding in findings]
+
+
+def test_the_same_run_passes():
+    findings = examine(record("train-a"), record("train-b"))
+    assert outcomes(findings) == ["ok", "ok"]
+    assert not any(finding.failed for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "width", "outcome"),
+    [
+        (1.8, 0.01, "slower"),
+        (1.8, 0.2, "ok"),  # it may be slower, but it has not been shown
+        (1.95, 0.001, "ok"),  # surely slower, by less than the threshold
+        (2.2, 0.01, "faster"),
+    ],
+)
+def test_a_cell_is_slower_only_if_surely_so_by_more_than_the_threshold(ratio, width, outcome):
+    assert outcomes(examine(record("train-a", ratio=ratio, width=width), record("train-b"))) == [
+        outcome,
+        "ok",
+    ]
+
+
+def test_what_replicates_of_one_program_differ_by_is_no_slowdown():
+    noisy = record("train-a", ratio=1.8)
+    noisy["speedup_vs_full_floor"] = noisy["speedup_vs_torch_floor"] = 0.2
+    assert outcomes(examine(noisy, record("train-b"))) == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(("steady", "outcome"), [("full", "ok"), ("torch", "slower")])
+def test_a_time_is_judged_against_the_reference_that_varies_least(steady, outcome):
+    mixed = record("train-a", ratio=1.8, width=0.03)
+    for suffix in ("", "_low", "_high"):
+        mixed[f"speedup_vs_full{suffix}"] = record(width=0.03)[f"speedup_vs_full{suffix}"]
+    narrow = record(ratio=2.0 if steady == "full" else 1.8, width=0.01)
+    for suffix in ("_low", "_high"):
+        mixed[f"speedup_vs_{steady}{suffix}"] = narrow[f"speedup_vs_{steady}{suffix}"]
+    assert outcomes(examine(mixed, record("train-b"))) == [outcome, "ok"]
+
+
+def test_a_slowdown_counts_only_if_it_recurs():
+    slow = record("train-a", ratio=1.5)
+    asked = []
+
+    def rerun(again):
+        def measure(keys):
+            asked.extend(keys)
+            return dict.fromkeys(keys, again)
+
+        return measure
+
+    confirmed = examine(slow, record("train-b"), rerun=rerun(record("train-a", ratio=1.6)))
+    passed = examine(slow, record("train-b"), rerun=rerun(record("train-a")))
+    assert asked == [("train-a", "zipfmax")] * 2
+    assert outcomes(confirmed) == ["slower", "ok"]
+    assert "again" in confirmed[0].text
+    assert outcomes(passed) == ["ok", "ok"]
+    assert "not confirmed" in passed[0].text
+
+
+@pytest.mark.parametrize("figure", baseline.FIGURES)
+@pytest.mark.parametrize("change", [-1, 1, None])
+def test_a_counted_figure_that_differs_fails_in_both_directions(figure, change):
+    changed = record("train-a")
+    changed[figure] = None if change is None else changed[figure] + change
+    finding = examine(changed, record("train-b"))[0]
+    assert finding.outcome == "changed"
+    assert finding.failed
+    assert figure in finding.text
+    assert json.loads(finding.update)["case"] == "train-a"
+
+
+@pytest.mark.parametrize("status", ["skipped", "parity_failed", "failed", "over_budget", "out_of_memory"])
+def test_a_cell_that_was_not_measured_fails_with_its_reason(status):
+    finding = examine(record("train-a", status=status, reason="because"), record("train-b"))[0]
+    assert finding.failed
+    assert "because" in finding.text
+
+
+def test_a_renamed_cell_is_missing():
+    findings = examine(record("train-a2"), record("train-b"))
+    assert outcomes(findings) == ["missing", "ok"]
+    assert findings[0].failed
+
+
+def test_a_run_without_the_references_fails():
+    alone = {name: value for name, value in record("train-a").items() if not name.startswith("speedup")}
+    finding = examine(alone, record("train-b"))[0]
+    assert finding.failed
+    assert "reference" in finding.text
+
+
+def test_peers_are_not_kept_and_the_file_reads_back_sorted(tmp_path):
+    made = baseline.baseline_of(
+        [record("b"), record("a"), record("a", "torch"), record("a", "full")], MACHINE
+    )
+    file = tmp_path / "baseline.jsonl"
+    file.write_text(made.text())
+    assert [json.loads(line)["case"] for line in file.read_text().splitlines()[1:]] == ["a", "b"]
+    assert baseline.read(file).cells == made.cells
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "no baseline of zipfmax"),
+        ("{}", "no format"),
+        ('{"format": 99}', "format 99; this zipfmax reads 1"),
+        ("{", "cannot be read"),
+        ('{"format": 1}\n{"case": 3}', "line 2"),
+    ],
+)
+def test_a_file_that_is_no_baseline_is_refused_in_one_line(tmp_path, content, words):
+    file = tmp_path / "baseline.jsonl"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        baseline.read(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run", {})
+    directory.append_all("timings", [record("train-a"), record("train-b"), record("train-a", "torch")])
+    return directory
+
+
+def invoke(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["gate", *map(str, arguments)])
+    if isinstance(result.exception, UsageError):
+        return 2, str(result.exception)
+    return result.exit_code, result.output
+
+
+def test_update_writes_what_then_passes_and_the_reports_say_so(run, tmp_path):
+    file, junit, summary = (tmp_path / name for name in ("baseline.jsonl", "junit.xml", "summary.md"))
+    assert invoke(run.path, "--baseline", file, "--update")[0] == 0
+    status, output = invoke(run.path, "--baseline", file, "--junit", junit, "--summary", summary)
+    assert (status, "passed: 2 ok" in output) == (0, True)
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "0")
+    assert "passed: 2 ok" in summary.read_text()
+
+
+def test_a_half_written_last_line_is_reported_and_ignored(run, tmp_path):
+    file = tmp_path / "baseline.jsonl"
+    invoke(run.path, "--baseline", file, "--update")
+    with (run.path / "timings.jsonl").open("a") as stream:
+        stream.write('{"case": "tra')
+    status, output = invoke(run.path, "--baseline", file)
+    assert status == 0
+    assert "half-written" in output
+
+
+def test_a_failure_names_the_cell_the_figures_and_the_line_to_update(run, tmp_path):
+    file, junit = tmp_path / "baseline.jsonl", tmp_path / "junit.xml"
+    invoke(run.path, "--baseline", file, "--update")
+    other = RunDirectory.create(tmp_path / "other", {})
+    other.append_all("timings", [record("train-a", flops=5001), record("train-b")])
+    status, output = invoke(other.path, "--baseline", file, "--junit", junit)
+    assert status == 1
+    assert "FAILED: 1 changed, 1 ok" in output
+    assert '"flops": 5001' in output
+    assert ElementTree.parse(junit).getroot()[0].get("failures") == "1"
+
+
+def test_another_machine_or_version_is_named():
+    notes = gate.differences(MACHINE, {**MACHINE, "torch": "3", "cpu": "there"})
+    assert notes == ["the baseline has cpu here, this run there", "the baseline has torch 2, this run 3"]
+
+
+def test_a_benchmark_json_is_read_like_a_run_directory(tmp_path):
+    file = tmp_path / "benchmark.json"
+    content = {
+        "machine_info": {"zipfmax": {"cpu": "here", "gpus": [], "versions": {"torch": "2"}}},
+        "benchmarks": [{"extra_info": record("train-a")}],
+    }
+    file.write_text(json.dumps(content))
+    found = gate.read_run(file)
+    assert found.records == keyed(record("train-a"))
+    assert found.machine["torch"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "cannot be read"), ("{}", "no JSON of `pytest --benchmark`"), (None, "no run at")],
+)
+def test_what_is_no_run_ends_with_status_2(tmp_path, content, words):
+    file = tmp_path / "benchmark.json"
+    if content is not None:
+        file.write_text(content)
+    status, message = invoke(file, "--baseline", tmp_path / "b")
+    assert status == 2
+    assert words in message
+
+
+def test_an_empty_run_ends_with_status_2(tmp_path):
+    RunDirectory.create(tmp_path / "run", {})
+    status, message = invoke(tmp_path / "run", "--baseline", tmp_path / "b")
+    assert (status, "holds no timing" in message) == (2, True)
+
+
+def test_a_summary_stays_under_the_limit_with_the_failures_first():
+    many = [judge.Finding(f"case-{i}", "zipfmax", "ok", "x" * 200) for i in range(1000)]
+    text = gate_report.summary([*many, judge.Finding("worst", "zipfmax", "slower", "very")], [])
+    assert len(text.encode()) <= gate_report.SUMMARY_LIMIT
+    assert text.index("worst") < text.index("case-0")
+    assert "more cells, left out" in text
