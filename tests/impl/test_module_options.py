@@ -52,6 +52,7 @@ def test_reductions_and_ignored_rows_are_nll_losss(backend, reduction, ignore_in
 
     counted = target != (-1 if ignore_index is None else ignore_index)
     assert output.shape == target.shape
+    assert loss.shape == (target.shape if reduction == "none" else ())
     assert (output[~counted] == 0).all()
     assert (output[counted] < 0).all()
 
