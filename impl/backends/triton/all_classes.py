@@ -76,9 +76,9 @@ def tail_log_prob_kernel(
     total = tl.zeros([BM], tl.float32)
     for span in range(spans):
         here = place + span * n_tiles * BM
-        total += tl.exp(tl.load(peak_ptr + here) - base) * tl.load(total_ptr + here)
+        total += tl.exp2(tl.load(peak_ptr + here) - base) * tl.load(total_ptr + here)
     slot = tl.load(slot_log_prob_ptr + row.to(tl.int64) * slot_stride, mask=row < n_rows, other=0.0)
-    shift = slot - base - tl.log2(total) * LN2
+    shift = slot - (base + tl.log2(total)) * LN2
     out = out_ptr + row.to(tl.int64)[:, None] * out_stride + v[None, :]
     mask = (row < n_rows)[:, None] & inside[None, :]
     tl.store(out, (s + shift[:, None]).to(out_ptr.dtype.element_ty), mask=mask)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zipfmax.backends.triton import head as head_kernels
-from zipfmax.backends.triton.language import LN2, LOG2E
+from zipfmax.backends.triton.language import LN2
 from zipfmax.backends.triton.projection import project
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes, route
 from zipfmax.backends.triton.runtime import cdiv, padded_width
@@ -71,10 +71,10 @@ def tail_best_kernel(
     total = tl.zeros([BR], tl.float32)
     for span in range(spans):
         here = place + span * step
-        grow = tl.exp2((tl.load(peak_ptr + here, mask=valid, other=0.0) - base) * LOG2E)
+        grow = tl.exp2(tl.load(peak_ptr + here, mask=valid, other=0.0) - base)
         total += grow * tl.load(total_ptr + here, mask=valid, other=1.0)
     score = tl.load(slot_logit_ptr + row.to(tl.int64) * slot_stride, mask=valid, other=0.0)
-    score += peak - base - tl.log2(total) * LN2
+    score += (peak - base - tl.log2(total)) * LN2
     better = valid & (score > tl.load(score_ptr + row, mask=valid, other=0.0))
     tl.store(score_ptr + row, score, mask=better)
     tl.store(best_ptr + row, (first_class + best).to(tl.int64), mask=better)

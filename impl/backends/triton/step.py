@@ -116,13 +116,14 @@ def _tail_step(
 ) -> list[Tensor]:
     """Add one tail's part to `output` and `hidden_gradient`; returns the gradients of its weights."""
     k_size, n_rows = tail.projection.shape[0], hidden.shape[0]
-    if n_rows == 0:
+    if n_rows == 0 or tail.output.shape[0] == 1:
+        # Nothing to add, or a cluster of one class, which is certain: all its gradients are exactly zero.
         return [torch.zeros_like(tensor) for tensor in tail if tensor is not None] if want and want[1] else []
     h = project(hidden, tail.projection, tail.projection_bias, routes, cluster, padded_width(k_size))
     # A projection of width 0 has a gradient of no elements, but its output bias, if any, has one.
     mode = LSE if want is None else GRADIENT
     partials = accumulate(h, tail.output, tail.output_bias, routes, cluster, n_rows, mode)
-    lse, dh = combine(
+    softmax, dh = combine(
         partials,
         h,
         tail.output,
@@ -145,7 +146,9 @@ def _tail_step(
     projection, projection_bias = projection_gradient(
         dh, hidden, tail.projection, tail.projection_bias, routes, cluster, scale
     )
-    weight, bias = weight_gradient(h, lse, tail.output, tail.output_bias, routes, cluster, row_weight, scale)
+    weight, bias = weight_gradient(
+        h, softmax, tail.output, tail.output_bias, routes, cluster, row_weight, scale
+    )
     return [tensor for tensor in (projection, weight, projection_bias, bias) if tensor is not None]
 
 

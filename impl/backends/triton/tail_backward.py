@@ -21,7 +21,7 @@ from torch import Tensor
 from zipfmax.backends.triton.language import LOG2E, dot, dot_add
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes
 from zipfmax.backends.triton.runtime import cdiv, dot_settings, pointer
-from zipfmax.backends.triton.tail_forward import load_classes
+from zipfmax.backends.triton.tail_forward import Softmax, load_classes
 from zipfmax.backends.triton.tiles import backward_tile
 
 
@@ -30,7 +30,8 @@ def tail_weight_gradient_kernel(
     h_ptr,
     w_ptr,
     bias_ptr,
-    lse_ptr,
+    base_ptr,
+    inverse_ptr,
     row_ptr,
     target_ptr,
     start_ptr,
@@ -43,6 +44,7 @@ def tail_weight_gradient_kernel(
     scale,
     HAS_BIAS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    EXACT: tl.constexpr,
     K: tl.constexpr,
     WIDTH: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -75,10 +77,17 @@ def tail_weight_gradient_kernel(
         for chunk in range(1, CHUNKS):
             w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, True)
             s = dot_add(w_chunk, tl.trans(tl.load(h_tile + chunk * BK)), s, PRECISION, UPCAST)
-        p = s * LOG2E - tl.load(lse_ptr + slot)[None, :]
+        inverse = tl.load(inverse_ptr + slot)
+        shift = tl.load(base_ptr + slot)
+        if not EXACT:
+            # One multiplication fewer a logit; the rounding of the sum is far below half precision's.
+            shift -= tl.log2(inverse)
+        p = s * LOG2E - shift[None, :]
         if HAS_BIAS:
             p += bias[:, None]
         p = tl.exp2(p)
+        if EXACT:
+            p *= inverse[None, :]
         target = tl.load(target_ptr + slot)
         p = tl.where(target[None, :] == v[:, None], p - 1.0, p)
         if HAS_WEIGHT:
@@ -99,7 +108,7 @@ def tail_weight_gradient_kernel(
 
 def weight_gradient(
     h: Tensor,
-    lse: Tensor,
+    softmax: Softmax,
     output_weight: Tensor,
     bias: Tensor | None,
     routes: Routes,
@@ -111,7 +120,7 @@ def weight_gradient(
 
     Args:
         h: [capacity, width], zero in padding.
-        lse: [capacity] float32, base 2, inf in padding.
+        softmax: of each slot.
         row_weight: [N] float32, or None for 1.
     """
     n_classes, k_size = output_weight.shape
@@ -123,12 +132,13 @@ def weight_gradient(
         h,
         output_weight,
         pointer(bias, h),
-        lse,
+        softmax.base,
+        softmax.inverse,
         routes.row,
         routes.target,
         routes.start,
         routes.rows,
-        pointer(row_weight, lse),
+        pointer(row_weight, softmax.base),
         gradient,
         pointer(bias_gradient, h),
         n_classes,
@@ -136,6 +146,7 @@ def weight_gradient(
         scale,
         HAS_BIAS=bias is not None,
         HAS_WEIGHT=row_weight is not None,
+        EXACT=h.dtype == torch.float32,
         K=k_size,
         WIDTH=width,
         SLOTS=SLOT_TILE,

@@ -88,25 +88,26 @@ def _scores(
 
 @triton.jit
 def _fold(s, w, v, peak, total, extra, MODE: tl.constexpr, ANCHORED: tl.constexpr, PRECISION, UPCAST):
-    """Take a tile of scores into (peak, total, extra), where total = sum exp(s - peak).
+    """Take a tile of scores into (peak, total, extra), where total = sum exp2(s log2(e) - peak).
 
-    extra is sum exp(s - peak) w, or the class of the peak. ANCHORED: the peak stays what it was.
+    extra is the like sum of w, or the class of the peak. ANCHORED: the peak stays what it was. Peaks are kept
+    in base 2, already rounded, so that their rounding cancels wherever two of them meet.
     """
     if not ANCHORED:
-        tile_peak = tl.max(s, 1)
+        tile_peak = tl.max(s, 1) * LOG2E
         higher = tl.maximum(peak, tile_peak)
         # A row of -inf so far keeps a total of zero instead of exp(-inf + inf).
         base = tl.where(higher == -float("inf"), 0.0, higher)
-        shrink = tl.exp2((peak - base) * LOG2E)
+        shrink = tl.exp2(peak - base)
         if MODE == 2:
             extra = tl.where(tile_peak > peak, v + tl.argmax(s, 1), extra)
         total *= shrink
         if MODE == 1:
             extra *= shrink[:, None]
         peak = higher
-        p = tl.exp2(s * LOG2E - (base * LOG2E)[:, None])
+        p = tl.exp2(s * LOG2E - base[:, None])
     else:
-        p = tl.exp2(s * LOG2E - (peak * LOG2E)[:, None])
+        p = tl.exp2(s * LOG2E - peak[:, None])
     total += tl.sum(p, 1)
     if MODE == 1:
         extra = dot_add(p.to(w.dtype), w, extra, PRECISION, UPCAST)
@@ -258,7 +259,7 @@ def tail_forward_kernel(
             PRECISION,
             UPCAST,
         )
-        peak = tl.max(s, 1)
+        peak = tl.max(s, 1) * LOG2E
         peak = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
         peak, total, extra = _stream(
             h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
@@ -304,7 +305,8 @@ def tail_combine_kernel(
     rows_ptr,
     weight_ptr,
     output_ptr,
-    lse_ptr,
+    base_ptr,
+    inverse_ptr,
     dh_ptr,
     n_classes,
     programs,
@@ -320,10 +322,10 @@ def tail_combine_kernel(
     BK: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """Join the spans of BR rows: output[row] += s_target - lse; lse in base 2; dH = weight * (O - W2_target).
+    """Join the spans of BR rows: output[row] += s_target - lse; dH = weight * (O - W2_target).
 
-    Padding gets lse = inf, so that exp2(s - lse) is 0 there, and dH = 0. One program a block of columns of
-    dH; the first one does the rest. BM, BN and `programs` are those of the forward pass.
+    exp(s - lse) = exp2(s log2(e) - base) * inverse, and padding gets inverse = 0 and dH = 0. One program a
+    block of columns of dH; the first one does the rest. BM, BN and `programs` are those of the forward pass.
     """
     n_rows = tl.load(rows_ptr + cluster)
     first = tl.program_id(0) * BR
@@ -350,7 +352,7 @@ def tail_combine_kernel(
     weighted = tl.zeros([BR, BK], tl.float32)
     for span in range(spans):
         here = place + span * step
-        grow = tl.exp2((tl.load(peak_ptr + here, mask=held & valid, other=0.0) - base) * LOG2E)
+        grow = tl.exp2(tl.load(peak_ptr + here, mask=held & valid, other=0.0) - base)
         total += grow * tl.load(total_ptr + here, mask=held & valid, other=1.0)
         if GRADIENT:
             extra = tl.load(
@@ -360,7 +362,6 @@ def tail_combine_kernel(
             )
             weighted += grow[:, None] * extra
 
-    lse2 = base * LOG2E + tl.log2(total)
     target = tl.load(target_ptr + slot)
     safe = tl.maximum(target, 0).to(tl.int64)
     if tl.program_id(1) == 0:
@@ -373,8 +374,9 @@ def tail_combine_kernel(
         if HAS_BIAS:
             s += tl.load(bias_ptr + safe, mask=valid, other=0.0).to(tl.float32)
         before = tl.load(output_ptr + row, mask=valid, other=0.0)
-        tl.store(output_ptr + row, before + s - lse2 * LN2, mask=valid)
-        tl.store(lse_ptr + slot, tl.where(valid, lse2, float("inf")))
+        tl.store(output_ptr + row, before + s - (base + tl.log2(total)) * LN2, mask=valid)
+        tl.store(base_ptr + slot, tl.where(valid, base, 0.0))
+        tl.store(inverse_ptr + slot, tl.where(valid, 1.0 / total, 0.0))
     if GRADIENT:
         mask = valid[:, None] & (column + k < K)[None, :]
         w = tl.load(w_ptr + safe[:, None] * K + (column + k)[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -384,6 +386,15 @@ def tail_combine_kernel(
         dh = tl.where(mask, dh, 0.0)
         out = dh_ptr + slot.to(tl.int64)[:, None] * WIDTH + (column + k)[None, :]
         tl.store(out, dh.to(dh_ptr.dtype.element_ty))
+
+
+class Softmax(NamedTuple):
+    """exp(s - lse) = exp2(s log2(e) - base) * inverse, for each slot: no large numbers are subtracted."""
+
+    base: Tensor
+    """[capacity] float32, base 2."""
+    inverse: Tensor
+    """[capacity] float32, 0 in padding."""
 
 
 class Partials(NamedTuple):
@@ -460,16 +471,16 @@ def combine(
     output: Tensor,
     row_weight: Tensor | None,
     gradient: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Softmax, Tensor]:
     """Join the spans and add the tail's part to `output`, [N] float32.
 
     Returns:
-        lse: [capacity] float32, log2 of the sum of exponentials, inf in padding; dH: [capacity, width], empty
-        without `gradient`.
+        Each slot's softmax; dH, [capacity, width], empty without `gradient`.
     """
     n_classes, k_size = output_weight.shape
     width = h.shape[1]
-    lse = torch.empty(routes.capacity, dtype=torch.float32, device=h.device)
+    base = torch.empty(routes.capacity, dtype=torch.float32, device=h.device)
+    inverse = torch.empty_like(base)
     dh = torch.empty_like(h) if gradient else h.new_empty(0)
     tile = combine_tile(partials.tile)
     tail_combine_kernel[
@@ -487,7 +498,8 @@ def combine(
         routes.rows,
         pointer(row_weight, output),
         output,
-        lse,
+        base,
+        inverse,
         dh,
         n_classes,
         partials.programs,
@@ -500,4 +512,4 @@ def combine(
         SLOTS=SLOT_TILE,
         **tile,
     )
-    return lse, dh
+    return Softmax(base, inverse), dh

@@ -29,7 +29,7 @@ from zipfmax.backends.triton import tiles
 from zipfmax.backends.triton.routing import Routes, route
 from zipfmax.backends.triton.runtime import architecture
 from zipfmax.backends.triton.tail_backward import tail_weight_gradient_kernel, weight_gradient
-from zipfmax.backends.triton.tail_forward import GRADIENT, accumulate, combine, tail_forward_kernel
+from zipfmax.backends.triton.tail_forward import GRADIENT, Softmax, accumulate, combine, tail_forward_kernel
 from zipfmax.backends.triton.tiles import Tile
 
 KERNELS = ("forward", "backward")
@@ -73,7 +73,7 @@ class Problem:
 
     h: Tensor
     weight: Tensor
-    lse: Tensor
+    softmax: Softmax
     routes: Routes
 
     @classmethod
@@ -88,14 +88,14 @@ class Problem:
             return torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype])
 
         h, weight = normal(routes.capacity, width), normal(n_classes, width) / width**0.5
-        lse = torch.full((routes.capacity,), 18.0, device=device)
-        return cls(h, weight, lse, routes)
+        base = torch.zeros(routes.capacity, device=device)
+        return cls(h, weight, Softmax(base, torch.full_like(base, 1.0 / n_classes)), routes)
 
     def run(self, candidate: Candidate) -> Tensor:
         """One call of the candidate's kernel; its result."""
         with tiles.overridden(candidate.kernel, dict(candidate.tile)):
             if candidate.kernel == "backward":
-                return weight_gradient(self.h, self.lse, self.weight, None, self.routes, 0, None, 1.0)[0]
+                return weight_gradient(self.h, self.softmax, self.weight, None, self.routes, 0, None, 1.0)[0]
             partials = accumulate(self.h, self.weight, None, self.routes, 0, _ROWS, GRADIENT)
             output = torch.zeros(_ROWS, device=self.h.device)
             return combine(
