@@ -66,7 +66,7 @@ def run(grid: str = "quick", cells: str | None = None, out: Path | None = None, 
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells}
     directory = None if out is None else RunDirectory.create(out, arguments, resume)
-    classes = {CONTROL: Control, **FAULTS}
+    classes: dict[str, type[Control]] = {CONTROL: Control, **FAULTS}
     known = [Outcome(**record) for record in directory.records("mutants")] if directory is not None else []
     if [outcome.mutant for outcome in known] == list(classes):
         outcomes = known
