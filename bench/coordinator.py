@@ -38,6 +38,9 @@ _THREAD_VARIABLES = (
 # the gaps within a run and is over before the next worker has drawn its batch.
 _SPIN = {"KMP_BLOCKTIME": "1"}
 
+SHORT_S = 0.02
+RUNS_OF_A_SHORT_SAMPLE = 5
+
 # Importing a framework, drawing weights and counting work are not the implementation's cost.
 _ALLOWANCE_S = 180.0
 
@@ -148,6 +151,11 @@ class Measurement:
     warm_up_s: float | None = None
     rows: list[tuple[int, ...]] = field(default_factory=list)
     work: protocol.Work = field(default_factory=protocol.Work)
+
+    @property
+    def runs_per_sample(self) -> int:
+        """Runs whose median is one sample: several where a run is so short that a neighbour's blink shows."""
+        return RUNS_OF_A_SHORT_SAMPLE if self.warm_up_s is not None and self.warm_up_s < SHORT_S else 1
 
     @property
     def ok(self) -> bool:
@@ -308,7 +316,7 @@ class Coordinator:
 
     def _take_turn(self, worker: Worker, round: int, own: Measurement, effort: Effort) -> None:
         started = time.monotonic()
-        match worker.ask(protocol.Sample(round), effort.budget_s):
+        match worker.ask(protocol.Sample(round, own.runs_per_sample), effort.budget_s):
             case protocol.Timed(seconds, wall_s, rows, throttled):
                 own.rows.append(rows)
                 if throttled:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from rich.console import Console
 
-from zipfmax.bench import presets
+from zipfmax.bench import cutoffs, presets
 from zipfmax.bench.coordinator import Effort, usable_cores
 from zipfmax.errors import UsageError
 from zipfmax.reference import registry
@@ -18,6 +19,8 @@ from zipfmax.reference.rundir import RUN_FILE, RunDirectory, default_path
 
 # The choices are kept under this name in `run.json`: a parity run may share the directory.
 COMMAND = "sweep"
+PLANNED = "plan"
+"""In place of a partition: the planner's own, for each case."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
         labels=options.labels,
         tasks=options.task,
         implementations=options.impl,
-        cutoffs=tuple(presets.parse_cutoffs(text) for text in options.cutoffs),
+        cutoffs=tuple(presets.parse_cutoffs(text) for text in options.cutoffs if text != PLANNED),
         features=options.features,
         batch=options.batch,
         div_value=options.div_value,
@@ -91,7 +94,13 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
     )
     for name in axes.implementations:
         registry.implementation(name)
-    cases = presets.cases(axes)
+    given = presets.cases(axes)
+    directory = RunDirectory.create(out or default_path("sweep"), {COMMAND: asdict(options)}, resume)
+    cases: list[Case] = []
+    if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
+        cases += given
+    if PLANNED in options.cutoffs:
+        cases += planned_cases(presets.cases(replace(axes, cutoffs=())), directory, options.threads)
     return Plan(
         cases=cases,
         implementations=axes.implementations,
@@ -103,7 +112,7 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
         ),
         threads=options.threads or usable_cores(),
         processes=options.processes or 1,
-        directory=RunDirectory.create(out or default_path("sweep"), {COMMAND: asdict(options)}, resume),
+        directory=directory,
     )
 
 
@@ -126,6 +135,36 @@ def _precision(text: str | None) -> float | None:
     if not 0 < value < 1:
         raise UsageError(f"--precision should be a share such as 2% or 0.02, got {text!r}")
     return value
+
+
+def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int | None) -> list[Case]:
+    """The cases with the planner's cutoffs in place of theirs.
+
+    Each plan is a line of `plans.jsonl`, which a resumed sweep uses again: a new calibration could plan
+    otherwise.
+    """
+    known = {line["planned_for"]: tuple(line["cutoffs"]) for line in directory.records("plans")}
+    planned = []
+    for case in cases:
+        if case.id not in known:
+            options = cutoffs.PlanOptions(
+                labels=case.labels,
+                classes=case.n_classes,
+                features=case.in_features,
+                batch=case.batch_size,
+                div_value=case.div_value,
+                device=case.device,
+                dtype=case.dtype,
+                task=case.task,
+                threads=threads,
+            )
+            plan, calibration = cutoffs.make_plan(options, Console(stderr=True))
+            known[case.id] = tuple(plan.cutoffs)
+            line = cutoffs.record(plan, calibration, options)
+            its_case = replace(case, cutoffs=known[case.id])
+            directory.append("plans", line | {"case": its_case.id, "planned_for": case.id})
+        planned.append(replace(case, cutoffs=known[case.id]))
+    return planned
 
 
 def _recorded(directory: RunDirectory) -> Mapping[str, Any]:

@@ -44,6 +44,16 @@ PRESETS: Mapping[str, Axes] = {
         labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
         effort=Effort(seconds=0.75, least=3, budget_s=15.0),
     ),
+    # Small cells whose counted figures and ratios a gate keeps, with at least four replicate processes.
+    "gate": Axes(
+        classes=(10_000,),
+        labels=("zipf:1.0", "zipf:1.3"),
+        tasks=("forward", "train", "predict"),
+        implementations=("zipfmax:eager", "zipfmax:tiled", "torch", "full"),
+        features=(64,),
+        batch=(128,),
+        effort=Effort(seconds=1.5, least=12, most=48),
+    ),
     "wikitext103": Axes(
         classes=(267_735,),
         labels=("zipf:1.0", "wordfreq:en"),
@@ -138,7 +148,7 @@ def parse_cutoffs(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"cutoffs {text!r}: expected integers separated by commas, as in 2000,10000"
+            f"cutoffs {text!r}: expected integers separated by commas, as in 2000,10000, or plan"
         ) from error
 
 

@@ -25,9 +25,10 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Sample:
-    """Load the batch of this round and time one run on it. Answered by `Timed`."""
+    """Load the batch of this round and time runs on it. Answered by `Timed`, the median of the runs."""
 
     round: int
+    runs: int = 1
 
 
 @dataclass(frozen=True)

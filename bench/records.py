@@ -96,6 +96,7 @@ def _times(own: Measurement) -> Record:
         "samples_round": [sample.round for sample in own.samples],
         "samples_process": [sample.process for sample in own.samples],
         "n_rounds": len(own.samples),
+        "runs_per_sample": own.runs_per_sample,
         "throttled": own.throttled,
     }
 

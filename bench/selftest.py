@@ -20,7 +20,7 @@ from rich.table import Table
 
 from zipfmax.bench import judge, protocol, records
 from zipfmax.bench.baseline import Baseline, Key, cell_of
-from zipfmax.bench.coordinator import Measurement, Sample, Worker
+from zipfmax.bench.coordinator import RUNS_OF_A_SHORT_SAMPLE, Measurement, Sample, Worker
 from zipfmax.bench.gate import examine
 from zipfmax.reference.case import Case
 from zipfmax.reference.rundir import RunDirectory
@@ -33,8 +33,8 @@ OURS = "zipfmax"
 REFERENCE = protocol.LIMIT
 POOL = 10
 PROCESSES = 8
-ROUNDS = 120
-RERUN_ROUNDS = 160
+ROUNDS = 48
+RERUN_ROUNDS = 80
 FALSE_ALARM_RUNS = 200
 SLOWER_RUNS = 40
 EXACT_RUNS = 5
@@ -124,7 +124,8 @@ class Bench:
             self._random.shuffle(order)
             for each in order:
                 timed = _must(
-                    chosen[each][round % PROCESSES].ask(protocol.Sample(self._round)), protocol.Timed
+                    chosen[each][round % PROCESSES].ask(protocol.Sample(self._round, RUNS_OF_A_SHORT_SAMPLE)),
+                    protocol.Timed,
                 )
                 found[each].rows.append(timed.occupancy)
                 found[each].samples.append(Sample(round % PROCESSES, round, timed.seconds, timed.wall_s))

@@ -40,7 +40,7 @@ class Ratio:
     high: float | None
     pairs: int
     floor: float | None = None
-    """How far replicate processes of the same program lie apart: half the range of their log-ratios."""
+    """How far replicate processes of the same program lie apart: standard deviation of their log-ratios."""
 
     @property
     def log(self) -> float:
@@ -105,7 +105,7 @@ def speedup(reference: Mapping[Key, float], candidate: Mapping[Key, float], seed
     estimate = float(np.exp(np.mean(medians)))
     if len(shared) == 1:
         return Ratio(estimate, None, None, 1)
-    floor = (max(medians) - min(medians)) / 2 if len(medians) > 1 else None
+    floor = float(np.std(medians, ddof=1)) if len(medians) > 1 else None
     low, high = np.exp(_clustered_interval(clusters, np.random.default_rng(seed)))
     return Ratio(estimate, float(low), float(high), len(shared), floor)
 

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import signal
+import statistics
 import sys
 import traceback
 from collections.abc import Mapping
@@ -60,8 +61,8 @@ class Session:
                 return self._prepare(case)
             case protocol.WarmUp():
                 return self._warm_up()
-            case protocol.Sample(round):
-                return self._sample(round)
+            case protocol.Sample(round, runs):
+                return self._sample(round, runs)
             case protocol.Weigh():
                 return self._weigh()
             case protocol.CheckParity(name, case):
@@ -90,12 +91,13 @@ class Session:
         seconds, self._warm_up_s = self._timer(self._runner.run)
         return protocol.Timed(seconds, self._warm_up_s, occupancy)
 
-    def _sample(self, round: int) -> protocol.Timed:
+    def _sample(self, round: int, runs: int) -> protocol.Timed:
         assert self._runner is not None, "Prepare comes first"
         occupancy = self._load(round)
         if self._warm_up_s < timing.SHORT_RUN_S:
             self._runner.run()
-        seconds, wall_s = self._timer(self._runner.run)
+        times = [self._timer(self._runner.run) for _ in range(runs)]
+        seconds, wall_s = (statistics.median(column) for column in zip(*times, strict=True))
         return protocol.Timed(seconds, wall_s, occupancy)
 
     def _weigh(self) -> protocol.Work:

@@ -82,7 +82,7 @@ def verify(
 
 @app.command()
 def sweep(
-    preset: Annotated[str | None, typer.Option(help="quick (the default) or wikitext103.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick (the default), gate or wikitext103.")] = None,
     impl: Annotated[list[str] | None, typer.Option(help="An implementation; repeat for several.")] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help="zipf:S, uniform, wordfreq:LANG or counts:FILE; repeat.")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from zipfmax.bench import plan, presets
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
 from zipfmax.reference.rundir import RunDirectory
@@ -181,7 +182,7 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--preset", "slow"], ["unknown preset 'slow'", "quick, wikitext103"]),
+        (["--preset", "slow"], ["unknown preset 'slow'", "quick, gate, wikitext103"]),
         (["--impl", "torhc"], ["unknown implementation 'torhc'", "torch"]),
         (["--labels", "zips:1"], ["unknown labels 'zips:1'", "zipf:S"]),
         (["--task", "training"], ["unknown task 'training'", "train"]),
@@ -208,7 +209,7 @@ def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
 
 def test_wrong_use_ends_with_status_2_and_one_line():
     done = sweep("--preset", "slow", expect=2)
-    assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, wikitext103\n"
+    assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, gate, wikitext103\n"
 
 
 def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path):
@@ -233,3 +234,17 @@ def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path):
     assert torch["speedup_vs_full_high"] / torch["speedup_vs_full_low"] <= np.exp(2 * 0.9)
     assert torch["speedup_vs_full_smallest_effect"] > 0
     assert torch["speedup_vs_full_verdict"] in ("FASTER", "SAME", "SLOWER", "UNRESOLVED")
+
+
+def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path):
+    cases = presets.cases(presets.axes("quick", classes=(600,), labels=("zipf:1.0",), tasks=("forward",)))
+    directory = RunDirectory.create(tmp_path / "run", {})
+    (planned,) = plan.planned_cases(cases, directory, threads=1)
+    (line,) = directory.records("plans")
+    assert tuple(line["cutoffs"]) == planned.cutoffs
+    assert line["case"] == planned.id
+    other = RunDirectory.create(tmp_path / "other", {})
+    other.append("plans", {**line, "cutoffs": [7, 11]})
+    (again,) = plan.planned_cases(cases, other, threads=1)
+    assert again.cutoffs == (7, 11)
+    assert len(other.records("plans")) == 1
