@@ -8,8 +8,12 @@ ROOT = Path(__file__).parents[2]
 
 def rows():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Asked, and where it is answered", 1)[1].split("\n## ", 1)[0]
-    return [line for line in section.splitlines() if line.startswith("|")][2:]
+    table = (
+        readme.split("## Asked, and where it is answered", 1)[1]
+        .split("\n| asked |", 1)[1]
+        .split("\n\n", 1)[0]
+    )
+    return table.splitlines()[2:]
 
 
 def test_every_row_links_to_a_thread():
