@@ -21,6 +21,7 @@ from zipfmax.backends import eager
 from zipfmax.backends import tiled_operators as operators
 from zipfmax.backends.targets import reduce_loss
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
+from zipfmax.backends.tiled_classes import log_prob_of_classes, most_probable_class
 from zipfmax.backends.tiled_cluster import statistics_dtype
 from zipfmax.backends.tiled_workspace import release
 from zipfmax.clusters import ClusterLayout
@@ -72,13 +73,29 @@ def nll(
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
-    """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
-    return eager.log_prob(layout, weights, hidden)
+    """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`.
+
+    Beside the result only the workspace is held. Where a gradient may be asked for, and in compiled graphs,
+    the eager backend computes them.
+    """
+    tensors = (hidden, *weights.tensors())
+    wants_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if wants_graph or torch.compiler.is_compiling():
+        return eager.log_prob(layout, weights, hidden)
+    with torch.no_grad():
+        return log_prob_of_classes(layout, weights, hidden, workspace_bytes)
 
 
 def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
-    """Most probable class of each row, [N] int64; see `Backend.predict`."""
-    return eager.predict(layout, weights, hidden)
+    """Most probable class of each row, [N] int64; see `Backend.predict`.
+
+    Computes a tail only for the rows in which one of its classes may win, and never their log-probabilities.
+    Compiled graphs use the eager backend.
+    """
+    if torch.compiler.is_compiling():
+        return eager.predict(layout, weights, hidden)
+    with torch.no_grad():
+        return most_probable_class(layout, weights, hidden, workspace_bytes)
 
 
 @dataclass(frozen=True)

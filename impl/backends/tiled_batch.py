@@ -145,19 +145,19 @@ class _Job:
             wants_weight=wants_weight,
             wants_bias=wants_bias,
         )
-        for start, stop in softmax.blocks(target.shape[0]):
+        for block in softmax.blocks(target.shape[0]):
             if rows is None:
-                x, scale = self._hidden[start:stop].contiguous(), self._scale
-                scale = scale[start:stop] if isinstance(scale, Tensor) else scale
-                out = None if self.grad_hidden is None else self.grad_hidden[start:stop]
-                self.log_p[start:stop], _ = softmax(x, target[start:stop], scale, out)
+                x, scale = self._hidden[block].contiguous(), self._scale
+                scale = scale[block] if isinstance(scale, Tensor) else scale
+                out = None if self.grad_hidden is None else self.grad_hidden[block]
+                self.log_p[block], _ = softmax(x, target[block], scale, out)
             else:
-                block = rows[start:stop]
-                x, scale = self._rows(block)
-                log_p, grad = softmax(x, target[start:stop], scale)
-                self.log_p.index_copy_(0, block, log_p)
+                members = rows[block]
+                x, scale = self._rows(members)
+                log_p, grad = softmax(x, target[block], scale)
+                self.log_p.index_copy_(0, members, log_p)
                 if grad is not None and self.grad_hidden is not None:
-                    self.grad_hidden.index_copy_(0, block, grad)
+                    self.grad_hidden.index_copy_(0, members, grad)
         return softmax.gradients()
 
     def tail(self, tail: TailWeights, part: Part, wants: Sequence[bool]) -> list[Tensor | None]:
@@ -181,12 +181,12 @@ class _Job:
             if wants_projection_bias and tail.projection_bias is not None
             else None
         )
-        for start, stop in softmax.blocks(n_rows):
-            block = part.rows[start:stop]
-            x, scale = self._rows(block)
+        for block in softmax.blocks(n_rows):
+            members = part.rows[block]
+            x, scale = self._rows(members)
             projected = F.linear(x, tail.projection, tail.projection_bias)
-            log_p, grad = softmax(projected, part.target[start:stop], scale)
-            self.log_p.index_add_(0, block, log_p)
+            log_p, grad = softmax(projected, part.target[block], scale)
+            self.log_p.index_add_(0, members, log_p)
             if grad is None:
                 continue
             if projection is not None:
@@ -196,11 +196,11 @@ class _Job:
                 projection_bias.start_block()
                 projection_bias.add(grad.sum(dim=0))
             if self.grad_hidden is not None:
-                self.grad_hidden.index_add_(0, block, grad @ tail.projection)
+                self.grad_hidden.index_add_(0, members, grad @ tail.projection)
         output, output_bias = softmax.gradients()
         return [result_of(projection), output, result_of(projection_bias), output_bias]
 
-    def _rows(self, block: Tensor) -> tuple[Tensor, float | Tensor | None]:
+    def _rows(self, members: Tensor) -> tuple[Tensor, float | Tensor | None]:
         """Hidden states and scale of some rows."""
-        scale = self._scale.index_select(0, block) if isinstance(self._scale, Tensor) else self._scale
-        return self._hidden.index_select(0, block), scale
+        scale = self._scale.index_select(0, members) if isinstance(self._scale, Tensor) else self._scale
+        return self._hidden.index_select(0, members), scale

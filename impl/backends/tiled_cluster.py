@@ -56,9 +56,9 @@ def _even(total: int, largest: int) -> int:
     return math.ceil(total / math.ceil(total / largest))
 
 
-def spans(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive parts of `size`; the last may be shorter."""
-    return ((start, min(start + size, total)) for start in range(0, total, size))
+def spans(total: int, size: int) -> Iterator[slice]:
+    """Consecutive parts of `size`; the last may be shorter."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -149,6 +149,7 @@ class ClusterSoftmax:
     ) -> None:
         self.weight, self.bias = weight, bias
         self.n_classes = weight.shape[0]
+        self.statistics = statistics_dtype(weight.dtype)
         self.tiles = Tiles.plan(n_rows, self.n_classes, workspace_bytes, weight.dtype)
         self.wants_input = wants_input
         self.weight_gradient = WeightGradient(weight) if wants_weight else None
@@ -156,8 +157,8 @@ class ClusterSoftmax:
         n_logits = self.tiles.rows * self.tiles.classes
         self._buffer = workspace(n_logits * _bytes_per_logit(weight.dtype), weight.device)
 
-    def blocks(self, n_rows: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of the blocks to call this with."""
+    def blocks(self, n_rows: int) -> Iterator[slice]:
+        """Which rows to call this with at a time."""
         return spans(n_rows, self.tiles.rows)
 
     def __call__(
@@ -184,6 +185,21 @@ class ClusterSoftmax:
             return log_p, None
         return log_p, self._gradients_by_tiles(x, target, log_sum_exp, scale, out)
 
+    def logits(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Classes and their logits [n, classes] of one block, tile after tile.
+
+        In the statistics' dtype; the caller may write to them, and has them until it asks for the next.
+        """
+        for classes in spans(self.n_classes, self.tiles.classes):
+            yield classes, self._logits(x, classes.start, classes.stop)
+
+    def log_sum_exp(self, x: Tensor) -> Tensor:
+        """log of the sum of exp(logits) over all classes, [n, 1], of one block."""
+        total = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics, device=x.device)
+        for _, z in self.logits(x):
+            total = torch.logaddexp(total, _log_sum_exp_(z))
+        return total
+
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Gradients by weight and bias over all blocks; None for what is not wanted."""
         return result_of(self.weight_gradient), result_of(self.bias_gradient)
@@ -207,27 +223,23 @@ class ClusterSoftmax:
 
     def _log_p_by_tiles(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """log p of the targets, [n], and log-sum-exp of all classes, [n, 1]."""
-        dtype = statistics_dtype(x.dtype)
-        log_sum_exp = torch.full((x.shape[0], 1), -torch.inf, dtype=dtype, device=x.device)
+        log_sum_exp = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics, device=x.device)
         picked = torch.empty_like(log_sum_exp)
-        for start, stop in spans(self.n_classes, self.tiles.classes):
-            z = self._logits(x, start, stop)
-            rows = _rows_in(target, start, stop)
-            picked[rows] = z[rows, target[rows] - start].unsqueeze(1)
-            highest = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
-            z.sub_(highest).mul_(_LOG2_E).exp2_()
-            log_sum_exp = torch.logaddexp(log_sum_exp, z.sum(dim=1, keepdim=True).log_().add_(highest))
+        for classes, z in self.logits(x):
+            rows = _rows_in(target, classes)
+            picked[rows] = z[rows, target[rows] - classes.start].unsqueeze(1)
+            log_sum_exp = torch.logaddexp(log_sum_exp, _log_sum_exp_(z))
         return (picked - log_sum_exp).squeeze(1), log_sum_exp
 
     def _gradients_by_tiles(
         self, x: Tensor, target: Tensor, log_sum_exp: Tensor, scale: float | Tensor, out: Tensor | None
     ) -> Tensor | None:
         gradient = out
-        for start, stop in spans(self.n_classes, self.tiles.classes):
-            p = self._logits(x, start, stop).sub_(log_sum_exp).mul_(_LOG2_E).exp2_()
-            rows = _rows_in(target, start, stop)
-            p[rows, target[rows] - start] -= 1
-            gradient = self._gradients(p, x, start, scale, gradient, beta=int(start > 0))
+        for classes, z in self.logits(x):
+            p = z.sub_(log_sum_exp).mul_(_LOG2_E).exp2_()
+            rows = _rows_in(target, classes)
+            p[rows, target[rows] - classes.start] -= 1
+            gradient = self._gradients(p, x, classes.start, scale, gradient, beta=int(classes.start > 0))
         return gradient
 
     def _logits(self, x: Tensor, start: int, stop: int) -> Tensor:
@@ -239,10 +251,9 @@ class ClusterSoftmax:
             torch.mm(x, weight.t(), out=logits)
         else:
             torch.addmm(self.bias[start:stop], x, weight.t(), out=logits)
-        statistics = statistics_dtype(x.dtype)
-        if statistics == x.dtype:
+        if self.statistics == x.dtype:
             return logits
-        return self._tile(1, statistics, n_rows, n_classes).copy_(logits)
+        return self._tile(1, self.statistics, n_rows, n_classes).copy_(logits)
 
     def _gradients(
         self, p: Tensor, x: Tensor, start: int, scale: float | Tensor, out: Tensor | None, beta: int
@@ -273,5 +284,12 @@ class ClusterSoftmax:
         return self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, n_classes)
 
 
-def _rows_in(target: Tensor, start: int, stop: int) -> Tensor:
-    return ((target >= start) & (target < stop)).nonzero().squeeze(1)
+def _rows_in(target: Tensor, classes: slice) -> Tensor:
+    return ((target >= classes.start) & (target < classes.stop)).nonzero().squeeze(1)
+
+
+def _log_sum_exp_(z: Tensor) -> Tensor:
+    """Log-sum-exp of each row, [n, 1]; destroys z. A row of -inf alone gives -inf."""
+    highest = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
+    z.sub_(highest).mul_(_LOG2_E).exp2_()
+    return z.sum(dim=1, keepdim=True).log_().add_(highest)
