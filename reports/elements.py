@@ -15,6 +15,9 @@ from zipfmax.reports.svg import inline_svg
 
 Format = Callable[[Any], str]
 
+_LINE = 44
+"""Letters of a table's cell that stand on one line."""
+
 _NUMBERS = (amount, count, factor, percent, scientific, seconds, size)
 
 
@@ -26,6 +29,15 @@ class Table:
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
     numeric: frozenset[str] = frozenset()
+
+    @property
+    def wrapped(self) -> frozenset[str]:
+        """The columns whose text is so long that it has to wrap."""
+        return frozenset(
+            heading
+            for heading, values in zip(self.columns, zip(*self.rows, strict=True), strict=False)
+            if max(map(len, values)) > _LINE
+        )
 
     @classmethod
     def of(cls, caption: str, frame: pd.DataFrame, columns: Mapping[str, tuple[str, Format]]) -> Table:

@@ -37,6 +37,7 @@ def _curve(plans: pd.DataFrame) -> Picture:
         "--batch": record["batch_size"],
         "--task": record["task"],
     }
+    fields = {str(name): value for name, value in record.items()}
     chosen = [word for name, value in options.items() for word in (name, str(value))]
     columns: dict[str, tuple[str, Format]] = {
         "task": ("task", text),
@@ -53,7 +54,7 @@ def _curve(plans: pd.DataFrame) -> Picture:
         "tails; the star is the plan, the dashed line full softmax.",
         description="Curves of predicted time against the first cutoff, each with a minimum.",
         caption=f"{record['labels']}, {count(record['n_classes'])} classes.",
-        draw=lambda theme: plan_figure(record.to_dict(), theme=theme),
+        draw=lambda theme: plan_figure(fields, theme=theme),
         table=Table.of("Every plan of the run", plans, columns),
         command=shlex.join(["zipfmax", "plan", *chosen]),
     )

@@ -218,7 +218,7 @@ def heat(order: list[str], selection: Selection) -> Spec:
             "title": "speedup",
             "labelExpr": "format(pow(2, datum.value), '.2~r') + '×'",
             "orient": "right",
-            "gradientLength": 140,
+            "gradientLength": min(140, 30 * len(order)),
         },
     }
     deep = {"test": "abs(datum.log2) > 0.62 * reach", "value": "#ffffff"}

@@ -149,7 +149,8 @@ def _speed(rows: pd.DataFrame, name: str, baseline: str) -> Statement:
     median = f"the median of {_cells(len(rows))}"
     text = f"{task_words} is {factor(middle)} as fast as with {other}{slower}: {median}."
     detail = f"From {_where(worst)} to {_where(best)}. {_resolved(rows)}"
-    mood = "good" if rows["speedup"].min() > 1 else "bad" if middle < 1 else "mixed"
+    sure = rows["low"].fillna(rows["speedup"])  # an interval that holds 1 is no win
+    mood = "good" if sure.min() > 1 else "bad" if middle < 1 else "mixed"
     return Statement(question, factor(middle), text, detail, mood, "speed")
 
 

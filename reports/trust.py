@@ -10,7 +10,6 @@ from zipfmax.reports import figures, tables
 from zipfmax.reports.elements import Details, Format, Picture, Section, Table, text
 from zipfmax.reports.rundir import Run
 from zipfmax.reports.style import count, percent, scientific
-from zipfmax.reports.summary import name_of
 
 _MOST_ROWS = 300
 """Rows of a table of findings that the page shows; the run directory holds the rest."""
@@ -55,14 +54,14 @@ def _by_implementation(table: pd.DataFrame) -> Table:
     summary["verdict"] = verdict.where(summary["pass"] + summary["fail"] > 0, "– not compared")
     columns = {
         "impl": ("implementation", text),
-        "against": ("against", name_of),
+        "against": ("against", text),
         "dtype": ("dtype", text),
         "verdict": ("verdict", text),
         "cells": ("cells", count),
-        "pass": ("tensors within budget", count),
-        "fail": ("over budget", count),
+        "pass": ("tensors passed", count),
+        "fail": ("failed", count),
         "skipped": ("skipped", count),
-        "worst": ("worst error / budget", percent),
+        "worst": ("worst, of its budget", percent),
         "worst_tensor": ("worst tensor", text),
     }
     return Table.of("Parity at a glance", summary, columns)
@@ -176,12 +175,34 @@ def _conformance(section: Section, rows: pd.DataFrame) -> None:
     )
     grid = grid.reindex(columns=names).fillna("").reset_index()
     columns = {"feature": ("feature", text), **{name: (name, text) for name in names}}
-    section.details.append(Details("Conformance: what agrees, what differs and how", Table.of(
-        "Each entry is backed by a run", grid, columns), opened=True))  # fmt: skip
+    body = Table.of("Each entry is backed by a run, or says that it was not run", grid, columns)
+    section.details.append(Details("Conformance: what agrees, what differs and how", body, opened=True))
 
 
 def _stability(section: Section, rows: pd.DataFrame) -> None:
-    section.details.append(_as_it_is("Stability: the same input again, split, and permuted", rows))
+    """Implementation by change of the input: the tensors' common verdict, and those that have another."""
+    title = "Stability: the same input again, its rows permuted, in two halves"
+    if not {"impl", "change", "tensor", "verdict"} <= set(rows):
+        section.details.append(_as_it_is(title, rows))
+        return
+    changes = list(dict.fromkeys(rows["change"]))
+    grid = pd.DataFrame(
+        [
+            {"impl": impl, **{change: _tensors(of_impl[of_impl["change"] == change]) for change in changes}}
+            for impl, of_impl in rows.groupby("impl", sort=False)
+        ]
+    )
+    columns = {"impl": ("implementation", text), **{change: (change, text) for change in changes}}
+    section.details.append(Details(title, Table.of(title, grid, columns), opened=True))
+
+
+def _tensors(rows: pd.DataFrame) -> str:
+    """The commonest verdict of the tensors, and which have another."""
+    if rows.empty:
+        return "not run"
+    common = str(rows["verdict"].mode().iloc[0])
+    others = rows[rows["verdict"] != common].groupby("verdict", sort=False)["tensor"].agg(", ".join)
+    return "; ".join([common, *(f"{verdict}: {names}" for verdict, names in others.items())])
 
 
 _EXTRAS: dict[str, Callable[[Section, pd.DataFrame], None]] = {

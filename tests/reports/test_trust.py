@@ -70,6 +70,21 @@ def test_conformance_stands_as_feature_by_implementation(run_directory: Path) ->
     ]
 
 
+def test_stability_names_the_tensors_that_differ_from_the_rest(run_directory: Path) -> None:
+    def line(change: str, tensor: str, verdict: str) -> dict[str, Any]:
+        return {"impl": "zipfmax", "change": change, "tensor": tensor, "verdict": verdict, "difference": 0.0}
+
+    lines = [
+        *(line("again", tensor, "bitwise equal") for tensor in ("output", "loss", "grad.input")),
+        *(line("in two halves", tensor, "within budget") for tensor in ("loss", "grad.input")),
+        line("in two halves", "output", "bitwise equal"),
+    ]
+    (run_directory / "stability.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    table = details(run_directory, "Stability").table
+    assert table.columns == ("implementation", "again", "in two halves")
+    assert table.rows == [("zipfmax", "bitwise equal", "within budget; bitwise equal: output")]
+
+
 def test_failed_comparisons_are_listed_open_with_their_numbers(run_directory: Path, edit_lines: Edit) -> None:
     def fail(record: dict[str, Any]) -> dict[str, Any]:
         if record["impl"] == "paddle" and record["tensor"] == "loss" and record["against"] == "torch":
