@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -101,6 +103,13 @@ def build_layer(
         for parameter, tensor in zip(layer.weights().tensors(), weights.tensors(), strict=True):
             parameter.copy_(tensor)
     return layer
+
+
+def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
+    """A contiguous copy on the host; bfloat16, which NumPy lacks, becomes float32."""
+    tensor = tensor.detach().cpu()
+    array: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return np.array(array, order="C")
 
 
 def refuse_ranks(layer: AdaptiveLogSoftmaxWithLoss, target: str) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_biases, refuse_ranks
+from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_biases, refuse_ranks, to_numpy
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 
@@ -86,13 +85,6 @@ def to_paddle(layer: AdaptiveLogSoftmaxWithLoss) -> dict[str, Any]:
         "head_bias": None if weights.head_bias is None else to_numpy(weights.head_bias),
         "tail_weights": [[to_numpy(tail.projection.T), to_numpy(tail.output.T)] for tail in weights.tails],
     }
-
-
-def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
-    """A contiguous copy on the host."""
-    tensor = tensor.detach().cpu()
-    array: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return np.array(array, order="C")
 
 
 def _array(part: Any) -> Tensor:

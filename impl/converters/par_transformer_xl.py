@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_ranks
-from zipfmax.converters.paddle import to_numpy
+from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_ranks, to_numpy
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 
