@@ -7,20 +7,23 @@ sweep knows what is left, and a reader knows what is missing and why.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from zipfmax.bench import records
-from zipfmax.bench.coordinator import Coordinator, Measurement
+from zipfmax.bench.coordinator import Coordinator, Measurement, usable_cores
 from zipfmax.bench.cost import CostModel, product_flops
 from zipfmax.bench.parity import ParityGuard
 from zipfmax.bench.plan import Options, Plan, make_plan
 from zipfmax.bench.progress import SweepProgress
 from zipfmax.bench.protocol import LIMIT
+from zipfmax.bench.ranks import Ranks
 from zipfmax.bench.table import timing_tables
+from zipfmax.errors import UsageError
 from zipfmax.reference import registry
 from zipfmax.reference.case import Case
 from zipfmax.reference.labels import vocabulary_size
@@ -42,15 +45,20 @@ def run(options: Options, out: Path | None, resume: bool) -> int:
         UsageError: a choice that does not exist, or a folder that cannot be used.
     """
     console = Console()
-    plan = make_plan(options, out, resume)
+    ranks = Ranks.of_environment()
+    plan = make_plan(options, out, resume) if ranks is None else _shared_plan(options, out, resume, ranks)
     path = plan.directory.path
     try:
-        Sweep(plan, console).run()
+        Sweep(plan, console, ranks).run()
     except KeyboardInterrupt:
         done = len(plan.directory.done("timings"))
         _say(console, f"interrupted after {done} of {len(plan.cases) * len(plan.implementations)} cells")
         _say(console, f"go on with: zipfmax sweep --resume --out {path}")
         return INTERRUPTED
+    if ranks is not None:
+        ranks.finish()
+        if not ranks.first:
+            return 0
     lines = plan.directory.records("timings")
     _say(console, "\nmilliseconds (times faster than full softmax)")
     console.print(*timing_tables(lines, plan.implementations))
@@ -61,11 +69,26 @@ def run(options: Options, out: Path | None, resume: bool) -> int:
     return 1 if any(name not in PEERS for name in wrong) else 0
 
 
+def _shared_plan(options: Options, out: Path | None, resume: bool, ranks: Ranks) -> Plan:
+    """The same plan on every rank: the first makes the run directory, the others go on with it."""
+    if out is None:
+        raise UsageError("a sweep over several ranks needs --out: one run directory for all")
+    ranks.take_own_gpu()
+    options = replace(options, threads=options.threads or max(1, usable_cores() // ranks.local_size))
+    if ranks.first:
+        plan = make_plan(options, out, resume or ranks.restart > 0)
+        ranks.announce()
+        return plan
+    ranks.await_directory()
+    return make_plan(options, out, resume=True)
+
+
 class Sweep:
     """The cells of a plan that its run directory does not hold yet."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
+    def __init__(self, plan: Plan, console: Console, ranks: Ranks | None = None) -> None:
         self._plan = plan
+        self._ranks = ranks
         self._console = console
         self._families = {name: registry.implementation(name).family for name in plan.implementations}
         self._costs = CostModel(self._families)
@@ -90,10 +113,20 @@ class Sweep:
             progress = stack.enter_context(
                 SweepProgress([self._weight(case) for case, _ in todo], self._console)
             )
-            for case, missing in todo:
+            for case, missing in self._own(todo):
                 progress.begin(describe(case))
                 self._case(case, missing, coordinator, guard)
                 progress.finish()
+
+    def _own(self, todo: Sequence[tuple[Case, list[str]]]) -> Iterator[tuple[Case, list[str]]]:
+        """All of it, or what falls to this rank. Ranks may see different rests, so they share all cases."""
+        if self._ranks is None:
+            yield from todo
+            return
+        missing = {case.id: names for case, names in todo}
+        for case in self._ranks.deal(self._plan.cases):
+            if case.id in missing:
+                yield case, missing[case.id]
 
     def _case(self, case: Case, missing: Sequence[str], coordinator: Coordinator, guard: ParityGuard) -> None:
         # A resumed case measures its references again: a speedup needs both in the same rounds.
