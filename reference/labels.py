@@ -106,7 +106,10 @@ def _zipf(exponent: float, n_classes: int) -> Probabilities:
 
 @lru_cache(maxsize=8)
 def _word_frequencies(language: str) -> Probabilities:
-    import wordfreq  # slow to import, and only these labels need it
+    try:
+        import wordfreq  # slow to import, and only these labels need it
+    except ImportError as error:
+        raise UsageError("labels of the form wordfreq:LANG need wordfreq, which is not installed") from error
 
     available = sorted(wordfreq.available_languages("large"))
     if language not in available:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from zipfmax.errors import UsageError
 from zipfmax.reference import contract, definition, registry
 from zipfmax.reference import grid as grids
 from zipfmax.reference.case import Case
@@ -127,8 +128,8 @@ class Oracle:
             its budget), `error_ulp`. A cell that cannot be judged has one record with the tensor "*": skipped
             with what is lacking, or failed with what the implementation raised.
         """
-        reason = implementation.lacks(self.case)
-        if implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
+        reason = implementation.lacks(self.case) or self._undrawn()
+        if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
             self.inputs.weights[FULL_WEIGHT] = draw_full_weight(self.case)
         if reason is not None:
             return [
@@ -150,6 +151,14 @@ class Oracle:
             verdicts = self._judge(implementation.family, name, results, mismatches)
             records += [self._record(implementation, name, tensor, v) for tensor, v in verdicts.items()]
         return records
+
+    def _undrawn(self) -> str | None:
+        """Why the case's labels cannot be had on this machine, or None."""
+        try:
+            self.inputs  # noqa: B018 - drawn here
+        except UsageError as error:
+            return str(error)
+        return None
 
     def truth(self, family: Family = "adaptive") -> Truth:
         """The definition, evaluated once."""

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_what_an_implementation_lacks_is_recorded_as_skipped_with_its_reason():
     records = check(case, "torch", ("definition", "torch"))
     assert [(r["against"], r["status"]) for r in records] == [("definition", "skipped"), ("torch", "skipped")]
     assert "no CUDA" in records[0]["reason"]
+
+
+def test_labels_that_this_machine_lacks_are_recorded_as_skipped(monkeypatch):
+    from zipfmax.reference import labels
+
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    labels._word_frequencies.cache_clear()
+    (record,) = check(replace(CASE, labels="wordfreq:fr"), "torch", ("definition",))
+    assert (record["status"], record["tensor"]) == ("skipped", WHOLE)
+    assert "wordfreq, which is not installed" in record["reason"]
 
 
 def test_a_reference_that_lacks_the_case_is_recorded_as_skipped_with_its_reason():

@@ -134,6 +134,8 @@ def test_an_implementation_that_can_do_nothing_here_is_shown_with_its_reason(mon
         ["--against", "torhc"],
         ["--cells", "V7-"],
         ["--mutants", "--impl", "torch"],
+        ["--conformance", "--impl", "torch"],
+        ["--metamorphic", "--against", "torch"],
     ],
 )
 def test_wrong_use_is_told_in_one_line_with_status_2(arguments, monkeypatch, capsys):
