@@ -94,6 +94,7 @@ def operands(input: Tensor, weights: Weights) -> Operands:
 def _is_autocast(input: Tensor) -> bool:
     """Whether autocast takes this tensor: it is on for the device, and leaves float64 alone."""
     device_type = input.device.type
-    if not torch.amp.is_autocast_available(device_type):  # meta tensors, for one
-        return False
+    # Under torch.compile the question is skipped: torch 2.11 cannot trace it.
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device_type):
+        return False  # meta tensors, for one
     return torch.is_autocast_enabled(device_type) and input.dtype != torch.float64
