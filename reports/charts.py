@@ -63,13 +63,13 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     if not ratios.empty:
         points = _points(ratios)
         data |= {
-            "points": points,
+            "points": json.loads(points.to_json(orient="split", index=False)),
             "controls": controls(table, ratios),
             "cells": _cells(table),
             "missing": _missing(table),
             "reach": {
                 str(name): max(1.0, float(rows["log2"].abs().max()))
-                for name, rows in pd.DataFrame(points).groupby("baseline")
+                for name, rows in points.groupby("baseline")
             },
         }
         order = tables.label_order(ratios)
@@ -138,37 +138,18 @@ def _option(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _points(ratios: pd.DataFrame) -> list[dict[str, Any]]:
-    """A datum per ratio: the controls' columns, the axes, and the texts shown on hover and read aloud."""
+def _points(ratios: pd.DataFrame) -> pd.DataFrame:
+    """A row per ratio: the controls' columns and the axes. The script adds the words, from the cells."""
     shown = sorted({column for _, column, _ in _CONTROLS.values() if column in ratios})
-    rows = ratios[[*shown, "case", "n_classes", "labels_name", "skew", "speedup", "low", "high"]].copy()
-    rows["log2"] = ratios["speedup"].map(math.log2)
+    rows = ratios[[*shown, "case", "n_classes", "labels_name", "speedup", "low", "high"]].copy()
+    rows["log2"] = ratios["speedup"].map(math.log2).round(4)
     rows["text"] = ratios["speedup"].map(factor)
+    intervals = ratios["low"].map(factor) + " to " + ratios["high"].map(factor)
+    rows["interval"] = intervals.where(ratios["low"].notna(), None)
     rows["classes"] = ratios["n_classes"].map(count)
     rows["real"] = ratios["skew"].isna()
-    places = tables.places(ratios)
-    rows["place"] = ratios["labels_name"].map(places)
-    rows["name"] = [_title(row) for _, row in ratios.iterrows()]
-    rows["lines"] = [_hover(row) for _, row in ratios.iterrows()]
-    rows["describe"] = rows["name"] + ". " + rows["lines"].map(". ".join)
-    return _records(rows)
-
-
-def _title(row: pd.Series) -> str:
-    speedup = f"{factor(row['speedup'])} over {name_of(row['baseline'])}"
-    return f"{count(row['n_classes'])} classes, {row['labels_name']}: {speedup}"
-
-
-def _hover(row: pd.Series) -> list[str]:
-    samples = len(row["samples_s"]) if isinstance(row["samples_s"], list) else 0
-    lines = [f"median {seconds(row['median_s'])} of {samples} samples"]
-    if pd.notna(row["low"]):
-        lines.append(f"95 % interval of the speedup: {factor(row['low'])} to {factor(row['high'])}")
-    if isinstance(row["occupancy"], list):
-        lines.append("head, then tails: " + ", ".join(map(percent, row["occupancy"])))
-    if pd.notna(row["peak_bytes"]):
-        lines.append(f"peak temporary memory {size(row['peak_bytes'])}")
-    return lines
+    rows["place"] = ratios["labels_name"].map(tables.places(ratios))
+    return rows.round({"speedup": 6, "low": 6, "high": 6})
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:

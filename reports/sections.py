@@ -20,6 +20,9 @@ STATUS_WORDS = {
     "parity_failed": "wrong result",
 }
 
+_MOST_CELLS = 1000
+"""Rows of the table of all cells; the run directory holds the rest."""
+
 _SPEED_COLUMNS = {
     "task": ("task", text),
     "n_classes": ("classes", count),
@@ -298,10 +301,11 @@ def missing(table: pd.DataFrame) -> Section:
 
 
 def all_cells(table: pd.DataFrame) -> Table | None:
-    """Every timing record, with limit and efficiency."""
+    """The timing records with limit and efficiency, as many as a page can hold; those without a time last."""
     if table.empty:
         return None
-    rows = table.copy()
+    rows = table.sort_values("ok", ascending=False, kind="stable").head(_MOST_CELLS)
+    more = f", the first {count(_MOST_CELLS)} of {count(len(table))}" if len(table) > _MOST_CELLS else ""
     for baseline in ("full", "torch"):
         for column in (f"speedup_vs_{baseline}", f"speedup_vs_{baseline}_low", f"speedup_vs_{baseline}_high"):
             rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else float("nan")
@@ -322,7 +326,7 @@ def all_cells(table: pd.DataFrame) -> Table | None:
         "peak_bytes": ("peak memory", size),
         "occupancy": ("occupancy", lambda s: ", ".join(map(percent, s)) if figures.has_items(s) else ""),
     }
-    return Table.of("Every cell", rows, columns)
+    return Table.of(f"Every cell{more}", rows, columns)
 
 
 def _grid(rows: pd.DataFrame, caption: str) -> Table:

@@ -3,6 +3,20 @@
 (() => {
   const data = JSON.parse(document.getElementById("page-data").textContent);
   const root = document.documentElement;
+  // Points come as columns and rows; what is said of each is put together from its cell.
+  const expand = ({ columns, data: rows }) => rows.map((row) => {
+    const point = Object.fromEntries(columns.map((column, index) => [column, row[index]]));
+    const other = data.controls.baseline.options.find((option) => option.value === point.baseline).label;
+    const cell = data.cells[point.case].implementations.find((item) => item.impl === point.impl);
+    point.name = `${point.classes} classes, ${point.labels_name}: ${point.text} over ${other}`;
+    point.lines = [`median ${cell.median} of ${cell.samples_ms.length} samples`];
+    if (point.interval) point.lines.push(`95 % interval of the speedup: ${point.interval}`);
+    if (cell.occupancy !== "–") point.lines.push(`head, then tails: ${cell.occupancy}`);
+    if (cell.memory !== "–") point.lines.push(`peak temporary memory ${cell.memory}`);
+    point.describe = `${point.name}. ${point.lines.join(". ")}`;
+    return point;
+  });
+  const points = data.points ? expand(data.points) : [];
   const figures = [...document.querySelectorAll("figure[data-chart]")].filter((figure) => data.charts[figure.dataset.chart]);
   const steered = figures.filter((figure) => figure.dataset.chart !== "strip");
   const choices = Object.fromEntries(Object.entries(data.controls || {}).map(([name, control]) => [name, control.selected]));
@@ -58,7 +72,7 @@
     figure.querySelector(".static").hidden = true;
     container.hidden = false;
     const spec = structuredClone(data.charts[name]);
-    spec.datasets = { points: data.points || [], parity: data.parity || [] };
+    spec.datasets = { points, parity: data.parity || [] };
     for (const parameter of spec.params || []) {
       const control = parameter.name.replace("chosen_", "");
       if (control in choices) parameter.value = choices[control];
@@ -100,7 +114,7 @@
 
   const matches = (row) => Object.entries(data.controls).every(([name, control]) => !(control.column in row) || row[control.column] === choices[name]);
   const say = () => {
-    const shown = data.points.filter(matches);
+    const shown = points.filter(matches);
     const lacking = data.missing.filter(matches);
     const reasons = [...new Set(lacking.map((row) => `${row.status.replaceAll("_", " ")}: ${row.reason || "no reason recorded"}`))];
     const without = lacking.reduce((sum, row) => sum + row.cells, 0);
