@@ -6,12 +6,17 @@ to each cluster, 2 for a multiply and add, as torch counts its own. Padding of n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+
+_KERNELS = "zipfmax.backends.triton.step"
 
 
 class Products(NamedTuple):
@@ -51,6 +56,20 @@ def rows_of(target: Tensor, bounds: Sequence[int]) -> list[int]:
     stops = torch.tensor(bounds, device=target.device)
     parts = torch.bucketize(target, stops, right=True)
     return [len(target), *torch.bincount(parts, minlength=len(bounds) + 1)[1 : len(bounds)].tolist()]
+
+
+def counted(run: Callable[[], None]) -> int:
+    """FLOPs of one run by torch's counter."""
+    register()
+    counter = FlopCounterMode(display=False)
+    with ExitStack() as stack:
+        if _KERNELS in sys.modules:
+            # Outside of a graph a training step launches its kernels past the dispatcher; as if it were traced
+            # it goes through the operator that has a formula.
+            stack.enter_context(mock.patch.object(torch.compiler, "is_compiling", return_value=True))
+        stack.enter_context(counter)
+        run()
+    return int(counter.get_total_flops())
 
 
 def register() -> None:

@@ -62,8 +62,8 @@ def _peak_of_trace(events: Iterable[Mapping[str, Any]]) -> int:
         size, address = int(event["Bytes"]), int(event["Addr"])
         if size > 0:
             alive[address] = len(changes)
-        else:
-            alive.pop(address, None)
+        elif alive.pop(address, None) is None:
+            size = 0  # it was there before, as the last run's gradients are
         changes.append(size)
     for survivor in alive.values():
         changes[survivor] = 0

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from zipfmax.bench import flops
 from zipfmax.bench.memory import peak_temporary_bytes
@@ -36,14 +35,10 @@ def count(run: Callable[[], None], device: str) -> Work:
         run()
     if not calls.operations:
         return Work()
-    flops.register()
-    counter = FlopCounterMode(display=False)
-    with counter:
-        run()
     on_gpu = torch.device(device).type == "cuda"
     return Work(
         peak_bytes=peak_temporary_bytes(run, device),
-        flops=counter.get_total_flops(),
+        flops=flops.counted(run),
         launches=_kernels(run) if on_gpu else calls.operations.total(),
         synchronisations=_waits(run) if on_gpu else calls.reads_back,
     )
