@@ -28,7 +28,6 @@ from zipfmax.reports.style import (
     count,
     factor,
     percent,
-    scientific,
     seconds,
     size,
 )
@@ -63,7 +62,7 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     if not ratios.empty:
         points = _points(ratios)
         data |= {
-            "points": json.loads(points.to_json(orient="split", index=False)),
+            "points": _split(points),
             "controls": controls(table, ratios),
             "cells": _cells(table),
             "missing": _missing(table),
@@ -82,8 +81,9 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     if not run.parity.empty:
         rows = tables.with_used_budget(run.parity)
         if rows["used"].notna().any():
-            data["parity"] = _parity_points(rows)
-            data["charts"]["strip"] = specs.strip(pd.DataFrame(data["parity"]))
+            comparisons = _parity_points(rows)
+            data["parity"] = _split(comparisons)
+            data["charts"]["strip"] = specs.strip(comparisons)
     return data
 
 
@@ -207,23 +207,18 @@ def _missing(table: pd.DataFrame) -> list[dict[str, Any]]:
     return _records(counted.rename("cells").reset_index())
 
 
-def _parity_points(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    points = tables.binned(rows)
+def _parity_points(rows: pd.DataFrame) -> pd.DataFrame:
+    points = tables.binned(rows, per_decade=10)
     points["row"] = points["impl"] + ", " + points["dtype"]
-    points["drawn"] = points["used"].clip(1e-4, 1e6)
-    points["describe"] = [_comparison(row) for _, row in points.iterrows()]
-    points["lines"] = [
-        [f"error / budget {scientific(row['used'])}", f"worst in {row['case']}"]
-        for _, row in points.iterrows()
-    ]
-    points["name"] = points["describe"]
-    return _records(points.drop(columns=["case"]))
+    points["drawn"] = points["used"].clip(1e-4, 1e6).map(lambda used: float(f"{used:.4g}"))
+    points["share"] = points["used"].map(percent)
+    return points.drop(columns=["used", "status"])
 
 
-def _comparison(row: pd.Series) -> str:
-    where = f"{row['impl']} against {row['against']}, {row['dtype']}, {row['tensor']}"
-    number = "1 comparison" if row["comparisons"] == 1 else f"{row['comparisons']} comparisons"
-    return f"{where}: {percent(row['used'])} of the budget, {number}"
+def _split(rows: pd.DataFrame) -> dict[str, Any]:
+    """Columns and rows of values, which take less room than a name beside every value."""
+    found: dict[str, Any] = json.loads(rows.to_json(orient="split", index=False))
+    return found
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:

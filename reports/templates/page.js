@@ -4,8 +4,8 @@
   const data = JSON.parse(document.getElementById("page-data").textContent);
   const root = document.documentElement;
   // Points come as columns and rows; what is said of each is put together from its cell.
-  const expand = ({ columns, data: rows }) => rows.map((row) => {
-    const point = Object.fromEntries(columns.map((column, index) => [column, row[index]]));
+  const records = ({ columns, data: rows }) => rows.map((row) => Object.fromEntries(columns.map((column, index) => [column, row[index]])));
+  const speedup = (point) => {
     const other = data.controls.baseline.options.find((option) => option.value === point.baseline).label;
     const cell = data.cells[point.case].implementations.find((item) => item.impl === point.impl);
     point.name = `${point.classes} classes, ${point.labels_name}: ${point.text} over ${other}`;
@@ -15,8 +15,15 @@
     if (cell.memory !== "–") point.lines.push(`peak temporary memory ${cell.memory}`);
     point.describe = `${point.name}. ${point.lines.join(". ")}`;
     return point;
-  });
-  const points = data.points ? expand(data.points) : [];
+  };
+  const comparison = (point) => {
+    point.name = `${point.impl} against ${point.against}, ${point.dtype}, ${point.tensor}: ${point.share} of the budget`;
+    point.lines = [`${point.comparisons} comparison${point.comparisons === 1 ? "" : "s"} of nearly this error`, `the largest in ${point.case}`];
+    point.describe = `${point.name}. ${point.lines.join(". ")}`;
+    return point;
+  };
+  const points = data.points ? records(data.points).map(speedup) : [];
+  const parity = data.parity ? records(data.parity).map(comparison) : [];
   const figures = [...document.querySelectorAll("figure[data-chart]")].filter((figure) => data.charts[figure.dataset.chart]);
   const steered = figures.filter((figure) => figure.dataset.chart !== "strip");
   const choices = Object.fromEntries(Object.entries(data.controls || {}).map(([name, control]) => [name, control.selected]));
@@ -72,7 +79,7 @@
     figure.querySelector(".static").hidden = true;
     container.hidden = false;
     const spec = structuredClone(data.charts[name]);
-    spec.datasets = { points, parity: data.parity || [] };
+    spec.datasets = { points, parity };
     for (const parameter of spec.params || []) {
       const control = parameter.name.replace("chosen_", "");
       if (control in choices) parameter.value = choices[control];

@@ -13,7 +13,7 @@ import pytest
 
 from zipfmax.reports import tables, write_report
 from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import DARK, LIGHT, factor
+from zipfmax.reports.style import DARK, LIGHT, factor, percent
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -85,13 +85,18 @@ def choose(page: Any, control: str, label: str) -> None:
     page.select_option(f"#controls select[name={control}]", label=label)
 
 
-def marks(page: Any, chart: str) -> dict[str, str]:
-    """What a screen reader says of each mark: its name to its whole text."""
-    texts = page.eval_on_selector_all(
+def texts(page: Any, chart: str) -> list[str]:
+    """What a screen reader says of each mark."""
+    found: list[str] = page.eval_on_selector_all(
         f"figure[data-chart={chart}] .interactive [tabindex]",
         "all => all.map(m => m.getAttribute('aria-label'))",
     )
-    return {text.split(": ")[0]: text for text in texts}
+    return found
+
+
+def marks(page: Any, chart: str) -> dict[str, str]:
+    """The texts of a chart's marks, each by the cell that it names."""
+    return {text.split(": ")[0]: text for text in texts(page, chart)}
 
 
 def background(page: Any) -> tuple[int, ...]:
@@ -147,6 +152,16 @@ def test_every_mark_says_the_ratio_of_its_record(reader: Reader, page_path: Path
         assert said.keys() == expected.keys()
         for name, text in said.items():
             assert text.startswith(f"{name}: {expected[name]} over full softmax. median ")
+
+
+def test_the_strip_says_every_error_in_units_of_its_budget(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    rows = tables.with_used_budget(read_run(page_path.parent).parity)
+    worst = rows.nlargest(1, "used").iloc[0]
+    said = texts(page, "strip")
+    name = f"{worst['impl']} against {worst['against']}, {worst['dtype']}, {worst['tensor']}"
+    assert any(text.startswith(f"{name}: {percent(worst['used'])} of the budget. ") for text in said)
+    assert sum(int(re.search(r"(\d+) comparison", text)[1]) for text in said) == len(rows)
 
 
 def test_the_controls_change_what_every_figure_shows(reader: Reader, page_path: Path) -> None:
