@@ -64,8 +64,8 @@ def counted(run: Callable[[], None]) -> int:
     counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         if _KERNELS in sys.modules:
-            # Outside of a graph a training step launches its kernels past the dispatcher; as if it were traced
-            # it goes through the operator that has a formula.
+            # Outside of a graph a training step launches its kernels past the dispatcher; as if it were
+            # traced it goes through the operator that has a formula.
             stack.enter_context(mock.patch.object(torch.compiler, "is_compiling", return_value=True))
         stack.enter_context(counter)
         run()
