@@ -23,7 +23,16 @@ _REQUIRED = {
     "parity": ("case", "impl", "against", "tensor", "status"),
     "timings": ("case", "impl", "status", "task", "n_classes", "labels"),
 }
-_OPTIONAL = ("mutants", "conformance", "stability", "plans")
+# Other files that a run may have, and what tells their lines apart: of equal ones, written again by a run
+# that was resumed, the last counts.
+_OPTIONAL: dict[str, list[str]] = {
+    "mutants": ["mutant"],
+    "conformance": ["feature", "impl"],
+    "stability": ["impl", "change", "tensor"],
+    "metamorphic": ["case", "impl", "relation"],
+    "selftest": ["kind"],
+    "plans": ["case"],
+}
 
 # JSON has no such numbers; run directories hold them as these strings.
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -38,7 +47,7 @@ class Run:
         meta: the object in `run.json`.
         parity: a row per comparison of one tensor (see `zipfmax verify`).
         timings: a row per case and implementation (see `zipfmax sweep`).
-        extras: by name, the other files that the run has: mutants, conformance, stability, plans.
+        extras: by name, the other files that the run has, such as mutants or plans.
         remarks: what a reader of the page should know about the files, such as a half-written last line.
     """
 
@@ -73,7 +82,7 @@ def read_run(directory: Path) -> Run:
         raise UsageError(
             f"{directory} holds no finished cell: parity.jsonl and timings.jsonl are missing or empty"
         )
-    extras = {name: tables[name] for name in _OPTIONAL if not tables[name].empty}
+    extras = {name: _latest(tables[name], keys) for name, keys in _OPTIONAL.items() if len(tables[name])}
     return Run(directory, meta, tables["parity"], tables["timings"], extras, tuple(remarks))
 
 
@@ -128,6 +137,11 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_decoded(item) for item in value]
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _latest(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    known = [key for key in keys if key in table]
+    return table.drop_duplicates(known, keep="last") if known else table
 
 
 def _require(path: Path, table: pd.DataFrame, columns: tuple[str, ...]) -> None:

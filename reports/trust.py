@@ -205,10 +205,43 @@ def _tensors(rows: pd.DataFrame) -> str:
     return "; ".join([common, *(f"{verdict}: {names}" for verdict, names in others.items())])
 
 
+def _metamorphic(section: Section, rows: pd.DataFrame) -> None:
+    """Relations between an implementation's own results, where no truth is at hand."""
+    rows = rows.assign(used=pd.to_numeric(rows["error"]) / pd.to_numeric(rows["budget"]))
+    failed = int((rows["status"] == "fail").sum())
+    held = int((rows["status"] == "pass").sum())
+    summary = f"Relations that need no reference, up to millions of classes: {held} hold, {failed} do not"
+    columns: dict[str, tuple[str, Format]] = {
+        "impl": ("implementation", text),
+        "relation": ("relation", text),
+        "status": ("status", text),
+        "used": ("error / budget", percent),
+        "reason": ("reason", text),
+        "case": ("cell", text),
+    }
+    shown = rows.sort_values("status", kind="stable")
+    section.details.append(Details(summary, Table.of(summary, shown, columns), opened=failed > 0))
+
+
+def _selftest(section: Section, rows: pd.DataFrame) -> None:
+    columns: dict[str, tuple[str, Format]] = {
+        "kind": ("gate runs", text),
+        "runs": ("runs", count),
+        "failed": ("failed", count),
+        "share": ("share", percent),
+        "required": ("required", text),
+        "holds": ("holds", lambda holds: "✓ yes" if holds else "✗ no"),
+    }
+    title = "How often the regression gate is wrong, by its self-test"
+    section.details.append(Details(title, Table.of(title, rows, columns), opened=not rows["holds"].all()))
+
+
 _EXTRAS: dict[str, Callable[[Section, pd.DataFrame], None]] = {
     "mutants": _mutants,
     "conformance": _conformance,
     "stability": _stability,
+    "metamorphic": _metamorphic,
+    "selftest": _selftest,
 }
 
 

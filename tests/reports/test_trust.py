@@ -85,6 +85,48 @@ def test_stability_names_the_tensors_that_differ_from_the_rest(run_directory: Pa
     assert table.rows == [("zipfmax", "bitwise equal", "within budget; bitwise equal: output")]
 
 
+def test_relations_that_do_not_hold_are_counted_and_shown_first(run_directory: Path) -> None:
+    def line(relation: str, status: str, error: float) -> dict[str, Any]:
+        fields = {"case": "train-V5000000", "impl": "zipfmax", "relation": relation, "status": status}
+        return fields | {"error": error, "budget": 2.0, "reason": None}
+
+    lines = [line("sums to 1", "pass", 1.0), line("shift", "fail", 3.0), line("shift", "pass", 1.0)]
+    path = run_directory / "metamorphic.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in lines[:2]))
+    found = details(run_directory, "Relations")
+    assert "1 hold, 1 do not" in found.summary
+    assert found.opened
+    assert found.table.rows[0][1:4] == ("shift", "fail", "150 %")
+    path.write_text("".join(json.dumps(item) + "\n" for item in lines))
+    assert "2 hold, 0 do not" in details(run_directory, "Relations").summary
+
+
+def test_the_gate_s_self_test_says_what_was_required_and_whether_it_holds(run_directory: Path) -> None:
+    score = {
+        "kind": "no change",
+        "runs": 200,
+        "failed": 1,
+        "required": "at most 1 %",
+        "holds": True,
+        "share": 0.005,
+    }
+    slower = score | {
+        "kind": "10 % slower",
+        "runs": 40,
+        "failed": 30,
+        "required": "at least 95 %",
+        "holds": False,
+    }
+    lines = [score, slower | {"share": 0.75}]
+    (run_directory / "selftest.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    found = details(run_directory, "How often the regression gate")
+    assert found.opened
+    assert found.table.rows == [
+        ("no change", "200", "1", "0.5 %", "at most 1 %", "✓ yes"),
+        ("10 % slower", "40", "30", "75 %", "at least 95 %", "✗ no"),
+    ]
+
+
 def test_failed_comparisons_are_listed_open_with_their_numbers(run_directory: Path, edit_lines: Edit) -> None:
     def fail(record: dict[str, Any]) -> dict[str, Any]:
         if record["impl"] == "paddle" and record["tensor"] == "loss" and record["against"] == "torch":
