@@ -27,7 +27,7 @@ from zipfmax.backends.tiled_workspace import release
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import Weights
 
-workspace_bytes = 64 * 2**20
+workspace_bytes = 32 * 2**20
 """Bytes of logits held at a time, in each thread that calls; assign to it to change it. Smaller saves memory,
 larger reads the weights less often."""
 

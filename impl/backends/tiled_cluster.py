@@ -25,7 +25,7 @@ MIN_BLOCK_ROWS = 32
 """Below this a block's products are limited by reading the weights: tile the classes instead."""
 MAX_BLOCK_ROWS = 1024
 """Rows of a block whose classes are tiled."""
-MAX_ROUNDED_SUMS = 8
+MAX_ROUNDED_SUMS = 16
 """Blocks summed in a reduced dtype before the sum is moved to float32."""
 
 _LOG2_E = 1 / math.log(2)
