@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-import torch.distributed
+import torch
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
 
@@ -30,18 +32,19 @@ class Ranks:
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
         self.restart = restart
-        store, _, _ = next(torch.distributed.rendezvous("env://", rank, size))
-        self._store = torch.distributed.PrefixStore(f"zipfmax-sweep-{restart}", store)
+        store, _, _ = next(rendezvous("env://", rank, size))
+        self._store = PrefixStore(f"zipfmax-sweep-{restart}", store)
 
     @classmethod
     def of_environment(cls) -> Ranks | None:
         """The ranks that torchrun has set in the environment; None in a process that runs alone."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return None
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return cls(
-            *(int(os.environ[name]) for name in names), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        rank, size, local_rank, local_size = (
+            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         )
+        restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return cls(rank, size, local_rank, local_size, restart)
 
     @property
     def first(self) -> bool:
