@@ -338,6 +338,18 @@ def _integers(option: str, text: str | None) -> tuple[int, ...]:
         raise UsageError(f"{option} should be numbers such as 2000,10000, got {text!r}") from None
 
 
+@app.command("compile")
+def compile_kernels(
+    target: Annotated[
+        list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; repeat. By default all.")
+    ] = None,
+) -> None:
+    """Compile every GPU kernel, with no GPU: registers, spills, shared memory; exit 1 if one is bad."""
+    from zipfmax.backends.triton import compile as compiler
+
+    raise typer.Exit(compiler.report(target or list(compiler.TARGETS)))
+
+
 def main() -> NoReturn:
     """Run the command line; turns a `UsageError` into one line and exit status 2."""
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 
 KERNEL_TESTS = sorted(p for p in (Path(__file__).parent / "triton").glob("test_*.py"))
@@ -28,7 +29,7 @@ def test_under_the_interpreter(path: Path) -> None:
 
 
 def test_there_are_kernel_tests() -> None:
-    assert len(KERNEL_TESTS) >= 4
+    assert len(KERNEL_TESTS) >= 3
 
 
 def test_a_cpu_tensor_is_refused_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
 from zipfmax.backends import eager, triton
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights

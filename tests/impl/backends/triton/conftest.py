@@ -1,7 +1,7 @@
 """The kernels' own tests: on a GPU as they are, without one under Triton's interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, and the backend then serves CPU tensors too. So that no other
-test sees either, these files are collected only where the variable is set, or a GPU is there, before pytest
+Triton reads TRITON_INTERPRET when it is imported, and the backend then serves CPU tensors too. So that no
+other test sees either, these files are collected only where the variable is set, or a GPU is there, before pytest
 starts; `test_triton.py` one folder up starts such a pytest for each of them.
 """
 
@@ -24,7 +24,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is handed out uninitialised holds NaN (or a huge integer), so an unwritten element shows."""
+    """Memory handed out uninitialised holds NaN (or a huge integer), so an unwritten element shows."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

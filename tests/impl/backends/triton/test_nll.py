@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from zipfmax.backends import eager, triton
 from zipfmax.clusters import ClusterLayout
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cases import check, draw, mapped, run  # noqa: E402
+from cases import check, draw, mapped, run
 
 LAYOUT = ClusterLayout(24, 90, (10, 23, 60), 2.0)
 

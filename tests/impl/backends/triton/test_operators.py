@@ -1,0 +1,99 @@
+"""The operators: opcheck, torch.compile, no host read of device data, all classes, the best class."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.backends import eager, triton
+from zipfmax.backends.triton import operators
+from zipfmax.backends.triton.best_class import predict_step
+from zipfmax.backends.triton.step import nll_step
+from zipfmax.clusters import ClusterLayout
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cases import draw, mapped
+
+LAYOUT = ClusterLayout(24, 90, (10, 23, 60), 2.0)
+BOUNDS = list(LAYOUT.bounds[1:])
+READS = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "unique", "equal"}
+
+
+class NoHostRead(TorchDispatchMode):
+    """Fails on any operation that hands device data to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in READS, f"{name} reads device data on the host"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mode_sees_a_read() -> None:
+    with NoHostRead(), pytest.raises(AssertionError, match="reads device data"):
+        torch.ones(()).item()
+
+
+def test_a_step_reads_no_device_data(device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 33, torch.float32, device, biased=True)
+    target[::5] = -100
+    with NoHostRead():
+        nll_step(hidden, target, weights, BOUNDS, -100, want=(True, True))
+        predict_step(hidden, weights, LAYOUT.shortlist_size)
+
+
+@pytest.mark.parametrize("operator", ["nll", "nll_train", "log_prob", "predict"])
+def test_opcheck(operator: str, device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 9, torch.float32, device, biased=True)
+    tensors, present = operators.pack(mapped(weights, lambda t: t.requires_grad_()))
+    hidden.requires_grad_()
+    arguments = {
+        "nll": (hidden, target, tensors, present, BOUNDS, None),
+        "nll_train": (hidden, target, tensors, present, BOUNDS, 12, True, True, True),
+        "log_prob": (hidden, tensors, present, BOUNDS),
+        "predict": (hidden, tensors, present, BOUNDS),
+    }[operator]
+    opcheck(getattr(operators, operator), arguments)
+
+
+def test_a_compiled_layer_gives_the_same_gradients(device: torch.device) -> None:
+    layer = AdaptiveLogSoftmaxWithLoss(24, 90, [10, 23, 60], backend="triton").to(device)
+    hidden = torch.randn(21, 24, device=device, requires_grad=True)
+    target = torch.randint(0, 90, (21,), device=device)
+    compiled = torch.compile(lambda h, t: layer(h, t).loss, fullgraph=True, backend="aot_eager")
+    compiled(hidden, target).backward()
+    found = [hidden.grad, *(p.grad for p in layer.parameters())]
+    hidden.grad = None
+    layer.zero_grad()
+    layer(hidden, target).loss.backward()
+    for ours, expected in zip(found, [hidden.grad, *(p.grad for p in layer.parameters())], strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_log_prob_and_its_gradients(device: torch.device) -> None:
+    weights, hidden, _ = draw(LAYOUT, 37, torch.float32, device, biased=True)
+    upstream = torch.randn(37, 90, device=device)
+    results = []
+    for backend, dtype in ((triton, torch.float32), (eager, torch.float64)):
+        leaves = mapped(weights, lambda t, dtype=dtype: t.detach().to(dtype).requires_grad_())
+        rows = hidden.detach().to(dtype).requires_grad_()
+        out = backend.log_prob(LAYOUT, leaves, rows)
+        out.backward(upstream.to(dtype))
+        results.append([out.detach(), rows.grad, *(t.grad for t in leaves.tensors())])
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-5 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("lift", [-50.0, 0.0, 50.0])
+@pytest.mark.parametrize("n_rows", [0, 1, 129])
+def test_predict_is_the_argmax(lift: float, n_rows: int, device: torch.device) -> None:
+    weights, hidden, _ = draw(LAYOUT, n_rows, torch.float32, device, biased=True)
+    weights.head_bias[LAYOUT.shortlist_size :] += lift  # all rows decided by the head, some, none
+    expected = eager.log_prob(LAYOUT, mapped(weights, lambda t: t.double()), hidden.double()).argmax(1)
+    assert torch.equal(triton.predict(LAYOUT, weights, hidden), expected)
