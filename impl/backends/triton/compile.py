@@ -152,7 +152,8 @@ def build(launch: Launch, target: str) -> Compiled:
     compiled = triton.compile(source, target=TARGETS[target], options=dict(launch.options))
     if target.startswith("sm_"):
         text = compiled.asm["ptx"]
-        registers, stack, sass = _read_cubin(compiled.asm["cubin"])
+        counts_loop = target == "sm_90" and launch.name in _STREAMING and "fp32" not in _variant(launch)
+        registers, stack, sass = _read_cubin(compiled.asm["cubin"], counts_loop)
         spills = 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass))
     else:
         text, sass = compiled.asm["amdgcn"], ""
@@ -169,7 +170,7 @@ def build(launch: Launch, target: str) -> Compiled:
         shared_bytes=int(compiled.metadata.shared),
         has_dot="tt.dot" in compiled.asm["ttir"],
         tensor_cores=re.search(TENSOR_CORE[target], text) is not None,
-        loop=inner_loop(sass) if target == "sm_90" and launch.name in _STREAMING else None,
+        loop=inner_loop(sass) if target == "sm_90" and sass and launch.name in _STREAMING else None,
     )
 
 
@@ -238,8 +239,12 @@ def _tool(name: str) -> str:
     return str(getattr(triton.knobs.nvidia, name).path)
 
 
-def _read_cubin(cubin: bytes) -> tuple[int, int, str]:
-    """(registers, stack bytes, disassembly) by the tools that Triton brings."""
+def _read_cubin(cubin: bytes, disassemble: bool) -> tuple[int, int, str]:
+    """(registers, stack bytes, disassembly) by the tools that Triton brings.
+
+    Disassembling takes longer than compiling, so it is done where it is asked for, and where there is a stack,
+    without which nothing can have spilled.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -253,7 +258,8 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, str]:
         found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
         if found is None:
             raise UsageError(f"cuobjdump reported no resource usage: {usage.strip()!r}")
-        return int(found.group(1)), int(found.group(2)), read("nvdisasm", "-c")
+        registers, stack = int(found.group(1)), int(found.group(2))
+        return registers, stack, read("nvdisasm", "-c") if disassemble or stack else ""
 
 
 def variants(target: str) -> list[Launch]:

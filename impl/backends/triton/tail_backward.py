@@ -77,17 +77,12 @@ def tail_weight_gradient_kernel(
         for chunk in range(1, CHUNKS):
             w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, True)
             s = dot_add(w_chunk, tl.trans(tl.load(h_tile + chunk * BK)), s, PRECISION, UPCAST)
-        inverse = tl.load(inverse_ptr + slot)
-        shift = tl.load(base_ptr + slot)
-        if not EXACT:
-            # One multiplication fewer a logit; the rounding of the sum is far below half precision's.
-            shift -= tl.log2(inverse)
-        p = s * LOG2E - shift[None, :]
+        p = s * LOG2E - tl.load(base_ptr + slot)[None, :]
         if HAS_BIAS:
             p += bias[:, None]
         p = tl.exp2(p)
         if EXACT:
-            p *= inverse[None, :]
+            p *= tl.load(inverse_ptr + slot)[None, :]
         target = tl.load(target_ptr + slot)
         p = tl.where(target[None, :] == v[:, None], p - 1.0, p)
         if HAS_WEIGHT:

@@ -314,6 +314,7 @@ def tail_combine_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
+    EXACT: tl.constexpr,
     K: tl.constexpr,
     WIDTH: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -324,8 +325,8 @@ def tail_combine_kernel(
 ):
     """Join the spans of BR rows: output[row] += s_target - lse; dH = weight * (O - W2_target).
 
-    exp(s - lse) = exp2(s log2(e) - base) * inverse, and padding gets inverse = 0 and dH = 0. One program a
-    block of columns of dH; the first one does the rest. BM, BN and `programs` are those of the forward pass.
+    Padding gets dH = 0 and a softmax of 0; see `Softmax` for EXACT. One program a block of columns of dH; the
+    first one does the rest. BM, BN and `programs` are those of the forward pass.
     """
     n_rows = tl.load(rows_ptr + cluster)
     first = tl.program_id(0) * BR
@@ -375,8 +376,11 @@ def tail_combine_kernel(
             s += tl.load(bias_ptr + safe, mask=valid, other=0.0).to(tl.float32)
         before = tl.load(output_ptr + row, mask=valid, other=0.0)
         tl.store(output_ptr + row, before + s - (base + tl.log2(total)) * LN2, mask=valid)
-        tl.store(base_ptr + slot, tl.where(valid, base, 0.0))
-        tl.store(inverse_ptr + slot, tl.where(valid, 1.0 / total, 0.0))
+        if EXACT:
+            tl.store(base_ptr + slot, tl.where(valid, base, 0.0))
+            tl.store(inverse_ptr + slot, tl.where(valid, 1.0 / total, 0.0))
+        else:
+            tl.store(base_ptr + slot, tl.where(valid, base + tl.log2(total), float("inf")))
     if GRADIENT:
         mask = valid[:, None] & (column + k < K)[None, :]
         w = tl.load(w_ptr + safe[:, None] * K + (column + k)[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -389,12 +393,15 @@ def tail_combine_kernel(
 
 
 class Softmax(NamedTuple):
-    """exp(s - lse) = exp2(s log2(e) - base) * inverse, for each slot: no large numbers are subtracted."""
+    """exp(s - lse) = exp2(s log2(e) - base) * inverse for each slot; in half precision without the inverse.
+
+    Two numbers lose less than their one sum in float32. Half precision cannot tell, and saves a product.
+    """
 
     base: Tensor
-    """[capacity] float32, base 2."""
+    """[capacity] float32, base 2; inf in padding in half precision."""
     inverse: Tensor
-    """[capacity] float32, 0 in padding."""
+    """[capacity] float32, 0 in padding; not written in half precision."""
 
 
 class Partials(NamedTuple):
@@ -507,6 +514,7 @@ def combine(
         HAS_BIAS=bias is not None,
         HAS_WEIGHT=row_weight is not None,
         GRADIENT=gradient,
+        EXACT=h.dtype == torch.float32,
         K=k_size,
         WIDTH=width,
         SLOTS=SLOT_TILE,

@@ -1,8 +1,8 @@
 """The kernels' own tests: on a GPU as they are, without one under Triton's interpreter.
 
 Triton reads TRITON_INTERPRET when it is imported, and the backend then serves CPU tensors too. So that no
-other test sees either, these files are collected only where the variable is set, or a GPU is there, before pytest
-starts; `test_triton.py` one folder up starts such a pytest for each of them.
+other test sees either, these files are collected only where the variable is set before pytest starts, or a
+GPU is there; `test_triton.py` one folder up starts such a pytest for each of them.
 """
 
 from __future__ import annotations
