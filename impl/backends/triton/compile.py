@@ -242,7 +242,7 @@ def _tool(name: str) -> str:
 def _read_cubin(cubin: bytes, disassemble: bool) -> tuple[int, int, str]:
     """(registers, stack bytes, disassembly) by the tools that Triton brings.
 
-    Disassembling takes longer than compiling, so it is done where it is asked for, and where there is a stack,
+    Disassembling takes longer than compiling: it is done where it is asked for, and where there is a stack,
     without which nothing can have spilled.
     """
     with tempfile.TemporaryDirectory() as folder:

@@ -337,6 +337,7 @@ class TrainStep(torch.autograd.Function):
         if grad_output is None and grad_loss is None:
             return (None,) * (6 + len(weights))
         if grad_output is None and ctx.gradients is not None:
+            assert grad_loss is not None
             found, ctx.gradients = ctx.gradients, None
             grad_loss = grad_loss.float()
             scale_(found, grad_loss if ctx.factor is None else grad_loss * ctx.factor)
