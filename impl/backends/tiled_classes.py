@@ -70,14 +70,14 @@ def most_probable_class(
         members = (slot > highest).nonzero().squeeze(1)
         softmax = ClusterSoftmax(w.output, w.output_bias, members.shape[0], workspace_bytes)
         for block in softmax.blocks(members.shape[0]):
-            rows = members[block]
-            x = F.linear(hidden.index_select(0, rows), w.projection, w.projection_bias)
-            shift = slot.index_select(0, rows) - softmax.log_sum_exp(x).squeeze(1)
-            value, label = highest.index_select(0, rows) - shift, best.index_select(0, rows)
+            chosen = members[block]
+            x = F.linear(hidden.index_select(0, chosen), w.projection, w.projection_bias)
+            shift = slot.index_select(0, chosen) - softmax.log_sum_exp(x).squeeze(1)
+            value, label = highest.index_select(0, chosen) - shift, best.index_select(0, chosen)
             for classes, z in softmax.logits(x):
                 _keep_higher(value, label, z, tail.start + classes.start)
-            highest.index_copy_(0, rows, value + shift)
-            best.index_copy_(0, rows, label)
+            highest.index_copy_(0, chosen, value + shift)
+            best.index_copy_(0, chosen, label)
     return best
 
 

@@ -28,6 +28,10 @@ MAX_BLOCK_ROWS = 1024
 MAX_ROUNDED_SUMS = 16
 """Blocks summed in a reduced dtype before the sum is moved to float32."""
 
+MAX_SUMMED_CLASSES = 65_536
+"""Classes summed in one product for dx. The sum holds the target's large term early on, and millions of small
+ones added to it one by one would each lose most of their digits."""
+
 _LOG2_E = 1 / math.log(2)
 _SMALLEST_PROBABILITY = 1e-30  # the logarithm of a smaller float32 is taken from the logits
 
@@ -274,14 +278,21 @@ class ClusterSoftmax:
         if out is None:
             out = torch.empty_like(x)
         weight = self.weight[start : start + p.shape[1]]
-        return torch.addmm(out, dz, weight, beta=beta, alpha=alpha, out=out)
+        if p.shape[1] <= MAX_SUMMED_CLASSES or dz.dtype != self.statistics:
+            return torch.addmm(out, dz, weight, beta=beta, alpha=alpha, out=out)
+        if not beta:
+            out.zero_()
+        for classes in spans(p.shape[1], MAX_SUMMED_CLASSES):
+            out.add_(dz[:, classes] @ weight[classes], alpha=alpha)
+        return out
 
     def _tile(self, which: int, dtype: torch.dtype, n_rows: int, n_classes: int) -> Tensor:
         """A view of the workspace: tile 0 lies behind tile 1, which is the wider of the two."""
         n_logits = self.tiles.rows * self.tiles.classes
         offset = 0 if which else (_bytes_per_logit(dtype) - dtype.itemsize) * n_logits
         n_bytes = n_rows * n_classes * dtype.itemsize
-        return self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, n_classes)
+        tile: Tensor = self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, n_classes)
+        return tile
 
 
 def _rows_in(target: Tensor, classes: slice) -> Tensor:

@@ -377,3 +377,19 @@ def test_it_refuses_sparse_tensors_and_says_so():
     hidden, _ = batch_of(LAYOUT, 3)
     assert "sparse" in tiled.refusal(hidden.to_sparse(), weights_of(LAYOUT))
     assert tiled.refusal(hidden, weights_of(LAYOUT)) is None
+
+
+def test_the_gradient_of_a_few_rows_keeps_the_small_terms_of_a_million_classes(monkeypatch):
+    layout = ClusterLayout(16, 1_000_000, (1_000,), 4.0)
+    weights = weights_of(layout, torch.float32, biases=False)
+    hidden, _ = batch_of(layout, 6, torch.float32)
+    target = torch.randint(1_000, 1_000_000, (6,), generator=torch.Generator().manual_seed(1))
+
+    def error():
+        exact = run(eager, layout, weights, hidden, target, "loss", torch.float64)[2]
+        ours = run(tiled, layout, weights, hidden, target, "loss", torch.float32)[2]
+        return float((ours - exact).abs().max() / exact.abs().max())
+
+    summed_in_parts = error()
+    monkeypatch.setattr("zipfmax.backends.tiled_cluster.MAX_SUMMED_CLASSES", 1_000_000)
+    assert summed_in_parts < 0.5 * error()
