@@ -1,6 +1,6 @@
 # Each target does its own set-up in .venv; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lint clean
+.PHONY: help setup report test lint compile gate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,14 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict and the direction of imports
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p zipfmax
 	PYTHONPATH=build/types $(BIN)/lint-imports
+
+compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU
+	$(BIN)/zipfmax compile
+
+gate: $(VENV)/.ready  ## measure the gate's cells here and compare them with the committed baseline
+	rm -rf reports/out/gate
+	$(BIN)/zipfmax sweep --preset gate --processes 4 --threads 1 --out reports/out/gate
+	$(BIN)/zipfmax gate reports/out/gate --baseline bench/baselines/cpu.jsonl
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build reports/out
