@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from zipfmax.bench.timing import CudaTimer
 
 Run = Callable[[], None]
 Record = dict[str, Any]
+Shape = dict[str, int]
 DEVICE = torch.device("cuda", 0)
 HEADLINE = {"n_classes": 267_735, "in_features": 1024, "batch_size": 16_384}
 
@@ -40,7 +41,7 @@ def zipf_labels(n_classes: int, n_rows: int, skew: float, seed: int = 0) -> Tens
     return torch.searchsorted(weight, uniform).clamp_(max=n_classes - 1)
 
 
-def training_step(forward: Callable[[Tensor], Tensor], leaves: list[Tensor], hidden: Tensor) -> Run:
+def training_step(forward: Callable[[Tensor], Tensor], leaves: Sequence[Tensor], hidden: Tensor) -> Run:
     """One forward and backward pass that leaves fresh gradients and keeps none from before."""
 
     def run() -> None:
@@ -53,7 +54,7 @@ def training_step(forward: Callable[[Tensor], Tensor], leaves: list[Tensor], hid
 
 def graphed(run: Run) -> Run:
     """The run captured in a CUDA graph; every run after it replays the same buffers."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()
@@ -112,9 +113,7 @@ def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: floa
 
 
 def adaptive_runs(
-    n_classes: int,
-    in_features: int,
-    batch_size: int,
+    shape: Shape,
     cutoffs: list[int],
     dtype: torch.dtype,
     skew: float,
@@ -123,6 +122,7 @@ def adaptive_runs(
     graph: bool = True,
 ) -> dict[str, Run]:
     """zipfmax and torch.nn on the same weights and the same batch."""
+    n_classes, in_features, batch_size = shape["n_classes"], shape["in_features"], shape["batch_size"]
     target = zipf_labels(n_classes, batch_size, skew)
     hidden = torch.randn(batch_size, in_features, device=DEVICE, dtype=dtype, requires_grad=True)
     theirs = nn.AdaptiveLogSoftmaxWithLoss(in_features, n_classes, cutoffs, device=DEVICE, dtype=dtype)
@@ -169,7 +169,7 @@ def times() -> Iterator[Record]:
     shape = dict(HEADLINE)
     for cutoffs in ([20_000, 60_000], [5_000, 20_000, 100_000]):
         case = {**shape, "cutoffs": cutoffs, "dtype": "bfloat16", "skew": 1.0}
-        yield from measured(adaptive_runs(**shape, cutoffs=cutoffs, dtype=torch.bfloat16, skew=1.0), case)
+        yield from measured(adaptive_runs(shape, cutoffs=cutoffs, dtype=torch.bfloat16, skew=1.0), case)
     case = {**shape, "cutoffs": [], "dtype": "bfloat16", "skew": 1.0}
     yield from measured(full_runs(**shape, dtype=torch.bfloat16, skew=1.0), case, rounds=7)
     torch.cuda.empty_cache()
@@ -177,13 +177,13 @@ def times() -> Iterator[Record]:
         torch.set_float32_matmul_precision(precision)
         case = {**shape, "cutoffs": [20_000, 60_000], "dtype": f"float32 {precision}", "skew": 1.0}
         runs = adaptive_runs(
-            **shape, cutoffs=[20_000, 60_000], dtype=torch.float32, skew=1.0, compiled=False, graph=False
+            shape, cutoffs=[20_000, 60_000], dtype=torch.float32, skew=1.0, compiled=False, graph=False
         )
         yield from measured(runs, case, rounds=7)
     torch.set_float32_matmul_precision("highest")
     small = {"n_classes": 267_735, "in_features": 256, "batch_size": 1024}
     case = {**small, "cutoffs": [20_000, 60_000], "dtype": "bfloat16", "skew": 1.0}
-    runs = adaptive_runs(**small, cutoffs=[20_000, 60_000], dtype=torch.bfloat16, skew=1.0, compiled=False)
+    runs = adaptive_runs(small, cutoffs=[20_000, 60_000], dtype=torch.bfloat16, skew=1.0, compiled=False)
     yield from measured(runs, case)
 
 
@@ -195,7 +195,7 @@ def sweep() -> Iterator[Record]:
             shape = {"n_classes": n_classes, "in_features": 512, "batch_size": 4096}
             case = {**shape, "cutoffs": cutoffs, "dtype": "bfloat16", "skew": skew}
             runs = adaptive_runs(
-                **shape, cutoffs=cutoffs, dtype=torch.bfloat16, skew=skew, compiled=False, graph=False
+                shape, cutoffs=cutoffs, dtype=torch.bfloat16, skew=skew, compiled=False, graph=False
             )
             if n_classes <= 1_000_000:
                 runs["full"] = full_runs(**shape, dtype=torch.bfloat16, skew=skew)["full"]
@@ -275,17 +275,17 @@ def external(out: Path, budget_s: float) -> Iterator[Record]:
         log = (out / f"{name.replace(' ', '-')}.log").open("w")
         running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), " ".join(command)
     deadline = time.monotonic() + budget_s
-    for name, (process, command) in running.items():
+    for name, (process, line) in running.items():
         try:
             status = process.wait(max(1.0, deadline - time.monotonic()))
-            yield {"promise": name, "held": status == 0, "status": status, "command": command}
+            yield {"promise": name, "held": status == 0, "status": status, "command": line}
         except subprocess.TimeoutExpired:
             process.kill()
             yield {
                 "promise": name,
                 "held": None,
                 "status": f"stopped after {budget_s:.0f} s",
-                "command": command,
+                "command": line,
             }
 
 

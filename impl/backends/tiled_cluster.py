@@ -296,7 +296,8 @@ class ClusterSoftmax:
 
 
 def _rows_in(target: Tensor, classes: slice) -> Tensor:
-    return ((target >= classes.start) & (target < classes.stop)).nonzero().squeeze(1)
+    rows: Tensor = ((target >= classes.start) & (target < classes.stop)).nonzero().squeeze(1)
+    return rows
 
 
 def _log_sum_exp_(z: Tensor) -> Tensor:
