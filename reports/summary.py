@@ -88,14 +88,18 @@ def condition_text(condition: pd.Series) -> str:
 def _parity(run: Run, table: pd.DataFrame) -> Statement:
     question = "Is it right?"
     parity = run.parity
-    wrong = table.loc[table["status"] == "parity_failed", "case"] if not table.empty else pd.Series(dtype=str)
+    known = parity if not parity.empty else table
+    name = "" if known.empty else tables.subject(known)
+    wrong = pd.Series(dtype=str)
+    if not table.empty:
+        # Another implementation's failure is shown with its cells; it is no finding about this one.
+        wrong = table.loc[(table["status"] == "parity_failed") & (table["impl"] == name), "case"]
     if parity.empty:
         if not wrong.empty:
             text = f"{_cells(len(wrong))} failed the parity check before they were timed."
             return Statement(question, "No", text, "No speed is shown for them.", "bad", "parity")
         text = "This run holds no comparison with a reference."
         return Statement(question, "Unchecked", text, "zipfmax verify makes one.", "unknown", "parity")
-    name = tables.subject(parity)
     rows = tables.with_used_budget(parity)
     rows = rows[rows["impl"] == name]
     checked = rows[rows["status"] != "skipped"]

@@ -47,6 +47,15 @@ def test_one_failed_comparison_turns_the_verdict(run_directory: Path, edit_lines
     assert "300 % of its budget" in right.detail
 
 
+def test_a_peers_failure_is_not_held_against_zipfmax(run_directory: Path, edit_lines: Edit) -> None:
+    def fail(record: dict[str, Any]) -> dict[str, Any]:
+        return record | {"status": "parity_failed"} if record["impl"] == "torch" else record
+
+    edit_lines(run_directory / "timings.jsonl", fail)
+    right = answers(run_directory)["Is it right?"]
+    assert (right.figure, right.mood) == ("Yes", "good")
+
+
 def test_a_loss_is_said_as_plainly_as_a_win(run_directory: Path, edit_lines: Edit) -> None:
     def slow(record: dict[str, Any]) -> dict[str, Any]:
         if record["impl"] == "zipfmax" and record["status"] == "ok":
