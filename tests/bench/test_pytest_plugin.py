@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,8 +13,16 @@ from zipfmax.bench.suite import Cell, Clock
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
+    # A worker of xdist says so in the environment, and pytest-benchmark would then switch itself off.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, cwd=cwd, check=False
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        check=False,
+        env=environment,
     )
 
 

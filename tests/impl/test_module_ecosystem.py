@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,7 +265,8 @@ def _targets_of(rank):
     return [torch.randint(low, high, (12,)) for low, high in spans]
 
 
-def test_data_parallel_ranks_need_no_search_for_unused_parameters(tmp_path):
+def test_data_parallel_ranks_need_no_search_for_unused_parameters(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # the ranks import this file by its full name
     mp.spawn(_train_one_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     alone = make()
