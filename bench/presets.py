@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Axes] = {
         classes=(10_000, 50_000, 267_735),
         labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
         batch=(256,),
-        effort=Effort(seconds=0.5, least=3, budget_s=12.0),
+        effort=Effort(seconds=0.35, least=3, budget_s=9.0),
     ),
     # Small cells whose counted figures and ratios a gate keeps, with at least four replicate processes.
     "gate": Axes(
