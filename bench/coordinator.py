@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +40,9 @@ _SPIN = {"KMP_BLOCKTIME": "1"}
 
 SHORT_S = 0.02
 RUNS_OF_A_SHORT_SAMPLE = 5
+
+SPLIT_SHARE = 0.1
+"""Share of an implementation's seconds on a case that may be spent, beside them, on timing its parts."""
 
 # Importing a framework, drawing weights and counting work are not the implementation's cost.
 _ALLOWANCE_S = 180.0
@@ -151,6 +154,7 @@ class Measurement:
     warm_up_s: float | None = None
     rows: list[tuple[int, ...]] = field(default_factory=list)
     work: protocol.Work = field(default_factory=protocol.Work)
+    parts: protocol.PartTimes | None = None
 
     @property
     def runs_per_sample(self) -> int:
@@ -233,6 +237,17 @@ class Coordinator:
             self._workers[name] = [Worker(*own) for _ in range(processes)]
         self._order = random.Random(seed)
 
+    @classmethod
+    def borrowing(cls, workers: Mapping[str, Sequence[Worker]], threads: int, order: random.Random) -> Self:
+        """One that measures with workers that its caller starts and ends: equally many of every name."""
+        counts = {len(own) for own in workers.values()}
+        if len(counts) != 1:
+            raise ValueError(f"every name should have equally many workers, got {sorted(counts)}")
+        made = cls((), threads, counts.pop())
+        made._workers = {name: list(own) for name, own in workers.items()}
+        made._order = order
+        return made
+
     def __enter__(self) -> Self:
         for workers in self._workers.values():
             for worker in workers:
@@ -266,6 +281,7 @@ class Coordinator:
         found: Mapping[str, Measurement],
         effort: Effort,
         satisfied: Callable[[], bool] | None = None,
+        split: Collection[str] = (),
     ) -> None:
         """Rounds of samples of what `prepare` has made ready, in random order; then its work is counted.
 
@@ -273,6 +289,7 @@ class Coordinator:
             found: what `prepare` returned; samples are added, and whatever happens to one ends it.
             effort: when to stop.
             satisfied: asked after each round from the least number on; True stops too.
+            split: the implementations whose head and tails are then timed apart.
         """
         round = 0
         while names := [
@@ -285,6 +302,8 @@ class Coordinator:
                 self._take_turn(self._workers[name][round % self.processes], round, found[name], effort)
             round += 1
         for name, measurement in found.items():
+            if measurement.ok and name in split:
+                self._split(self._workers[name][0], measurement, effort)
             if measurement.ok:
                 self._count_work(self._workers[name][0], measurement, effort)
 
@@ -306,6 +325,14 @@ class Coordinator:
                 )
             case protocol.Failure(status, reason):
                 measurement.end(status, reason)
+
+    def _split(self, worker: Worker, measurement: Measurement, effort: Effort) -> None:
+        share_s = SPLIT_SHARE * effort.seconds
+        match worker.ask(protocol.Split(share_s), effort.budget_s + _ALLOWANCE_S):
+            case protocol.PartTimes() as parts:
+                measurement.parts = parts
+            case protocol.Failure(status, reason):
+                measurement.end(status, f"while head and tails were timed apart: {reason}")
 
     def _count_work(self, worker: Worker, measurement: Measurement, effort: Effort) -> None:
         match worker.ask(protocol.Weigh(), effort.budget_s + _ALLOWANCE_S):

@@ -10,6 +10,9 @@ The limit is a measurement like any other: it takes its turn among the implement
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +29,9 @@ _CHUNK_ELEMENTS = 2**20
 
 
 class Product(NamedTuple):
-    """One linear layer applied to some rows."""
+    """One linear layer applied to some rows; `part` 0 is the head, i + 1 is tail i."""
 
+    part: int
     rows: int
     inputs: int
     outputs: int
@@ -42,11 +46,11 @@ def products(layout: ClusterLayout, rows: Labels) -> list[Product]:
         rows: [1 + n_clusters] rows of the shortlist and of each tail; the head sees them all.
     """
     d = layout.in_features
-    found = [Product(int(rows.sum()), d, layout.head_size, True)]
+    found = [Product(0, int(rows.sum()), d, layout.head_size, True)]
     for tail, n in zip(layout, rows[1:].tolist(), strict=True):
         if n:
-            found.append(Product(n, d, tail.projection_size, False))
-            found.append(Product(n, tail.projection_size, tail.size, True))
+            found.append(Product(1 + tail.index, n, d, tail.projection_size, False))
+            found.append(Product(1 + tail.index, n, tail.projection_size, tail.size, True))
     return found
 
 
@@ -103,7 +107,17 @@ class LimitRunner:
 
     def run(self) -> None:
         """Do the products once."""
-        for product, x, grad_x in zip(self._products, self._inputs, self._input_gradients, strict=True):
+        self._run(range(len(self._products)))
+
+    def parts(self) -> list[Callable[[], None]]:
+        """`run` in pieces: the head's products, then those of each tail that the batch uses."""
+        positions = range(len(self._products))
+        pieces = groupby(positions, key=lambda position: self._products[position].part)
+        return [partial(self._run, list(piece)) for _, piece in pieces]
+
+    def _run(self, positions: Sequence[int]) -> None:
+        for position in positions:
+            product, x = self._products[position], self._inputs[position]
             weight, grad_weight = self._weights[product.outputs, product.inputs]
             z = self._logits[: product.rows * product.outputs].view(product.rows, product.outputs)
             torch.mm(x, weight.t(), out=z)
@@ -111,7 +125,7 @@ class LimitRunner:
                 for chunk in torch.split(z.view(-1), _CHUNK_ELEMENTS):
                     torch.exp(chunk, out=self._exponentials[: chunk.numel()])
             if self._case.task == "train":
-                torch.mm(z, weight, out=grad_x)
+                torch.mm(z, weight, out=self._input_gradients[position])
                 torch.mm(z.t(), x, out=grad_weight)
 
     def results(self) -> Results:

@@ -37,6 +37,13 @@ class Weigh:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Time head and tails apart, for about so many seconds. Answered by `PartTimes`."""
+
+    budget_s: float
+
+
+@dataclass(frozen=True)
 class CheckParity:
     """Compare the implementation with the definition on this case. Answered by `Parity`."""
 
@@ -82,6 +89,18 @@ class Work:
 
 
 @dataclass(frozen=True)
+class PartTimes:
+    """How one batch's time divides; see `zipfmax.bench.split`."""
+
+    whole_s: float
+    parts_s: tuple[float, ...]
+    """Of the head, with whatever a step does once, then of each tail."""
+    rows: tuple[int, ...]
+    """Rows of the batch in the shortlist and in each tail."""
+    passes: int
+
+
+@dataclass(frozen=True)
 class Parity:
     """The parity lines, as the run directory holds them."""
 
@@ -96,5 +115,5 @@ class Failure:
     reason: str
 
 
-Request = Prepare | WarmUp | Sample | Weigh | CheckParity
-Reply = Prepared | Lacking | Timed | Work | Parity | Failure
+Request = Prepare | WarmUp | Sample | Weigh | Split | CheckParity
+Reply = Prepared | Lacking | Timed | Work | PartTimes | Parity | Failure

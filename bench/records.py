@@ -51,6 +51,7 @@ def timing_line(
     line |= _speedup(f"speedup_vs_{LIMIT}", limit, own)
     limit_s = _median(limit) if limit is not None and limit.ok and own.ok else None
     line["limit_s"] = limit_s
+    line |= _parts(own, limit)
     line["efficiency"] = limit_s / line["median_s"] if limit_s and line["median_s"] else None
     return line
 
@@ -107,6 +108,19 @@ def _work(own: Measurement) -> Record:
         "flops": own.work.flops,
         "launches": own.work.launches,
         "synchronisations": own.work.synchronisations,
+    }
+
+
+def _parts(own: Measurement, limit: Measurement | None) -> Record:
+    """The time split by head and tails, of one batch; `limit_parts_s` are the bare products' of the same."""
+    parts = own.parts if own.ok else None
+    bare = limit.parts if parts is not None and limit is not None and limit.ok else None
+    return {
+        "parts_s": list(parts.parts_s) if parts else None,
+        "parts_whole_s": parts.whole_s if parts else None,
+        "parts_rows": list(parts.rows) if parts else None,
+        "parts_passes": parts.passes if parts else None,
+        "limit_parts_s": list(bare.parts_s) if bare else None,
     }
 
 

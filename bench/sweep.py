@@ -22,6 +22,7 @@ from zipfmax.bench.plan import Options, Plan, make_plan
 from zipfmax.bench.progress import SweepProgress
 from zipfmax.bench.protocol import LIMIT
 from zipfmax.bench.ranks import Ranks
+from zipfmax.bench.split import TASKS as SPLIT_TASKS
 from zipfmax.bench.table import timing_tables
 from zipfmax.errors import UsageError
 from zipfmax.reference import registry
@@ -141,7 +142,7 @@ class Sweep:
                 found[name].end(*fault)
         precision = self._plan.effort.precision
         satisfied = None if precision is None else lambda: records.precise(found, precision)
-        coordinator.sample(found, self._plan.effort, satisfied)
+        coordinator.sample(found, self._plan.effort, satisfied, self._to_split(case))
         limit = found.pop(LIMIT, None)
         found |= refused
         lines = []
@@ -150,6 +151,13 @@ class Sweep:
             lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
             self._learn(lines[-1])
         self._plan.directory.append_all("timings", lines)
+
+    def _to_split(self, case: Case) -> list[str]:
+        """Whose head and tails are timed apart: zipfmax's, a user's own, and the bare products."""
+        if case.task not in SPLIT_TASKS:
+            return []
+        adaptive = [name for name, family in self._families.items() if family == "adaptive"]
+        return [LIMIT, *(name for name in adaptive if name not in PEERS)]
 
     def _refusal(self, name: str, case: Case) -> Measurement | None:
         """The cell as it is recorded without being tried, or None."""

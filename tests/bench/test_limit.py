@@ -45,7 +45,7 @@ def test_it_does_the_products_of_the_loaded_batch_and_no_others(task, n_products
 def test_a_cluster_without_rows_costs_nothing():
     layout = ClusterLayout(32, 300, (20, 100), 4.0)
     found = products(layout, np.array([7, 0, 3]))
-    assert [(p.rows, p.inputs, p.outputs) for p in found] == [(10, 32, 22), (3, 32, 2), (3, 2, 200)]
+    assert [p[:4] for p in found] == [(0, 10, 32, 22), (2, 3, 32, 2), (2, 3, 2, 200)]
     assert [p.makes_logits for p in found] == [True, False, True]
 
 

@@ -248,3 +248,18 @@ def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path
     (again,) = plan.planned_cases(cases, other, threads=1)
     assert again.cutoffs == (7, 11)
     assert len(other.records("plans")) == 1
+
+
+def test_a_sweep_times_head_and_tails_of_what_is_under_test_apart(tmp_path):
+    out = tmp_path / "run"
+    chosen = ["--impl", "zipfmax", "--impl", "torch", "--impl", "full", "--labels", "uniform"]
+    sweep(*SMALL, *chosen, *options("--task", "train", "predict"), "--rounds", "3", "--out", str(out))
+    found = {(line["task"], line["impl"]): line for line in lines(out)}
+    own = found["train", "zipfmax"]
+    assert len(own["parts_s"]) == len(own["parts_rows"]) == len(own["limit_parts_s"]) == 3
+    assert sum(own["parts_rows"]) == 8
+    assert own["parts_s"][0] > 0
+    assert own["parts_whole_s"] > 0
+    assert all(seconds >= 0 for seconds in own["limit_parts_s"])
+    for other in (found["train", "torch"], found["train", "full"], found["predict", "zipfmax"]):
+        assert other["parts_s"] is other["parts_whole_s"] is other["limit_parts_s"] is None

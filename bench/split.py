@@ -1,0 +1,76 @@
+"""How a step's time divides among head and tails, measured from outside any adaptive implementation.
+
+The step is timed on the batch with every tail's label replaced by one of the shortlist: that is the head, and
+whatever a step does once. It is timed with the labels of one tail left as they were: what it takes longer is
+that tail. Parts that run apart need not add up to the whole step, which is timed beside them.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from zipfmax.bench.limit import LimitRunner
+from zipfmax.bench.protocol import PartTimes
+from zipfmax.bench.timing import Timer
+from zipfmax.clusters import ClusterLayout
+from zipfmax.reference.case import Case
+from zipfmax.reference.implementation import Array, Labels, Runner
+from zipfmax.reference.inputs import draw_batch
+
+TASKS = ("forward", "train")
+"""The tasks in which the labels decide which tails are computed."""
+
+LEAST_PASSES, MOST_PASSES = 3, 9
+
+
+def split(runner: Runner, case: Case, timer: Timer, budget_s: float) -> PartTimes:
+    """Seconds of the whole step, of its head and of each tail, on the case's first batch.
+
+    Every pass times all of them, so that a drift of the machine meets them alike. The fastest of the passes
+    counts, because a difference of two times has the noise of both.
+
+    Args:
+        runner: holds the case's weights; afterwards, the case's first batch.
+        case: its task is one of `TASKS`.
+        timer: of the case's device.
+        budget_s: no pass beyond the least number of them begins later than this.
+    """
+    hidden, target = draw_batch(case, 0)
+    rows = np.bincount(case.layout.parts(target), minlength=1 + case.layout.n_clusters)
+    used = [tail for tail, n in enumerate(rows[1:]) if n]
+    runner.load(hidden, target)
+    began, passes = time.perf_counter(), []
+    while len(passes) < LEAST_PASSES or (
+        len(passes) < MOST_PASSES and time.perf_counter() - began < budget_s
+    ):
+        if isinstance(runner, LimitRunner):
+            passes.append([timer(run)[0] for run in (runner.run, *runner.parts())])
+        else:
+            passes.append(_steps(runner, case.layout, hidden, target, used, timer))
+    whole, head, *tails = np.min(passes, axis=0).tolist()
+    if not isinstance(runner, LimitRunner):
+        tails = [seconds - head for seconds in tails]
+    by_tail = dict(zip(used, tails, strict=True))
+    parts = (head, *(by_tail.get(tail, 0.0) for tail in range(case.layout.n_clusters)))
+    return PartTimes(whole, parts, tuple(rows.tolist()), len(passes))
+
+
+def keep_tail(layout: ClusterLayout, target: Labels, tail: int | None) -> Labels:
+    """The labels, with those of every tail but one (or of all) moved into the shortlist."""
+    parts = layout.parts(target)
+    kept = (parts == 0) | (parts == (0 if tail is None else 1 + tail))
+    return np.where(kept, target, target % layout.shortlist_size)
+
+
+def _steps(
+    runner: Runner, layout: ClusterLayout, hidden: Array, target: Labels, used: list[int], timer: Timer
+) -> list[float]:
+    """Seconds of the whole step, of the head alone, and of the head with each tail in use."""
+    seconds = []
+    for tail in (None, *used):
+        runner.load(hidden, keep_tail(layout, target, tail))
+        seconds.append(timer(runner.run)[0])
+    runner.load(hidden, target)
+    return [timer(runner.run)[0], *seconds]
