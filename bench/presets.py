@@ -22,7 +22,10 @@ LITERATURE_CUTOFFS: Mapping[int, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Axes:
-    """Values on each axis; the sweep is their product. No `cutoffs` means a customary partition each."""
+    """Values on each axis; the sweep is their product. No `cutoffs` means a customary partition each.
+
+    `also` holds smaller sweeps besides: in each, the axes that it names have other values.
+    """
 
     classes: tuple[int, ...]
     labels: tuple[str, ...]
@@ -36,6 +39,7 @@ class Axes:
     device: str = "cpu"
     seed: int = 0
     effort: Effort = field(default_factory=Effort)
+    also: tuple[Mapping[str, object], ...] = ()
 
 
 PRESETS: Mapping[str, Axes] = {
@@ -44,6 +48,8 @@ PRESETS: Mapping[str, Axes] = {
         labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
         batch=(256,),
         effort=Effort(seconds=0.35, least=3, budget_s=9.0),
+        # How memory grows with the batch, where it grows most.
+        also=({"classes": (267_735,), "labels": ("zipf:1.0",), "tasks": ("train",), "batch": (16, 64)},),
     ),
     # Small cells whose counted figures and ratios a gate keeps, with at least four replicate processes.
     "gate": Axes(
@@ -69,6 +75,8 @@ PRESETS: Mapping[str, Axes] = {
 def axes(preset: str, **chosen: object) -> Axes:
     """A preset with the given axes in place of its own; an axis given as None or () keeps the preset's.
 
+    Its smaller sweeps are left out where an axis of theirs is given.
+
     Raises:
         UsageError: unknown preset.
     """
@@ -77,6 +85,7 @@ def axes(preset: str, **chosen: object) -> Axes:
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     if "classes" in given and "cutoffs" not in given:
         given["cutoffs"] = ()  # a preset's partitions belong to its vocabularies
+    given["also"] = tuple(part for part in PRESETS[preset].also if not part.keys() & given.keys())
     return replace(PRESETS[preset], **given)  # type: ignore[arg-type]
 
 
@@ -98,6 +107,11 @@ def cases(axes: Axes) -> list[Case]:
                 f"cutoffs {','.join(map(str, cutoffs))} fit none of the vocabularies "
                 f"{', '.join(map(str, axes.classes))}: each should be below the vocabulary size"
             )
+    parts = (axes, *(replace(axes, **part) for part in axes.also))  # type: ignore[arg-type]
+    return list(dict.fromkeys(case for part in parts for case in _product(part)))
+
+
+def _product(axes: Axes) -> list[Case]:
     found = []
     shapes = product(axes.classes, axes.dtypes, axes.features, axes.batch, axes.div_value)
     for n_classes, dtype, features, batch, div_value in shapes:

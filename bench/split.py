@@ -41,7 +41,8 @@ def split(runner: Runner, case: Case, timer: Timer, budget_s: float) -> PartTime
     rows = np.bincount(case.layout.parts(target), minlength=1 + case.layout.n_clusters)
     used = [tail for tail, n in enumerate(rows[1:]) if n]
     runner.load(hidden, target)
-    began, passes = time.perf_counter(), []
+    passes: list[list[float]] = []
+    began = time.perf_counter()
     while len(passes) < LEAST_PASSES or (
         len(passes) < MOST_PASSES and time.perf_counter() - began < budget_s
     ):

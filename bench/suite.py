@@ -30,7 +30,7 @@ AXES = {
         batch=(128,),
         effort=Effort(seconds=0.5, least=5, budget_s=5.0),
     ),
-    "full": replace(presets.PRESETS["quick"], labels=("zipf:1.0", "wordfreq:en"), effort=Effort()),
+    "full": replace(presets.PRESETS["quick"], also=(), labels=("zipf:1.0", "wordfreq:en"), effort=Effort()),
 }
 # Reading this many log-probabilities takes memory that grows with the vocabulary.
 _ALL_CLASSES_LIMIT = 50_000

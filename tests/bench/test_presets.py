@@ -14,18 +14,30 @@ from zipfmax.errors import UsageError
 
 def test_the_quick_preset_spans_what_it_promises():
     cases = presets.cases(presets.axes("quick"))
-    assert len({case.id for case in cases}) == len(cases) == 3 * 5 * 2
+    assert len({case.id for case in cases}) == len(cases) == 3 * 5 * 2 + 2
     assert {case.n_classes for case in cases} == {10_000, 50_000, 267_735}
     assert {case.labels for case in cases} == {"zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"}
     assert {case.cutoffs for case in cases if case.n_classes == 267_735} == {(20_000, 60_000)}
+    sizes = {(c.n_classes, c.batch_size) for c in cases if c.labels == "zipf:1.0" and c.task == "train"}
+    assert {batch for n_classes, batch in sizes if n_classes == 267_735} == {16, 64, 256}
+
+
+def test_a_presets_smaller_sweeps_follow_what_is_chosen_and_yield_where_it_is_their_own_axis():
+    def batches(**chosen):
+        return {case.batch_size for case in presets.cases(presets.axes("quick", **chosen))}
+
+    assert batches(dtypes=("bfloat16",)) == {16, 64, 256}
+    assert {c.dtype for c in presets.cases(presets.axes("quick", dtypes=("bfloat16",)))} == {"bfloat16"}
+    assert batches(batch=(32,)) == {32}
+    assert batches(labels=("uniform",)) == {256}
 
 
 def test_cases_that_share_weights_follow_each_other_cheapest_first():
     cases = presets.cases(presets.axes("quick"))
-    shapes = [(case.n_classes, case.task) for case in cases]
+    shapes = [(case.n_classes, case.batch_size, case.task) for case in cases]
     assert shapes == sorted(shapes, key=shapes.index)
     for shape in set(shapes):
-        costs = [product_flops("adaptive", c) for c in cases if (c.n_classes, c.task) == shape]
+        costs = [product_flops("adaptive", c) for c in cases if (c.n_classes, c.batch_size, c.task) == shape]
         assert costs == sorted(costs)
 
 
