@@ -11,6 +11,10 @@ from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.module import ASMoutput
 
 
+class Unchanged(AdaptiveLogSoftmaxWithLoss):
+    """Nothing planted: what the gate says of it must not come from how faults are planted."""
+
+
 class Slower(AdaptiveLogSoftmaxWithLoss):
     """Each forward takes 10 % longer: the thread waits for a tenth of what the computation took."""
 

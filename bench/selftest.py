@@ -1,46 +1,89 @@
 """`zipfmax gate --self-test`: how often the gate is wrong, counted here and now.
 
 Gate runs of the same code against itself give the false alarms; faults planted in zipfmax's layer give what
-is caught. Every gate run takes fresh samples, in processes drawn at random from pools that are started once:
-what differs between processes of one program is in the comparison, and hundreds of runs take minutes.
+is caught. Each gate run measures a baseline and then a run, both as `make gate` does, and judges them by the
+gate's own code; a slowdown is confirmed, as in any gate run, in processes started for that.
+
+The workers of the two sides are disjoint halves of a pool, drawn at random for every gate run, so processes
+of one program differ between the sides as much as fresh ones would. One of them is replaced after every gate
+run. That, and small cells, is what makes hundreds of gate runs take minutes.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zipfmax.bench import judge, protocol, records
+from zipfmax.bench import judge, presets, protocol, records
 from zipfmax.bench.baseline import Baseline, Key, cell_of
-from zipfmax.bench.coordinator import RUNS_OF_A_SHORT_SAMPLE, Measurement, Sample, Worker
-from zipfmax.bench.gate import examine
+from zipfmax.bench.coordinator import Coordinator, Worker
+from zipfmax.bench.gate import examine, measure_again
+from zipfmax.bench.judge import Finding, Outcome
+from zipfmax.errors import UsageError
 from zipfmax.reference.case import Case
 from zipfmax.reference.rundir import RunDirectory
 
-Reply = TypeVar("Reply")
-
-# A millisecond a run: the hardest to time well, and hundreds of gate runs fit into minutes.
-CASE = Case(8000, 64, 256, (1000, 3000), labels="zipf:1.0", task="forward")
+AXES = presets.PRESETS["gate"]
+# Under a millisecond a run: the hardest to time well. They share their weights, so going from one to the
+# other costs nothing.
+CASES = tuple(case for case in presets.cases(AXES) if case.task == "forward")
 OURS = "zipfmax"
-REFERENCE = protocol.LIMIT
-POOL = 10
-PROCESSES = 8
-ROUNDS = 48
-RERUN_ROUNDS = 80
-FALSE_ALARM_RUNS = 200
-SLOWER_RUNS = 40
-EXACT_RUNS = 5
+IMPLEMENTATIONS = (OURS, "zipfmax:eager")
+REFERENCES = ("torch", protocol.LIMIT)
+THREADS = 1
+PROCESSES = 4
+
+RUNS = "selftest_runs"
+"""File of a run directory with a line a gate run."""
 
 MOST_FALSE_ALARMS = 0.01
 LEAST_CAUGHT = 0.95
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of gate runs: what stands in our layer's place in one cell, and what the gate should say."""
+
+    name: str
+    runs: int
+    stand_in: str = OURS
+    renamed: bool = False
+    outcome: Outcome | None = None
+    """Of the one cell; None where no cell may fail."""
+    word: str = ""
+    """Has to be in the finding, so that it was found for what was planted."""
+    required: str = "all"
+
+    @property
+    def timed(self) -> bool:
+        """Whether a clock decides it."""
+        return self.required not in ("all", "none")
+
+
+_PLANTED = "zipfmax.bench.planted"
+KINDS = (
+    Kind("a layer with nothing planted", 5, f"{_PLANTED}:Unchanged", required="none"),
+    Kind("one more temporary", 5, f"{_PLANTED}:ExtraTemporary", outcome="changed", word="peak_bytes"),
+    Kind(
+        "one more host synchronisation",
+        5,
+        f"{_PLANTED}:ExtraSynchronisation",
+        outcome="changed",
+        word="synchronisations",
+    ),
+    Kind("a renamed cell", 5, renamed=True, outcome="missing"),
+    Kind("the same code", 200, required="at most 1%"),
+    Kind("one cell made 10 % slower", 40, f"{_PLANTED}:Slower", outcome="slower", required="at least 95%"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,48 +102,78 @@ class Score:
         return self.failed / self.runs
 
 
-def self_test(out: Path | None = None) -> int:
+def score(kind: Kind, failed: Sequence[bool]) -> Score:
+    """What the runs of a kind came to."""
+    count, runs = sum(failed), len(failed)
+    holds = {
+        "all": count == runs,
+        "none": count == 0,
+        "at most 1%": count <= MOST_FALSE_ALARMS * runs,
+        "at least 95%": count >= LEAST_CAUGHT * runs,
+    }[kind.required]
+    return Score(kind.name, runs, count, kind.required, holds)
+
+
+def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kind] = KINDS) -> int:
     """Run it, print the figures, and return 0 if they are as good as they should be, 1 otherwise.
 
     Args:
-        out: a run directory in which to leave them, as `selftest.jsonl`.
+        out: a run directory: each gate run is a line of `selftest_runs.jsonl` there as soon as it is done,
+            and the figures become `selftest.jsonl`.
+        resume: go on with the run in `out`.
+        kinds: of gate runs, and how many of each.
 
     Raises:
-        UsageError: `out` cannot be used.
+        UsageError: `out` cannot be used, or the cells cannot be measured here.
     """
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the run directory to go on with")
     console = Console()
-    directory = RunDirectory.create(out, {"self_test": asdict(CASE)}, resume=True) if out else None
+    directory = (
+        RunDirectory.create(out, {"self_test": {kind.name: kind.runs for kind in kinds}}, resume)
+        if out
+        else None
+    )
+    done: dict[tuple[str, int], bool] = {}
+    for line in directory.records(RUNS) if directory else ():
+        done[line["kind"], line["run"]] = line["failed"]
     started = time.monotonic()
-    with Bench(threads=1) as bench, Progress(console=console) as progress:
-        scores = list(_scores(bench, progress))
-    table = Table("gate runs of", "runs", "failed", "should be", "", title="the gate, tested on itself")
-    for score in scores:
-        table.add_row(
-            score.kind,
-            str(score.runs),
-            f"{score.failed} ({score.share:.1%})",
-            score.required,
-            "holds" if score.holds else "DOES NOT HOLD",
-        )
-    console.print(table)
-    console.print(f"{time.monotonic() - started:.0f} s", highlight=False)
+    todo = [(kind, run) for kind, run in schedule(kinds) if (kind.name, run) not in done]
+    left = Counter(kind.stand_in for kind, _ in todo)
+    with Bench(seed=len(done)) as bench, Progress(console=console) as progress:
+        for kind, run in progress.track(todo, description="gate runs"):
+            line = bench.gate_run(kind)
+            done[kind.name, run] = line["failed"]
+            if directory is not None:
+                directory.append(RUNS, {"kind": kind.name, "run": run, **line})
+            left[kind.stand_in] -= 1
+            if not left[kind.stand_in] and kind.stand_in != OURS:
+                bench.close(kind.stand_in)
+    scores = [score(kind, [done[kind.name, run] for run in range(kind.runs)]) for kind in kinds]
+    console.print(_table(scores))
+    console.print(f"{len(todo)} gate runs in {time.monotonic() - started:.0f} s", highlight=False)
     if directory is not None:
-        directory.append_all("selftest", [{**asdict(score), "share": score.share} for score in scores])
-    return 0 if all(score.holds for score in scores) else 1
+        directory.append_all("selftest", [{**asdict(one), "share": one.share} for one in scores])
+    return 0 if all(one.holds for one in scores) else 1
+
+
+def schedule(kinds: Sequence[Kind]) -> list[tuple[Kind, int]]:
+    """Every gate run: what is counted first, a kind at a time; then what is timed, the kinds side by side, so
+
+    that the machine's good and bad minutes fall to all of them and a cut leaves some of each.
+    """
+    counted = [(kind, run) for kind in kinds if not kind.timed for run in range(kind.runs)]
+    timed = [(kind, run) for kind in kinds if kind.timed for run in range(kind.runs)]
+    return counted + sorted(timed, key=lambda one: (one[1] + 0.5) / one[0].runs)
 
 
 class Bench:
-    """Pools of worker processes, one of each implementation, all on the one case.
+    """Pools of worker processes, one of each implementation, for both sides of a gate run."""
 
-    Args:
-        threads: of every worker.
-    """
-
-    def __init__(self, threads: int, seed: int = 0) -> None:
-        self.threads = threads
+    def __init__(self, seed: int = 0) -> None:
         self._pools: dict[str, list[Worker]] = {}
-        self._round = 0
         self._random = random.Random(seed)
+        self._turn = 0
 
     def __enter__(self) -> Bench:
         return self
@@ -114,76 +187,92 @@ class Bench:
         for worker in self._pools.pop(name, []):
             worker.close()
 
-    def measure(self, name: str, rounds: int) -> records.Record:
-        """A timing line of an implementation beside the reference, from processes drawn anew."""
-        chosen = {each: self._random.sample(self._pool(each), PROCESSES) for each in (name, REFERENCE)}
-        found = {each: Measurement() for each in chosen}
-        for round in range(rounds):
-            self._round += 1
-            order = list(chosen)
-            self._random.shuffle(order)
-            for each in order:
-                timed = _must(
-                    chosen[each][round % PROCESSES].ask(protocol.Sample(self._round, RUNS_OF_A_SHORT_SAMPLE)),
-                    protocol.Timed,
+    def gate_run(self, kind: Kind) -> dict[str, Any]:
+        """Measure a baseline and a run and judge them: whether it failed, and what was said of which cell."""
+        started = time.monotonic()
+        then, now = self._sides(kind)
+        expected: dict[Key, Mapping[str, Any]] = {}
+        found: dict[Key, records.Record] = {}
+        for case in CASES:
+            for name, record in self._measure(case, IMPLEMENTATIONS, then).items():
+                key = (case.id, stand_in(kind, case, name))
+                expected[key] = {**cell_of(record), "impl": key[1]}
+        for case in CASES:
+            names = [stand_in(kind, case, name) for name in IMPLEMENTATIONS]
+            for name, record in self._measure(case, names, now).items():
+                found[case.id, name] = record
+        if kind.renamed:
+            found["renamed", OURS] = found.pop((CASES[0].id, OURS))
+        findings = examine(Baseline(expected), found, judge.THRESHOLD, measure_again(found))
+        self._replace_one()
+        return {
+            "failed": failed(kind, findings),
+            "said": [asdict(one) for one in findings if one.failed or one.impl not in IMPLEMENTATIONS],
+            "seconds": time.monotonic() - started,
+        }
+
+    def _measure(
+        self, case: Case, names: Sequence[str], workers: Mapping[str, Sequence[Worker]]
+    ) -> dict[str, records.Record]:
+        """Timing lines of the implementations, measured beside the references."""
+        together = (*names, *REFERENCES)
+        coordinator = Coordinator.borrowing({name: workers[name] for name in together}, THREADS, self._random)
+        found = coordinator.prepare(case, together, AXES.effort)
+        coordinator.sample(found, AXES.effort)
+        for name, measurement in found.items():
+            if not measurement.ok:
+                raise UsageError(
+                    f"the self-test cannot measure {name} here: {measurement.status}: {measurement.reason}"
                 )
-                found[each].rows.append(timed.occupancy)
-                found[each].samples.append(Sample(round % PROCESSES, round, timed.seconds, timed.wall_s))
-        found[name].work = _must(chosen[name][0].ask(protocol.Weigh()), protocol.Work)
-        return records.timing_line(CASE, name, found, found[REFERENCE], self.threads)
+        limit = found[protocol.LIMIT]
+        return {name: records.timing_line(case, name, found, limit, THREADS) for name in names}
 
-    def _pool(self, name: str) -> list[Worker]:
-        if name not in self._pools:
-            self._pools[name] = [Worker(name, self.threads) for _ in range(POOL)]
-            for worker in self._pools[name]:
-                worker.start()
-            for worker in self._pools[name]:
-                _must(worker.ask(protocol.Prepare(CASE)), protocol.Prepared)
-                _must(worker.ask(protocol.WarmUp()), protocol.Timed)
-        return self._pools[name]
+    def _sides(self, kind: Kind) -> tuple[dict[str, list[Worker]], dict[str, list[Worker]]]:
+        """Ready workers of every name for the baseline and for the run, none of them in both."""
+        sizes = dict.fromkeys((*IMPLEMENTATIONS, *REFERENCES), 2 * PROCESSES)
+        sizes.setdefault(kind.stand_in, PROCESSES)
+        fresh = []
+        for name, size in sizes.items():
+            pool = self._pools.setdefault(name, [])
+            fresh += [Worker(name, THREADS) for _ in range(size - len(pool))]
+            pool += [worker for worker in fresh if worker.name == name]
+        for worker in fresh:
+            worker.start()
+        for worker in fresh:
+            worker.ask(protocol.Prepare(CASES[0]))
+        drawn = {name: self._random.sample(self._pools[name], size) for name, size in sizes.items()}
+        return (
+            {name: workers[PROCESSES:] for name, workers in drawn.items()},
+            {name: workers[:PROCESSES] for name, workers in drawn.items()},
+        )
+
+    def _replace_one(self) -> None:
+        """End the oldest worker of one implementation, each in its turn; the next gate run starts another."""
+        names = list(self._pools)
+        self._pools[names[self._turn % len(names)]].pop(0).close()
+        self._turn += 1
 
 
-def _scores(bench: Bench, progress: Progress) -> Sequence[Score]:
-    """False alarms, then each planted fault."""
-    planted = "zipfmax.bench.planted"
-    scores = []
-    failed = _count(bench, progress, "the same code", OURS, FALSE_ALARM_RUNS)
-    share = failed / FALSE_ALARM_RUNS
-    scores.append(Score("the same code", FALSE_ALARM_RUNS, failed, "at most 1%", share <= MOST_FALSE_ALARMS))
-    failed = _count(bench, progress, "10 % slower", f"{planted}:Slower", SLOWER_RUNS)
-    share = failed / SLOWER_RUNS
-    scores.append(
-        Score("a step made 10 % slower", SLOWER_RUNS, failed, "at least 95%", share >= LEAST_CAUGHT)
+def stand_in(kind: Kind, case: Case, name: str) -> str:
+    """What a run of a kind measures where the baseline has `name`."""
+    return kind.stand_in if (case, name) == (CASES[0], OURS) else name
+
+
+def failed(kind: Kind, findings: Sequence[Finding]) -> bool:
+    """Whether the gate failed: where a fault is planted, for that cell and for that reason."""
+    if kind.outcome is None:
+        return any(finding.failed for finding in findings)
+    return any(
+        (finding.case, finding.impl) == (CASES[0].id, kind.stand_in)
+        and finding.outcome == kind.outcome
+        and kind.word in finding.text
+        for finding in findings
     )
-    for kind, name in (
-        ("one more temporary", f"{planted}:ExtraTemporary"),
-        ("one more host synchronisation", f"{planted}:ExtraSynchronisation"),
-    ):
-        failed = _count(bench, progress, kind, name, EXACT_RUNS)
-        scores.append(Score(kind, EXACT_RUNS, failed, "all", failed == EXACT_RUNS))
-    failed = _count(bench, progress, "a renamed cell", OURS, EXACT_RUNS, rename=True)
-    scores.append(Score("a renamed cell", EXACT_RUNS, failed, "all", failed == EXACT_RUNS))
-    return scores
 
 
-def _count(bench: Bench, progress: Progress, kind: str, name: str, runs: int, rename: bool = False) -> int:
-    """How many gate runs fail in which `name` stands where the baseline has zipfmax."""
-    failed = 0
-    for _ in progress.track(range(runs), description=kind):
-        expected = Baseline({(CASE.id, OURS): cell_of(bench.measure(OURS, ROUNDS))})
-
-        def again(keys: Sequence[Key]) -> Mapping[Key, Mapping[str, Any]]:
-            return {key: bench.measure(name, RERUN_ROUNDS) for key in keys}
-
-        case = "renamed" if rename else CASE.id
-        found = {(case, OURS): bench.measure(name, ROUNDS)}
-        failed += any(finding.failed for finding in examine(expected, found, judge.THRESHOLD, again))
-    if name != OURS:
-        bench.close(name)
-    return failed
-
-
-def _must(reply: object, kind: type[Reply]) -> Reply:
-    if not isinstance(reply, kind):
-        raise RuntimeError(f"the self-test's case cannot be measured here: {reply}")
-    return reply
+def _table(scores: Sequence[Score]) -> Table:
+    table = Table("gate runs of", "runs", "failed", "should be", "", title="the gate, tested on itself")
+    for one in scores:
+        holds = "holds" if one.holds else "DOES NOT HOLD"
+        table.add_row(one.kind, str(one.runs), f"{one.failed} ({one.share:.1%})", one.required, holds)
+    return table

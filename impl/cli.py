@@ -167,12 +167,15 @@ def gate(
     out: Annotated[
         Path | None, typer.Option(help="With --self-test: a run directory for its figures.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --self-test: go on with the run in --out.")
+    ] = False,
 ) -> None:
     """Hold a run against a baseline: exit status 1 for a confirmed regression or an unexplained change."""
     if self_test:
         from zipfmax.bench.selftest import self_test as check
 
-        raise typer.Exit(check(out))
+        raise typer.Exit(check(out, resume))
     if run is None or baseline is None:
         raise UsageError("gate needs a run and --baseline FILE, or --self-test")
     from zipfmax.bench.gate import gate as hold
