@@ -8,19 +8,35 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import CostModel, PartCost, fit_nonnegative, part_features
+from zipfmax.cost import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
-FORMAT = 1
+Floats = npt.NDArray[np.float64]
+
+FORMAT = 2
+"""Of the cached file; a model of another format is measured anew."""
+
+# How many trials of each kind: together they take about ten seconds a round on two cores.
+HEADS = 20
+TAILS_OF_A_WIDTH = 7
+WHOLES = 24
+FULLS = 14
+WIDE_TAILS = (128, 256, 512)
+MOST_PRODUCTS = 2e9
+"""Multiply-adds of a trial's forward, so that one takes under a fifth of a second."""
+SMALLEST_BATCH = 256 * 128
+"""Rows times width of the smallest batch of the trials."""
+MOST_PRODUCTS_GPU = 64 * MOST_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -61,13 +77,10 @@ def calibrate(
     device = torch.device(device)
     timer = StepTimer(device, dtype, task, backend)
     chooser = random.Random(0)
-    scale = 1 if device.type == "cpu" else 64
-    parts = [*_part_trials(chooser, scale), *_whole_trials(chooser, scale)]
-    held_out = _whole_trials(chooser, scale)
-    full = [
-        FullTrial(trial.batch_size, trial.layout.in_features, trial.layout.head_size)
-        for trial in parts[:30:3]
-    ]
+    most = MOST_PRODUCTS if device.type == "cpu" else MOST_PRODUCTS_GPU
+    parts = [*_head_trials(chooser, most), *_tail_trials(chooser, most), *_whole_trials(chooser, most)]
+    held_out = [trial for trial in _whole_trials(chooser, most) if trial not in parts]
+    full = _full_trials(chooser, most)
     began = time.monotonic()
 
     def spent() -> float:
@@ -85,8 +98,12 @@ def calibrate(
         np.stack([part_features(trial.batch_size, trial.n_classes, trial.in_features) for trial in full]),
         np.array([seconds[trial] for trial in full]),
     )
-    head, tail, whole = (PartCost(*fit.tolist()) for fit in (adaptive[:5], adaptive[5:], full_fit))
-    model = CostModel(head, tail, whole)
+    n_head = len(full_fit)  # the head is described by the same numbers
+    model = CostModel(
+        head=PartCost.of(adaptive[:n_head]),
+        tail=PartCost.of(adaptive[n_head:], TAIL_WIDTHS),
+        full=PartCost.of(full_fit),
+    )
     errors = [
         abs(model.adaptive_s(trial.layout, trial.rows) - seconds[trial]) / seconds[trial]
         for trial in held_out
@@ -141,55 +158,96 @@ def machine_identity(device: torch.device, dtype: torch.dtype, task: str, backen
     }
 
 
-def _features(trial: Trial) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """[10]: the head's work, then the work of all tails that have rows."""
+def _features(trial: Trial) -> Floats:
+    """The head's work, then the work of all tails that have rows."""
     layout = trial.layout
-    head = part_features(trial.batch_size, layout.head_size, layout.in_features)
-    tails = np.zeros(len(head))
+    head = part_features(trial.batch_size, layout.shortlist_size, layout.in_features, slots=layout.n_clusters)
+    tails = np.zeros(len(head) - len(WIDE) + len(TAIL_WIDTHS))
     for tail, rows in zip(layout, trial.rows[1:], strict=True):
         if rows:
-            tails += part_features(rows, tail.size, tail.projection_size, layout.in_features)
+            tails += part_features(
+                rows, tail.size, tail.projection_size, layout.in_features, widths=TAIL_WIDTHS
+            )
     return np.concatenate([head, tails])
 
 
-def _part_trials(chooser: random.Random, scale: int) -> list[Trial]:
-    """Heads alone and single tails, spread over the shapes in use; bounded so that one takes under ~0.2 s."""
-    trials: list[Trial] = []
-    while len(trials) < 30:
-        width, batch = _shape(chooser)
-        if len(trials) % 3 == 0:
-            shortlist, rows = int(2 ** chooser.uniform(6, 15)), 0
-            layout = ClusterLayout(width, shortlist + 64, (shortlist,))
-        else:
-            classes = int(2 ** chooser.uniform(5, 18))
-            rows = max(1, int(batch * 2 ** chooser.uniform(-7, 0)))
-            layout = ClusterLayout(width, 64 + classes, (64,), float(chooser.choice([1, 4, 16, 64])))
-        trial = Trial(layout, (batch - rows, rows))
-        if _products(trial) < 4e9 * scale:
-            trials.append(trial)
+def _head_trials(chooser: random.Random, most: float) -> list[Trial]:
+    """Heads with a tail that no label is in, their shortlists spread evenly on a logarithmic axis."""
+    trials = []
+    for shortlist in _spread(chooser, HEADS, 1 << 6, min(1 << 15, int(most / SMALLEST_BATCH))):
+
+        def trial(shortlist: int = shortlist) -> Trial:
+            width, batch = _shape(chooser)
+            return Trial(ClusterLayout(width, shortlist + 64, (shortlist,)), (batch, 0))
+
+        trials.append(_affordable(trial, most))
     return trials
 
 
-def _whole_trials(chooser: random.Random, scale: int) -> list[Trial]:
+def _tail_trials(chooser: random.Random, most: float) -> list[Trial]:
+    """Single tails of every width behind a small head, their classes spread as the shortlists are."""
+    trials = []
+    for width in (*TAIL_WIDTHS, *WIDE_TAILS):
+        largest = min(1 << 18, int(most / (8 * max(width, 16))))
+        for classes in _spread(chooser, TAILS_OF_A_WIDTH, 1 << 6, largest):
+
+            def trial(width: int = width, classes: int = classes) -> Trial:
+                in_features, batch = _shape(chooser, at_least=width)
+                rows = max(1, int(batch * 2 ** chooser.uniform(-7, 0)))
+                layout = ClusterLayout(in_features, 64 + classes, (64,), projection_sizes=(width,))
+                return Trial(layout, (batch - rows, rows))
+
+            trials.append(_affordable(trial, most))
+    return trials
+
+
+def _whole_trials(chooser: random.Random, most: float) -> list[Trial]:
     """Layouts as users have them, with Zipf labels."""
-    trials: list[Trial] = []
-    while len(trials) < 12:
-        width, batch = _shape(chooser)
-        n_classes = int(2 ** chooser.uniform(13, 18))
-        cutoffs = sorted(
-            {int(n_classes * 2 ** chooser.uniform(-9, -1)) for _ in range(chooser.randint(1, 4))}
-        )
-        layout = ClusterLayout(width, n_classes, tuple(cutoffs))
+
+    def trial() -> Trial:
+        while True:
+            width, batch = _shape(chooser)
+            n_classes = int(2 ** chooser.uniform(13, 18))
+            cutoffs = sorted(
+                {int(n_classes * 2 ** chooser.uniform(-9, -1)) for _ in range(chooser.randint(1, 4))}
+            )
+            layout = ClusterLayout(width, n_classes, tuple(cutoffs))
+            if layout.tails[-1].projection_size > 0:
+                break
         shares = layout.occupancy(1.0 / np.arange(1, n_classes + 1) ** chooser.uniform(0.6, 1.4))
         rows = np.random.default_rng(chooser.getrandbits(32)).multinomial(batch, shares)
-        trial = Trial(layout, tuple(rows.tolist()))
-        if layout.tails[-1].projection_size > 0 and _products(trial) < 4e9 * scale:
-            trials.append(trial)
+        return Trial(layout, tuple(rows.tolist()))
+
+    return [_affordable(trial, most) for _ in range(WHOLES)]
+
+
+def _full_trials(chooser: random.Random, most: float) -> list[FullTrial]:
+    """Full softmax over vocabularies spread evenly on a logarithmic axis."""
+    trials = []
+    for n_classes in _spread(chooser, FULLS, 1 << 7, min(1 << 16, int(most / SMALLEST_BATCH))):
+        while True:
+            width, batch = _shape(chooser)
+            if batch * n_classes * width < most:
+                break
+        trials.append(FullTrial(batch, width, n_classes))
     return trials
 
 
-def _shape(chooser: random.Random) -> tuple[int, int]:
-    return chooser.choice([128, 256, 512, 1024]), chooser.choice([256, 512, 1024, 2048, 4096])
+def _spread(chooser: random.Random, count: int, least: int, most: int) -> Iterator[int]:
+    """Numbers of classes between the two, one in each of `count` equal parts of a logarithmic axis."""
+    for position in range(count):
+        yield int(least * (most / least) ** ((position + chooser.random()) / count))
+
+
+def _affordable(draw: Callable[[], Trial], most: float) -> Trial:
+    while _products(trial := draw()) > most:
+        pass
+    return trial
+
+
+def _shape(chooser: random.Random, at_least: int = 0) -> tuple[int, int]:
+    widths = [width for width in (128, 256, 512, 1024) if width >= at_least]
+    return chooser.choice(widths), chooser.choice([256, 512, 1024, 2048, 4096])
 
 
 def _products(trial: Trial) -> float:

@@ -2,9 +2,12 @@
 
 The paper (Grave et al. 2016, section 4.1) measures a product of B rows by k columns on a GPU and models it as
 g(k, B) = max(c + lambda * k0 * B0, c + lambda * k * B): a constant, then proportional to the product. That is
-`call` and `per_product` below. Two more terms come from measurements of this operator: a logit costs an
-exponential and its way through the cache whatever the width, which is most of a narrow tail; and a weight is
-read, and in training its gradient written, however few rows there are, which is most of a rare tail.
+`call` and `per_product` below. Measurements of this operator add to it:
+
+- a logit costs an exponential and its way through the cache whatever its width, and a narrow product runs far
+  below the peak, in steps that depend on the library: so a logit has a price of its own for each width;
+- a weight is read, and in training its gradient written, however few rows there are: most of a rare tail;
+- logits and weights beyond the first few megabytes leave the caches and cost more each.
 """
 
 from __future__ import annotations
@@ -17,9 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.partition import TailCost
+from zipfmax.partition import ClusterCost
 
 Floats = npt.NDArray[np.float64]
+
+NEAR_LOGITS = (1 << 21, 1 << 24)
+"""Logits of one part beyond which each costs more: they leave the caches, then they take several blocks."""
+NEAR_WEIGHTS = 1 << 20
+"""Weights of one part beyond which each costs `per_far_weight` more."""
+TAIL_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+"""Widths of a tail at which its logits are priced; a wider tail pays the last price."""
+WIDE = (1,)
+"""The head and full softmax are always wide: one price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,43 +40,107 @@ class PartCost:
 
     call: float
     per_product: float
-    """A multiply-add of a logit: rows * classes * width of them."""
-    per_logit: float
-    """rows * classes"""
+    """A multiply-add of a logit or of a projected element: rows * classes * width of them."""
     per_weight: float
-    """classes * width"""
+    """classes * width, and the projection's"""
+    per_far_weight: float
+    """Those beyond `NEAR_WEIGHTS`, on top."""
     per_input: float
     """rows * width of the layer's input, gathered, and in training scattered."""
+    per_far_logit: tuple[float, ...]
+    """Logits, rows * classes, beyond each of `NEAR_LOGITS`, on top of `per_logit`."""
+    per_logit: tuple[float, ...]
+    """At each of `widths`; between them linear in the logarithm of the width, beyond them constant."""
+    widths: tuple[int, ...] = WIDE
 
-    def seconds(self, rows: float, classes: float, width: float, projected_from: int = 0) -> float:
+    def seconds(
+        self, rows: float, classes: float, width: float, projected_from: int = 0, slots: int = 0
+    ) -> float:
         """Cost of the part; `part_features` says what the arguments mean."""
-        return float(np.dot(self.coefficients(), part_features(rows, classes, width, projected_from)))
+        work = part_features(rows, classes, width, projected_from, slots=slots, widths=self.widths)
+        return float(np.dot(self.coefficients(), work))
 
     def coefficients(self) -> Floats:
-        """The five numbers in the order of `part_features`."""
-        return np.array([self.call, self.per_product, self.per_logit, self.per_weight, self.per_input])
+        """[7 + len(widths)], in the order of `part_features`."""
+        return np.array(
+            [
+                self.call,
+                self.per_product,
+                self.per_weight,
+                self.per_far_weight,
+                self.per_input,
+                *self.per_far_logit,
+                *self.per_logit,
+            ]
+        )
+
+    @classmethod
+    def of(cls, coefficients: Sequence[float], widths: tuple[int, ...] = WIDE) -> PartCost:
+        """The inverse of `coefficients`."""
+        call, product, weight, far_weight, per_input, *logit = map(float, coefficients)
+        n_far = len(NEAR_LOGITS)
+        return cls(
+            call, product, weight, far_weight, per_input, tuple(logit[:n_far]), tuple(logit[n_far:]), widths
+        )
+
+    def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
+        """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""
+        if width == 0:
+            return ClusterCost(self.call, 0.0, 0.0, 0.0)
+        projection = projected_from * width
+        logit_price = float(np.dot(self.per_logit, _shares(width, self.widths)))
+        return ClusterCost(
+            constant=self.call + self.per_weight * projection,
+            per_class=self.per_weight * width,
+            per_row=self.per_product * projection + self.per_input * (projected_from or width),
+            per_logit=self.per_product * width + logit_price,
+            far_classes=((NEAR_WEIGHTS / width - projected_from, self.per_far_weight * width),),
+            far_logits=tuple(zip(NEAR_LOGITS, self.per_far_logit, strict=True)),
+        )
 
 
-def part_features(rows: float, classes: float, width: float, projected_from: int = 0) -> Floats:
-    """The work of one part, [5]: what a `PartCost`'s numbers multiply.
+def part_features(
+    rows: float,
+    classes: float,
+    width: float,
+    projected_from: int = 0,
+    *,
+    slots: int = 0,
+    widths: tuple[int, ...] = WIDE,
+) -> Floats:
+    """The work of one part, [7 + len(widths)]: what a `PartCost`'s numbers multiply.
 
     Args:
         rows: hidden states scored.
         classes: logits of each.
         width: of the hidden state that is scored.
         projected_from: in_features of the projection in front, as a tail has one; 0 for none.
+        slots: logits beside the classes, as the head has one a tail. Never counted as far: so a tail adds
+            the same to every head, and the search stays exact.
+        widths: as the `PartCost` has them.
     """
     if width == 0:  # a uniform tail: nothing is scored
-        return np.array([1.0, 0.0, 0.0, 0.0, 0.0])
+        return np.array([1.0, *[0.0] * (6 + len(widths))])
+    projection = projected_from * width
+    weights, logits = classes * width + projection, rows * classes
     return np.array(
         [
             1.0,
-            rows * (classes * width + projected_from * width),
-            rows * classes,
-            classes * width + projected_from * width,
+            rows * ((classes + slots) * width + projection),
+            weights + slots * width,
+            max(0.0, weights - NEAR_WEIGHTS),
             rows * (projected_from or width),
+            *(max(0.0, logits - near) for near in NEAR_LOGITS),
+            *(rows * (classes + slots) * _shares(width, widths)),
         ]
     )
+
+
+def _shares(width: float, widths: Sequence[int]) -> Floats:
+    """[len(widths)], of sum 1: how much of each width's price a logit of this width pays."""
+    position = np.interp(np.log2(width), np.log2(widths), np.arange(len(widths)))
+    shares: Floats = np.maximum(0.0, 1.0 - np.abs(position - np.arange(len(widths))))
+    return shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +158,9 @@ class CostModel:
             layout: the partition.
             rows: the shortlist's rows, then each tail's; their sum is the batch size.
         """
-        head = self.head.seconds(sum(rows), layout.head_size, layout.in_features)
+        head = self.head.seconds(
+            sum(rows), layout.shortlist_size, layout.in_features, slots=layout.n_clusters
+        )
         return head + sum(
             self.tail.seconds(tail_rows, tail.size, tail.projection_size, layout.in_features)
             for tail, tail_rows in zip(layout, rows[1:], strict=True)
@@ -92,26 +170,21 @@ class CostModel:
         """A step of linear and cross entropy over all classes."""
         return self.full.seconds(batch_size, n_classes, in_features)
 
-    def tail_cost(self, in_features: int, projection_size: int) -> TailCost:
-        """The tail's cost at a given width, as a function of classes and rows alone."""
-        tail, projected = self.tail, in_features * projection_size
-        if projection_size == 0:
-            return TailCost(tail.call, 0.0, 0.0, 0.0)
-        return TailCost(
-            constant=tail.call + tail.per_weight * projected,
-            per_class=tail.per_weight * projection_size,
-            per_row=tail.per_product * projected + tail.per_input * in_features,
-            per_logit=tail.per_product * projection_size + tail.per_logit,
-        )
-
     def to_record(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict[str, dict[str, float]]) -> CostModel:
+    def from_record(cls, record: dict[str, dict[str, Any]]) -> CostModel:
         """Reads `to_record` back."""
-        return cls(**{part: PartCost(**record[part]) for part in ("head", "tail", "full")})
+
+        def part(name: str) -> PartCost:
+            values = record[name]
+            return PartCost(
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            )
+
+        return cls(part("head"), part("tail"), part("full"))
 
 
 def fit_nonnegative(features: Floats, seconds: Floats) -> Floats:

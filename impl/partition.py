@@ -2,15 +2,17 @@
 
 A tail that holds the labels a <= y < b costs
 
-    w(a, b) = constant + per_class * (b - a) + (per_row + per_logit * (b - a)) * N * (F(b) - F(a)),
+    w(a, b) = constant + per_class * (b - a) + (per_row + per_logit * (b - a)) * N * (F(b) - F(a))
 
-with F the cumulative share of the labels. Every term but the last is a function of a plus a function of b,
-and for F increasing the last satisfies the quadrangle inequality
+with F the cumulative share of the labels, and more for each class and each logit beyond some number of them.
+The terms in b - a and in F(b) - F(a) alone are a function of a plus a function of b, and for F increasing
+their product, the number of logits, satisfies the quadrangle inequality
 
-    w(a, c) + w(b, d) <= w(a, d) + w(b, c)    for a <= b <= c <= d,
+    w(a, c) + w(b, d) <= w(a, d) + w(b, c)    for a <= b <= c <= d.
 
-so the best start of a cluster moves right when its end does (Yao 1980). Divide and conquer over the ends then
-finds every minimum of a layer in O(C log C) for C candidate cutoffs, in place of O(C**2).
+So does every convex increasing function of a number that satisfies it and grows with the cluster, as the
+surcharges are. Hence the best start of a cluster moves right when its end does (Yao 1980). Divide and conquer
+over the ends then finds every minimum of a layer in O(C log C) for C candidate cutoffs, in place of O(C**2).
 """
 
 from __future__ import annotations
@@ -26,17 +28,27 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class TailCost:
-    """Seconds that a tail of one level costs: see the module's formula."""
+class ClusterCost:
+    """Seconds that the head or a tail of one width costs: see the module's formula."""
 
     constant: float
     per_class: float
     per_row: float
     per_logit: float
+    far_classes: tuple[tuple[float, float], ...] = ()
+    """Pairs (beyond, seconds): more for each class beyond a number of them."""
+    far_logits: tuple[tuple[float, float], ...] = ()
+    """The same for logits."""
 
     def __call__(self, classes: Floats, rows: Floats) -> Floats:
-        """Cost of tails with that many classes and expected rows, elementwise."""
-        return self.constant + self.per_class * classes + (self.per_row + self.per_logit * classes) * rows
+        """Cost of clusters with that many classes and expected rows, elementwise."""
+        logits = classes * rows
+        cost = self.constant + self.per_class * classes + self.per_row * rows + self.per_logit * logits
+        for beyond, seconds in self.far_classes:
+            cost = cost + seconds * np.maximum(classes - beyond, 0.0)
+        for beyond, seconds in self.far_logits:
+            cost = cost + seconds * np.maximum(logits - beyond, 0.0)
+        return cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ def best_partitions(
     rows_below: Floats,
     head_cost: Floats,
     slot_cost: float,
-    tail_costs: Sequence[TailCost],
+    tail_costs: Sequence[ClusterCost],
 ) -> list[Partition]:
     """For each number of tails 1, 2, ..., len(tail_costs): the cheapest cutoffs among the candidates.
 
@@ -91,7 +103,9 @@ def best_partitions(
     return partitions
 
 
-def _extend(best: Floats, classes: Floats, rows_below: Floats, tail_cost: TailCost) -> tuple[Floats, Indices]:
+def _extend(
+    best: Floats, classes: Floats, rows_below: Floats, tail_cost: ClusterCost
+) -> tuple[Floats, Indices]:
     """One more tail: for every end the cheapest start, by divide and conquer, a level at a time.
 
     The ends of one level of the recursion are independent, so NumPy takes them together: each owns the slice

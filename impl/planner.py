@@ -15,7 +15,7 @@ import torch
 from zipfmax.calibration import calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.cost import CostModel
-from zipfmax.partition import TailCost, best_partitions
+from zipfmax.partition import ClusterCost, best_partitions
 
 Floats = npt.NDArray[np.float64]
 
@@ -211,16 +211,16 @@ class Search:
         first: int | None = None,
     ) -> dict[int, ClusterLayout]:
         share_below = self._cumulative[candidates]
-        empty = self.model.head.seconds(self.batch_size, 0, self.in_features)
-        slot = self.model.head.seconds(self.batch_size, 1, self.in_features) - empty
-        slot += price * self.in_features
+        head = self.model.head.at_width(self.in_features)
+        slot = head.per_class + head.per_logit * self.batch_size + price * self.in_features
+        head_cost = head(candidates.astype(np.float64), np.float64(self.batch_size))
         allowed = share_below >= self.min_shortlist_share
         if first is not None:
             allowed &= candidates == first
         partitions = best_partitions(
             candidates,
             share_below * self.batch_size,
-            np.where(allowed, empty + slot * candidates, np.inf),
+            np.where(allowed, head_cost + price * self.in_features * candidates, np.inf),
             slot,
             [self._tail_cost(width, price) for width in widths],
         )
@@ -268,8 +268,8 @@ class Search:
                 curves.setdefault(n_tails, []).append((first, self.cost_s(layout)))
         return curves
 
-    def _tail_cost(self, width: int, price: float) -> TailCost:
-        cost = self.model.tail_cost(self.in_features, width)
+    def _tail_cost(self, width: int, price: float) -> ClusterCost:
+        cost = self.model.tail.at_width(width, self.in_features)
         return replace(
             cost,
             constant=cost.constant + price * self.in_features * width,

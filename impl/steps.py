@@ -79,13 +79,15 @@ class StepTimer:
         trials: Sequence[Trial | FullTrial],
         enough: Callable[[int], bool],
         on_sample: Callable[[], None] | None = None,
+        samples_a_round: int = 2,
     ) -> dict[Trial | FullTrial, float]:
-        """Median seconds of each trial: two samples a round, after one untimed run, in random order.
+        """Median seconds of each trial: a few samples a round, after one untimed run, in random order.
 
         Args:
             trials: all different.
             enough: asked before each round with the number of rounds that are done.
             on_sample: called after each trial.
+            samples_a_round: of each trial.
         """
         samples: dict[Trial | FullTrial, list[float]] = {trial: [] for trial in trials}
         order, rounds = random.Random(1), 0
@@ -93,7 +95,7 @@ class StepTimer:
             for trial in order.sample(trials, len(trials)):
                 run = self.step(trial)  # built anew, so that only one trial's gradients are in memory
                 run()
-                samples[trial].extend(self._seconds(run) for _ in range(2))
+                samples[trial].extend(self._seconds(run) for _ in range(samples_a_round))
                 if on_sample is not None:
                     on_sample()
             rounds += 1

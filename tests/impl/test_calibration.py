@@ -8,13 +8,19 @@ from numpy.testing import assert_allclose
 
 from zipfmax import calibration
 from zipfmax.calibration import Calibration, calibrate, calibrated
-from zipfmax.cost import CostModel, PartCost
+from zipfmax.cost import TAIL_WIDTHS, CostModel, PartCost
 from zipfmax.steps import StepTimer, Trial
 
+PRICES = (2e-10, 9e-10, 8e-10, 7e-10, 6e-10, 5e-10, 4e-10)
 MODEL = CostModel(
-    head=PartCost(1e-4, 3e-11, 5e-10, 4e-10, 1e-9),
-    tail=PartCost(2e-4, 2e-11, 6e-10, 3e-10, 2e-9),
-    full=PartCost(3e-4, 3e-11, 7e-10, 1e-10, 1e-9),
+    head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 1e-9, (2e-10, 0.0), (5e-10,)),
+    tail=PartCost(2e-4, 2e-11, 3e-10, 6e-10, 2e-9, (4e-10, 3e-10), PRICES, TAIL_WIDTHS),
+    full=PartCost(3e-4, 3e-11, 1e-10, 5e-10, 1e-9, (2e-9, 0.0), (7e-10,)),
+)
+N_FITTED = (
+    calibration.HEADS
+    + calibration.TAILS_OF_A_WIDTH * (len(TAIL_WIDTHS) + len(calibration.WIDE_TAILS))
+    + calibration.WHOLES
 )
 
 
@@ -45,21 +51,23 @@ def measured(monkeypatch):
 
 def test_the_fit_recovers_a_machine_that_follows_the_model(measured):
     found = calibrate()
-    assert measured == [30 + 12 + 12 + 10]
+    assert measured == [N_FITTED + calibration.WHOLES + calibration.FULLS]
     for part in ("head", "tail", "full"):
         assert_allclose(
-            getattr(found.model, part).coefficients(), getattr(MODEL, part).coefficients(), rtol=1e-5
+            getattr(found.model, part).coefficients(), getattr(MODEL, part).coefficients(), rtol=1e-4
         )
 
 
 def test_the_error_is_that_of_the_steps_held_out(monkeypatch):
-    # Trials come as 30 parts and 12 layouts to fit, 12 layouts held out, and full softmax.
+    # Trials come as those to fit, layouts held out, and full softmax.
+    held_out = range(N_FITTED, N_FITTED + calibration.WHOLES)
+
     def slow_when_held_out(self, trials, enough, on_sample=None):
-        return {t: exact(t) * (1.25 if index in range(42, 54) else 1.0) for index, t in enumerate(trials)}
+        return {t: exact(t) * (1.25 if index in held_out else 1.0) for index, t in enumerate(trials)}
 
     monkeypatch.setattr(StepTimer, "medians", slow_when_held_out)
     found = calibrate()
-    assert found.held_out == 12
+    assert found.held_out == calibration.WHOLES
     assert found.median_error == pytest.approx(0.2, abs=0.01)  # 1 / 1.25 is a fifth short
 
 
@@ -99,10 +107,7 @@ def test_the_cache_is_json_that_says_which_machine_it_is_for(measured, monkeypat
 
 
 def test_a_calibration_on_this_machine_is_finite_and_positive(monkeypatch):
-    parts, wholes = calibration._part_trials, calibration._whole_trials
-    small = lambda trial: trial.batch_size * trial.layout.n_classes < 2e7  # noqa: E731
-    monkeypatch.setattr(calibration, "_part_trials", lambda *given: list(filter(small, parts(*given))))
-    monkeypatch.setattr(calibration, "_whole_trials", lambda *given: list(filter(small, wholes(*given))))
+    monkeypatch.setattr(calibration, "MOST_PRODUCTS", 2e7)
     shares = []
     found = calibrate(budget_s=0.01, task="forward", on_sample=shares.append)
     assert found.held_out > 0

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from zipfmax.partition import TailCost, best_partitions
+from zipfmax.partition import ClusterCost, best_partitions
 
 seconds = st.floats(0, 10).map(lambda value: round(value, 6))
-tail_costs = st.lists(st.builds(TailCost, seconds, seconds, seconds, seconds), min_size=1, max_size=4)
+surcharges = st.lists(st.tuples(st.floats(-20, 20), seconds), max_size=2).map(tuple)
+tail_costs = st.lists(
+    st.builds(ClusterCost, seconds, seconds, seconds, seconds, surcharges, surcharges), min_size=1, max_size=4
+)
 
 
 @st.composite
@@ -30,6 +33,8 @@ def cost_of(chosen, candidates, rows_below, head_cost, slot_cost, tails):
         classes = float(candidates[stop] - candidates[start])
         rows = rows_below[stop] - rows_below[start]
         cost += tail.constant + tail.per_class * classes + (tail.per_row + tail.per_logit * classes) * rows
+        cost += sum(price * max(0.0, classes - beyond) for beyond, price in tail.far_classes)
+        cost += sum(price * max(0.0, classes * rows - beyond) for beyond, price in tail.far_logits)
     return cost
 
 
@@ -56,10 +61,10 @@ def test_the_cutoffs_that_are_returned_cost_what_is_said(problem):
 def test_a_forbidden_shortlist_is_never_taken():
     candidates, rows = np.arange(1, 9), np.linspace(1, 2, 8)
     head = np.where(np.arange(8) == 4, 100.0, np.inf)
-    partitions = best_partitions(candidates, rows, head, 0.0, [TailCost(0, 1, 1, 1)] * 3)
+    partitions = best_partitions(candidates, rows, head, 0.0, [ClusterCost(0, 1, 1, 1)] * 3)
     assert [partition.cutoffs[0] for partition in partitions] == [5, 5, 5]
 
 
 def test_one_candidate_is_refused():
     with pytest.raises(ValueError, match="at least one candidate"):
-        best_partitions(np.array([7]), np.array([1.0]), np.array([0.0]), 0.0, [TailCost(0, 0, 0, 0)])
+        best_partitions(np.array([7]), np.array([1.0]), np.array([0.0]), 0.0, [ClusterCost(0, 0, 0, 0)])
