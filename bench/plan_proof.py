@@ -1,18 +1,19 @@
 """`python -m zipfmax.bench.plan_proof`: planned cutoffs against the best that a brute-force search finds.
 
-For each label distribution and shape, every partition of a coarse geometric grid is timed, then the fastest
-few of them, the plan and the literature's cutoffs again, with fresh samples in interleaved rounds: so neither
-a lucky sample nor a drift of the machine decides which is best.
+For each label distribution and shape every partition of a coarse geometric grid is timed, by successive
+halving: all of them once, the fastest few again and again with fresh samples. Then the winner, the plan and
+the literature's cutoffs meet in interleaved rounds of samples that chose none of them, so neither a lucky
+sample nor a drift of the machine decides.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations, product
+from dataclasses import asdict, dataclass, field
+from itertools import combinations, groupby, product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,11 +24,11 @@ from rich.table import Table
 
 from zipfmax.bench.coordinator import usable_cores
 from zipfmax.bench.presets import customary_cutoffs
-from zipfmax.calibration import calibrated
+from zipfmax.calibration import Calibration, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.planner import plan_cutoffs
 from zipfmax.reference import labels as label_distributions
-from zipfmax.steps import StepTimer, Trial
+from zipfmax.steps import FullTrial, StepTimer, Trial
 
 LABELS = (
     *(f"zipf:{exponent}" for exponent in (0.6, 0.8, 1.0, 1.2, 1.5)),
@@ -36,25 +37,42 @@ LABELS = (
 )
 # (n_classes, in_features, batch_size)
 SHAPES = ((10_000, 256, 512), (50_000, 512, 1024), (100_000, 256, 2048))
-FINALISTS = 8
-ROUNDS = 5
+
+MOST_TAILS = 4
+FINEST = 10
+"""The grid's cutoffs are n_classes over 2, 4, ..., 2**FINEST."""
+HALVING = ((16, 2), (5, 5))
+"""How many of the fastest partitions are timed again, and in how many rounds."""
+FINAL_ROUNDS = 8
+HOPELESS = 1.1
+"""Partitions whose head alone takes longer than this times the fastest step so far are not tried."""
+
+# What a plan is held to.
+MEDIAN_EXCESS, WORST_EXCESS = 0.05, 0.15
+WORST_AGAINST_LITERATURE = 1 / 1.03
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One distribution and shape: what the plan, the best of the grid and the literature's cutoffs took."""
+    """One distribution and shape: what plan, best of the grid, literature's cutoffs and full softmax took."""
 
     labels: str
     n_classes: int
     in_features: int
     batch_size: int
+    task: str
     plan: tuple[int, ...]
     predicted_s: float
     plan_s: float
     best: tuple[int, ...]
     best_s: float
+    tried: int
+    """Partitions of the grid that were timed; the others' heads alone are slower than the best."""
     literature: tuple[int, ...]
     literature_s: float
+    full_predicted_s: float
+    full_s: float
+    machine: dict[str, Any] = field(repr=False)
 
     @property
     def excess(self) -> float:
@@ -66,46 +84,102 @@ class Outcome:
         """Time of the literature's cutoffs over that of the plan."""
         return self.literature_s / self.plan_s
 
+    @property
+    def full_is_faster(self) -> bool:
+        """Whether full softmax was measured to be faster than the plan."""
+        return self.full_s < self.plan_s
+
+    @property
+    def says_full(self) -> bool:
+        """Whether the plan says that full softmax is the better choice."""
+        return self.full_predicted_s <= self.predicted_s
+
 
 def grid(n_classes: int) -> Iterator[tuple[int, ...]]:
-    """Every partition in up to three tails whose cutoffs are n_classes over a power of two down to 2**9."""
-    ranks = sorted({n_classes >> power for power in range(1, 10)} - {0})
-    for tails in (1, 2, 3):
-        yield from combinations(ranks, tails)
+    """Every partition in up to `MOST_TAILS` tails of the grid's cutoffs, smallest shortlists first."""
+    ranks = sorted({n_classes >> power for power in range(1, FINEST + 1)} - {0})
+    partitions = [cutoffs for tails in range(1, MOST_TAILS + 1) for cutoffs in combinations(ranks, tails)]
+    yield from sorted(partitions)
 
 
-def prove(labels: str, shape: tuple[int, int, int], timer: StepTimer, task: str) -> Outcome:
-    """Plan and search for one distribution and shape."""
-    n_classes, in_features, batch_size = shape
-    probabilities = label_distributions.distribution(labels, n_classes)
-    plan = plan_cutoffs(probabilities, in_features, batch_size, task=task)
-    literature = customary_cutoffs(n_classes)
-    drawn = label_distributions.draw(probabilities, batch_size, np.random.default_rng(0))
+class Prover:
+    """Compares plans with searches on this machine."""
 
-    def trial(cutoffs: Sequence[int]) -> Trial:
-        layout = ClusterLayout(in_features, n_classes, tuple(cutoffs))
-        rows = np.bincount(layout.parts(drawn), minlength=1 + layout.n_clusters)
-        return Trial(layout, tuple(rows.tolist()))
+    def __init__(self, timer: StepTimer, calibration: Calibration, task: str) -> None:
+        self._timer, self._calibration, self._task = timer, calibration, task
+        self._full_s: dict[FullTrial, float] = {}
 
-    searched = timer.medians([trial(cutoffs) for cutoffs in grid(n_classes)], lambda rounds: rounds == 1)
-    finalists = sorted(searched, key=searched.__getitem__)[:FINALISTS]
-    own = [trial(plan.cutoffs), trial(literature)]
-    seconds = timer.medians(list(dict.fromkeys([*own, *finalists])), lambda rounds: rounds == ROUNDS)
-    best = min(finalists, key=seconds.__getitem__)
-    assert isinstance(best, Trial)
-    return Outcome(
-        labels=labels,
-        n_classes=n_classes,
-        in_features=in_features,
-        batch_size=batch_size,
-        plan=plan.cutoffs,
-        predicted_s=plan.predicted_s,
-        plan_s=seconds[own[0]],
-        best=best.layout.cutoffs,
-        best_s=seconds[best],
-        literature=literature,
-        literature_s=seconds[own[1]],
-    )
+    def prove(self, labels: str, name: str, shape: tuple[int, int, int]) -> Outcome:
+        """Plan and search for one distribution, recorded under the name, and one shape."""
+        n_classes, in_features, batch_size = shape
+        probabilities = label_distributions.distribution(labels, n_classes)
+        plan = plan_cutoffs(probabilities, in_features, batch_size, model=self._calibration.model)
+        literature = customary_cutoffs(n_classes)
+        drawn = label_distributions.draw(probabilities, batch_size, np.random.default_rng(0))
+
+        def trial(cutoffs: Sequence[int]) -> Trial:
+            layout = ClusterLayout(in_features, n_classes, tuple(cutoffs))
+            rows = np.bincount(layout.parts(drawn), minlength=1 + layout.n_clusters)
+            return Trial(layout, tuple(rows.tolist()))
+
+        searched = self._search([trial(cutoffs) for cutoffs in grid(n_classes)])
+        best = self._halve(searched)
+        own, customary = trial(plan.cutoffs), trial(literature)
+        seconds = self._timer.medians(
+            list(dict.fromkeys([own, best, customary])), lambda rounds: rounds == FINAL_ROUNDS
+        )
+        return Outcome(
+            labels=name,
+            n_classes=n_classes,
+            in_features=in_features,
+            batch_size=batch_size,
+            task=self._task,
+            plan=plan.cutoffs,
+            predicted_s=plan.predicted_s,
+            plan_s=seconds[own],
+            best=best.layout.cutoffs,
+            best_s=seconds[best],
+            tried=len(searched),
+            literature=literature,
+            literature_s=seconds[customary],
+            full_predicted_s=plan.full_s,
+            full_s=self._full(FullTrial(batch_size, in_features, n_classes)),
+            machine=self._calibration.identity,
+        )
+
+    def _search(self, trials: Sequence[Trial]) -> dict[Trial, float]:
+        """A sample of each trial, but for those whose head alone is slower than the fastest step.
+
+        A step does all that its head alone does, so no partition that is left out can be the best.
+        """
+        found: dict[Trial, float] = {}
+        for shortlist, group in groupby(trials, key=lambda trial: trial.layout.shortlist_size):
+            members = list(group)
+            alone = _head_alone(members[0], shortlist)
+            head_s = self._timer.medians([alone], lambda rounds: rounds == 1)[alone]
+            if found and head_s > HOPELESS * min(found.values()):
+                continue
+            seconds = self._timer.medians(members, lambda rounds: rounds == 1, samples_a_round=1)
+            found |= {trial: seconds[trial] for trial in members}
+        return found
+
+    def _halve(self, seconds: dict[Trial, float]) -> Trial:
+        for count, rounds in HALVING:
+            fastest = sorted(seconds, key=seconds.__getitem__)[:count]
+            fresh = self._timer.medians(fastest, lambda done, rounds=rounds: done == rounds)  # type: ignore[misc]
+            seconds = {trial: fresh[trial] for trial in fastest}
+        return min(seconds, key=seconds.__getitem__)
+
+    def _full(self, trial: FullTrial) -> float:
+        """Full softmax knows no partition: one measurement a shape."""
+        if trial not in self._full_s:
+            self._full_s |= {trial: self._timer.medians([trial], lambda rounds: rounds == 2)[trial]}
+        return self._full_s[trial]
+
+
+def _head_alone(trial: Trial, shortlist: int) -> Trial:
+    layout = ClusterLayout(trial.layout.in_features, shortlist + 1, (shortlist,))
+    return Trial(layout, (trial.batch_size, 0))
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
@@ -119,10 +193,12 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
         "plan",
         "predicted",
         "plan ms",
-        "best",
+        "best of the grid",
         "best ms",
         "excess",
+        "literature ms",
         "gain",
+        "full ms",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in outcomes:
@@ -137,48 +213,88 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
             ",".join(map(str, one.best)),
             f"{one.best_s * 1e3:.2f}",
             f"{one.excess:+.1%}",
+            f"{one.literature_s * 1e3:.2f}",
             f"{one.gain:.2f}x",
+            f"{one.full_s * 1e3:.1f}" + (" (faster)" if one.full_is_faster else ""),
         )
     return table
 
 
-def summary(outcomes: Sequence[Outcome]) -> list[str]:
-    """What the outcomes say together."""
+def claims(outcomes: Sequence[Outcome]) -> list[tuple[bool, str]]:
+    """What a plan is held to, each with whether it holds."""
     excess = [one.excess for one in outcomes]
     gain = [one.gain for one in outcomes]
-    errors = [abs(one.predicted_s / one.plan_s - 1) for one in outcomes]
+    judged = sum(one.says_full == one.full_is_faster for one in outcomes)
     return [
-        f"Against the best of the grid: {np.median(excess):+.1%} in the median, {max(excess):+.1%} at worst.",
-        f"Against the literature's cutoffs: {np.median(gain):.2f}x faster in the median, "
-        f"{min(gain):.2f}x at worst.",
-        f"Predicted against measured: {np.median(errors):.1%} off in the median.",
+        (
+            float(np.median(excess)) <= MEDIAN_EXCESS and max(excess) <= WORST_EXCESS,
+            f"Against the best of the grid the plan takes {np.median(excess):+.1%} in the median and "
+            f"{max(excess):+.1%} at worst (at most +5% and +15% wanted).",
+        ),
+        (
+            float(np.median(gain)) > 1 and min(gain) >= WORST_AGAINST_LITERATURE,
+            f"Against the literature's cutoffs it is {np.median(gain):.2f}x as fast in the median and "
+            f"{min(gain):.2f}x at worst (more than 1x and at least 0.97x wanted).",
+        ),
+        (
+            judged == len(outcomes),
+            f"Whether full softmax is the better choice the plan says rightly in {judged} of {len(outcomes)} "
+            f"cells; it was the better one in {sum(one.full_is_faster for one in outcomes)}.",
+        ),
     ]
+
+
+def read(path: Path) -> list[Outcome]:
+    """The outcomes of a file; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    tuples = ("plan", "best", "literature")
+    records = [json.loads(line) for line in lines]
+    return [Outcome(**{**record, **{name: tuple(record[name]) for name in tuples}}) for record in records]
 
 
 def main(
     counts: Annotated[Path | None, typer.Option(help="One more distribution: a text or counts.")] = None,
     task: Annotated[str, typer.Option(help="train or forward.")] = "train",
-    out: Annotated[Path | None, typer.Option(help="A file for the outcomes, one JSON object a line.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A file for the outcomes, one JSON object a line; cells in it are not done again."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
 ) -> None:
     """Compare planned cutoffs with a measured brute-force search, over distributions and shapes."""
     torch.set_num_threads(threads or usable_cores())
-    distributions = [*LABELS, *([f"counts:{counts}"] if counts else [])]
-    calibrated(task=task)  # measured now if it was not, not within the first comparison
-    timer = StepTimer(torch.device("cpu"), torch.float32, task)
+    outcomes = [] if out is None else read(out)
+    if out is not None and outcomes:
+        out.write_text("".join(_line(outcome) for outcome in outcomes))  # without a line that was cut short
+    done = {(one.labels, one.n_classes, one.in_features, one.batch_size, one.task) for one in outcomes}
+    names = {labels: labels for labels in LABELS}
+    if counts is not None:
+        names[f"counts:{counts}"] = f"counts:{counts.name}"
     console = Console()
-    outcomes = []
-    cells = list(product(distributions, SHAPES))
+    prover = Prover(StepTimer(torch.device("cpu"), torch.float32, task), calibrated(task=task), task)
+    cells = list(product(names, SHAPES))
     for labels, (n_classes, *rest) in track(cells, description="comparing", console=console):
         own_size = label_distributions.vocabulary_size(labels)
         shape = (min(n_classes, own_size or n_classes), rest[0], rest[1])
-        outcomes.append(prove(labels, shape, timer, task))
+        if (names[labels], *shape, task) in done:
+            continue
+        outcomes.append(prover.prove(labels, names[labels], shape))
         if out is not None:
             with out.open("a") as file:
-                file.write(json.dumps(asdict(outcomes[-1])) + "\n")
+                file.write(_line(outcomes[-1]))
     console.print(outcome_table(outcomes))
-    for line in summary(outcomes):
-        console.print(line, highlight=False)
+    judged = claims(outcomes)
+    for holds, sentence in judged:
+        console.print("holds " if holds else "FAILS ", sentence, highlight=False, sep="")
+    errors = [abs(one.predicted_s / one.plan_s - 1) for one in outcomes]
+    console.print(f"Predicted against measured: {np.median(errors):.1%} off in the median.", highlight=False)
+    raise typer.Exit(0 if all(holds for holds, _ in judged) else 1)
+
+
+def _line(outcome: Outcome) -> str:
+    return json.dumps(asdict(outcome)) + "\n"
 
 
 if __name__ == "__main__":
