@@ -15,8 +15,8 @@ def product_flops(family: Family, case: Case) -> float:
     """Floating-point operations of the matrix products of one run, 2 for a multiply and add.
 
     Adaptive softmax scores the head for every row and a tail for the rows that the label distribution sends
-    there; `log_prob` scores everything, and so does full softmax. Training takes three products in place of
-    one.
+    there; `log_prob` scores everything, `topk` at most that, and so does full softmax. Training takes three
+    products in place of one.
     """
     rows = case.batch_size
     if family == "full":
@@ -29,7 +29,7 @@ def product_flops(family: Family, case: Case) -> float:
         shares = layout.occupancy(distribution(case.labels, case.n_classes))
         forward = 2.0 * rows * case.in_features * layout.head_size
         for tail, share in zip(layout, shares[1:], strict=True):
-            members = rows * (1.0 if case.task == "log_prob" else share)
+            members = rows * (1.0 if case.task in ("log_prob", "topk") else share)
             forward += 2.0 * members * tail.projection_size * (case.in_features + tail.size)
     return 3.0 * forward if case.task == "train" else forward
 

@@ -32,7 +32,9 @@ AXES = {
     ),
     "full": replace(presets.PRESETS["quick"], also=(), labels=("zipf:1.0", "wordfreq:en"), effort=Effort()),
 }
-# Reading this many log-probabilities takes memory that grows with the vocabulary.
+# Log-probabilities of all classes, which most implementations' topk reads too, take memory that grows with
+# the vocabulary.
+_ALL_CLASSES = ("log_prob", "topk")
 _ALL_CLASSES_LIMIT = 50_000
 
 
@@ -40,7 +42,7 @@ def cases(size: str, task: str) -> list[Case]:
     """The cases of a task; on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = presets.cases(replace(AXES[size], tasks=(task,), device=device))
-    return [case for case in found if task != "log_prob" or case.n_classes <= _ALL_CLASSES_LIMIT]
+    return [case for case in found if task not in _ALL_CLASSES or case.n_classes <= _ALL_CLASSES_LIMIT]
 
 
 def implementations(case: Case) -> list[str]:

@@ -34,7 +34,10 @@ def verify(
     grid: Annotated[str, typer.Option(help="quick, or full: thousands of awkward cells.")] = "quick",
     impl: Annotated[
         list[str] | None,
-        typer.Option(help="An implementation, or your own as path/file.py:Class; repeat for several."),
+        typer.Option(
+            help="An implementation, or your own as path/file.py:Class; repeat for several. With "
+            "TRITON_INTERPRET=1 in the environment zipfmax:triton needs no GPU."
+        ),
     ] = None,
     against: Annotated[
         list[str] | None, typer.Option(help="A reference; by default definition, torch and paddle; repeat.")
@@ -97,7 +100,7 @@ def sweep(
     div_value: Annotated[list[float] | None, typer.Option(help="How tails narrow; repeat.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, ...; repeat.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="forward, train, log_prob or predict; repeat.")
+        list[str] | None, typer.Option(help="forward, train, log_prob, predict or topk; repeat.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")
@@ -272,7 +275,7 @@ def plan(
         features=features,
         batch=batch,
         div_value=div_value,
-        clusters=clusters or "auto",
+        clusters="auto" if clusters is None else clusters,
         device=device,
         dtype=dtype,
         task=task,
@@ -346,11 +349,15 @@ def compile_kernels(
     target: Annotated[
         list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; repeat. By default all.")
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Only training steps with biases, which need the most registers."),
+    ] = False,
 ) -> None:
     """Compile every GPU kernel, with no GPU: registers, spills, shared memory; exit 1 if one is bad."""
     from zipfmax.backends.triton import compile as compiler
 
-    raise typer.Exit(compiler.report(target or list(compiler.TARGETS)))
+    raise typer.Exit(compiler.report(target or list(compiler.TARGETS), quick))
 
 
 def main() -> NoReturn:

@@ -12,7 +12,9 @@ from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 
-TASKS = ("forward", "train", "log_prob", "predict")
+TASKS = ("forward", "train", "log_prob", "predict", "topk")
+TOPK = 10
+"""Classes that the task "topk" asks for, or all of them where there are fewer."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 HIDDEN = ("normal", "scale:X", "strided", "expanded", "nan-rows", "inf-rows")
 
@@ -32,7 +34,8 @@ class Case:
         device: a torch device, "cpu" or "cuda".
         labels: "zipf:S", "uniform", "wordfreq:LANG", "counts:FILE"; see `zipfmax.reference.labels`.
         seed: of weights, inputs and labels.
-        task: "forward", "train" (forward and backward of the mean loss), "log_prob" or "predict".
+        task: "forward", "train" (forward and backward of the mean loss), "log_prob", "predict" or "topk"
+            (the `k` most probable classes).
         hidden: "normal"; or what makes the hidden state awkward: "scale:X" (normal times X), "strided" (not
             contiguous), "expanded" (one row shared by all), "nan-rows" or "inf-rows" (every fourth row).
 
@@ -68,6 +71,11 @@ class Case:
     def layout(self) -> ClusterLayout:
         """The partition of this case."""
         return ClusterLayout(self.in_features, self.n_classes, tuple(self.cutoffs), self.div_value)
+
+    @property
+    def k(self) -> int:
+        """Classes that the task "topk" asks for."""
+        return min(TOPK, self.n_classes)
 
     @cached_property
     def id(self) -> str:

@@ -221,6 +221,7 @@ def evaluate(
     """What a case's task should give, under the names of `Runner.results`, in some arithmetic.
 
     "predict" gives `predict` [N], int64: the first most probable class; a row with NaN gives its first NaN.
+    "topk" gives the case's k best, of equal ones the first first.
     """
     hidden = inputs.hidden
     weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
@@ -238,10 +239,17 @@ def evaluate(
 
     if case.task == "log_prob":
         return {"log_prob": log_prob(hidden)}
-    best = np.zeros(len(hidden), dtype=np.int64)
+    k = case.k if case.task == "topk" else 1
+    values = np.zeros((len(hidden), k), dtype=arithmetic.dtype)
+    classes = np.zeros((len(hidden), k), dtype=np.int64)
     for rows in _chunks(np.arange(len(hidden)), case.n_classes):
-        best[rows] = log_prob(hidden[rows]).argmax(axis=1)
-    return {"predict": best}
+        log_p = log_prob(hidden[rows])
+        first = log_p.argmax(axis=1)[:, None] if k == 1 else np.argsort(-log_p, axis=1, kind="stable")[:, :k]
+        classes[rows] = first
+        values[rows] = np.take_along_axis(log_p, classes[rows], axis=1)
+    if case.task == "predict":
+        return {"predict": classes[:, 0]}
+    return {"topk.values": values, "topk.classes": classes}
 
 
 def full_weight(case: Case, inputs: Inputs) -> Array:

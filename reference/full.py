@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.reference.case import Case
+from zipfmax.reference.contract import CLASSES
 from zipfmax.reference.definition import full_weight
 from zipfmax.reference.implementation import Array, Family, Inputs, Labels, Results
 from zipfmax.reference.inputs import FULL_WEIGHT
@@ -31,7 +32,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tens
 
 
 class Full:
-    """Linear and cross entropy; also log_prob and predict."""
+    """Linear and cross entropy; also log_prob, predict and topk."""
 
     name = "full"
     family: Family = "full"
@@ -49,7 +50,7 @@ class Full:
         return FullRunner(self._loss(), weight, case, inputs)
 
     def _tasks(self) -> tuple[str, ...]:
-        return ("forward", "train", "log_prob", "predict")
+        return ("forward", "train", "log_prob", "predict", "topk")
 
     def _needs(self, case: Case) -> str | None:
         return None
@@ -157,8 +158,13 @@ class FullRunner:
             elif self._case.task == "log_prob":
                 logits = F.linear(self._hidden, self._weight)
                 self._computed = {"log_prob": F.log_softmax(logits, dim=1)}
-            else:
+            elif self._case.task == "predict":
                 self._computed = {"predict": F.linear(self._hidden, self._weight).argmax(dim=1)}
+            else:
+                logits = F.linear(self._hidden, self._weight)
+                values, classes = logits.topk(self._case.k, dim=1)
+                values -= logits.logsumexp(dim=1, keepdim=True)
+                self._computed = {"topk.values": values, "topk.classes": classes}
 
     def results(self) -> Results:
         """The last run's tensors on the host."""
@@ -169,7 +175,7 @@ class FullRunner:
         return {
             name: f"dtype {value.dtype}, expected {self._hidden.dtype}"
             for name, value in self._tensors().items()
-            if name not in ("predict", "loss") and value.dtype != self._hidden.dtype
+            if name not in (*CLASSES, "loss") and value.dtype != self._hidden.dtype
         }
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -10,7 +10,10 @@ from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
-from zipfmax.reference.case import TASKS, Case
+from zipfmax.reference.case import Case
+
+TASKS = ("forward", "train", "log_prob", "predict")
+"""What every reference's own layer has."""
 
 UNIFORM_TAILS = 1000.0
 """A div_value beyond every in_features here: all projections have width 0, so the tails are uniform."""

@@ -44,9 +44,9 @@ class Runner(Protocol):
     def run(self) -> None:
         """Do the case's task once on the loaded batch: this is what is timed.
 
-        "forward", "log_prob" and "predict" run without recording gradients. "train" drops the gradients of
-        earlier runs and leaves fresh ones of input and weights behind; the dropping is part of the step, for
-        every implementation alike. On a GPU the call may return before the work is done.
+        "forward", "log_prob", "predict" and "topk" run without recording gradients. "train" drops the
+        gradients of earlier runs and leaves fresh ones of input and weights behind; the dropping is part of
+        the step, for every implementation alike. On a GPU the call may return before the work is done.
         """
 
     def results(self) -> Results:
@@ -54,7 +54,8 @@ class Runner(Protocol):
 
         "forward": output [N], loss []. "train": those and grad.input [N, d] and grad.NAME of every weight
         (zeros where the implementation left a gradient unset). "log_prob": log_prob [N, V].
-        "predict": predict [N], integers. Full softmax has no output, and grad.full.weight for its weight.
+        "predict": predict [N], integers. "topk": topk.values [N, k], log-probabilities, descending, and
+        topk.classes [N, k], integers. Full softmax has no output, and grad.full.weight for its weight.
         """
 
     def mismatches(self) -> dict[str, str]:

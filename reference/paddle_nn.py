@@ -78,8 +78,11 @@ class PaddleRunner:
                 self._computed = {"output": output, "loss": loss}
             elif self._case.task == "log_prob":
                 self._computed = {"log_prob": self._layer.log_prob(self._hidden)}
-            else:
+            elif self._case.task == "predict":
                 self._computed = {"predict": self._layer.predict(self._hidden)}
+            else:  # the layer has no such method
+                values, classes = self._paddle.topk(self._layer.log_prob(self._hidden), self._case.k, axis=1)
+                self._computed = {"topk.values": values, "topk.classes": classes}
 
     def results(self) -> Results:
         """The last run's tensors, gradients in torch's orientation; `predict` keeps Paddle's dtype."""

@@ -38,7 +38,7 @@ WHOLE = "*"
 
 Record = dict[str, Any]
 
-_BY_ROW = ("output", "grad.input", "log_prob", "predict")
+_BY_ROW = ("output", "grad.input", "log_prob", *contract.CLASSES, "topk.values")
 _EXTENDED_LIMIT, _PLAIN_LIMIT = 1 << 24, 1 << 28
 """Multiplications N x d x V up to which it is affordable to do without a BLAS."""
 _HOPELESS = 64
@@ -213,14 +213,14 @@ class Truth:
     dtype: str
     results: Results
     log_prob: Values | None
-    """[N, n_classes] for "predict", whose ties it settles; None for the other tasks."""
+    """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
 
     @classmethod
     def of(cls, case: Case, inputs: Inputs, family: Family) -> Truth:
         """Evaluate the definition."""
         chosen = definition.arithmetic(_truth_precision(case))
         results = definition.evaluate(case, inputs, family, chosen)
-        if case.task != "predict":
+        if case.task not in ("predict", "topk"):
             return cls(family, case.dtype, results, None)
         hidden = inputs.hidden
         if family == "full":
@@ -230,15 +230,15 @@ class Truth:
         return cls(family, case.dtype, results, log_prob)
 
     def error(self, tensor: str, values: Values) -> Size:
-        """Error of a tensor; for "predict" the gaps to the most probable class."""
-        if tensor == "predict":
+        """Error of a tensor; of classes the gaps to the most probable ones."""
+        if tensor in contract.CLASSES:
             assert self.log_prob is not None
             return contract.size(contract.gaps(values, self.log_prob))
         return contract.error(values, self.results[tensor])
 
     def judge(self, tensor: str, values: Values, reference_error: Size) -> Verdict:
         """The contract's verdict on a tensor of the right shape and dtype."""
-        if tensor == "predict":
+        if tensor in contract.CLASSES:
             assert self.log_prob is not None
             gap = contract.gaps(values, self.log_prob)
             return contract.judge_gaps(gap, self.log_prob, reference_error, self.dtype)

@@ -163,6 +163,10 @@ class TensorFlowRunner:
     def _predict(self, hidden: Any, target: Any) -> dict[str, Any]:
         return {"predict": self._tf.argmax(self._layer.log_prob(hidden), axis=1)}
 
+    def _topk(self, hidden: Any, target: Any) -> dict[str, Any]:
+        values, classes = self._tf.math.top_k(self._layer.log_prob(hidden), self._case.k)
+        return {"topk.values": values, "topk.classes": classes}
+
 
 def import_tensorflow() -> Any:
     """TensorFlow with as many threads as torch has, and without its notes on standard error."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax.reference.case import Case
+from zipfmax.reference.contract import CLASSES
 from zipfmax.reference.implementation import Array, Family, Inputs, Labels, Results
 
 
@@ -85,8 +86,11 @@ class TorchRunner:
                 self._computed = {"output": output, "loss": loss}
             elif self._case.task == "log_prob":
                 self._computed = {"log_prob": self.module.log_prob(self._hidden)}  # type: ignore[operator]
-            else:
+            elif self._case.task == "predict":
                 self._computed = {"predict": self.module.predict(self._hidden)}  # type: ignore[operator]
+            else:
+                values, classes = self._topk()
+                self._computed = {"topk.values": values, "topk.classes": classes}
 
     def results(self) -> Results:
         """The last run's tensors on the host."""
@@ -110,6 +114,14 @@ class TorchRunner:
         loss.backward()
         self._computed = {"output": output, "loss": loss}
 
+    def _topk(self) -> tuple[Tensor, Tensor]:
+        """The module's own topk, or where it has none the best of all its log-probabilities."""
+        k = self._case.k
+        if hasattr(self.module, "topk"):
+            values, classes = self.module.topk(self._hidden, k)  # type: ignore[operator]
+            return values, classes
+        return self.module.log_prob(self._hidden).topk(k, dim=1)  # type: ignore[operator, no-any-return]
+
     def _gradients(self) -> dict[str, Tensor]:
         leaves = {"input": self._hidden, **dict(self.module.named_parameters())}
         return {
@@ -117,7 +129,7 @@ class TorchRunner:
         }
 
     def _fault(self, name: str, value: Tensor) -> str | None:
-        expected = torch.int64 if name == "predict" else self._hidden.dtype
+        expected = torch.int64 if name in CLASSES else self._hidden.dtype
         if value.dtype != expected:
             return f"dtype {value.dtype}, expected {expected}"
         if value.device != self._hidden.device:

@@ -23,6 +23,7 @@ TASK_WORDS = {
     "forward": "a forward pass",
     "log_prob": "all log-probabilities",
     "predict": "a prediction",
+    "topk": "the ten most probable classes",
 }
 
 

@@ -114,6 +114,17 @@ def test_either_class_of_a_tie_is_right_and_any_other_is_not():
         assert contract.judge_gaps(gap, LOG_PROB, none, "float32").status == status
 
 
+def test_several_classes_are_held_against_the_best_in_their_order():
+    picked = np.array([[0, 1], [1, 0], [1, 2]])
+    expected = [[0, 0], [0, 0], [np.log(3.5), np.log(3.5)]]
+    assert contract.gaps(picked, LOG_PROB) == pytest.approx(np.array(expected))
+
+
+def test_a_class_picked_twice_is_infinitely_wrong():
+    gap = contract.gaps(np.array([[0, 1], [0, 0], [2, 1]]), LOG_PROB)
+    assert gap[1].tolist() == [0, np.inf]
+
+
 @pytest.mark.parametrize("label", [-1, 3, 1.5, np.nan])
 def test_a_class_that_does_not_exist_is_infinitely_wrong(label):
     gap = contract.gaps(np.array([0, 0, label]), LOG_PROB)

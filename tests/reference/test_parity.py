@@ -56,10 +56,48 @@ def test_every_tensor_of_the_contract_is_compared_with_every_reference():
         "forward": {"output", "loss"},
         "log_prob": {"log_prob"},
         "predict": {"predict"},
+        "topk": {"topk.values", "topk.classes"},
     }
     for task, tensors in expected.items():
         found = statuses(check(replace(CASE, task=task), "zipfmax:eager", ("definition", "torch")))
         assert found == {(a, t): "pass" for a in ("definition", "torch") for t in tensors}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(60, 16, 33, (7, 20, 45), head_bias=True, dtype="float64", task="topk"),
+        Case(203, 17, 9, (1, 2, 202), 1.5, task="topk", labels="uniform"),
+        Case(7, 5, 4, (2, 5), 1000.0, task="topk"),  # fewer classes than are asked for, and uniform tails
+        Case(500, 24, 1, (499,), dtype="bfloat16", task="topk"),
+        Case(60, 16, 8, (7, 20), task="topk", hidden="nan-rows"),
+    ],
+    ids=lambda case: case.id,
+)
+def test_the_best_classes_are_the_definitions_for_layers_with_and_without_a_topk(case):
+    for name in ("zipfmax:eager", "zipfmax", "torch", "full"):
+        records = check(case, name, ("definition", "full" if name == "full" else "torch"))
+        assert {record["status"] for record in records} == {"pass"}, (name, records)
+        assert {record["tensor"] for record in records} == {"topk.values", "topk.classes"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        (lambda values, classes: (values, classes.flip(1)), {"topk.classes"}),
+        (lambda values, classes: (values, classes[:, :1].expand_as(classes)), {"topk.classes"}),
+        (lambda values, classes: (values * (1 + 1e-4), classes), {"topk.values"}),
+        (lambda values, classes: (values[:, :-1], classes), {"topk.values"}),
+    ],
+    ids=["order", "one class again and again", "values", "one too few"],
+)
+def test_a_wrong_topk_fails_the_tensor_that_is_wrong(fault, wrong):
+    class Wrong(Layer):
+        def topk(self, hidden, k):
+            return fault(*self.log_prob(hidden).topk(k))
+
+    records = Oracle(replace(CASE, task="topk"), ("definition",)).check(users_layer("wrong", Wrong))
+    assert {record["tensor"] for record in records if record["status"] == "fail"} == wrong
 
 
 def test_a_record_says_what_was_compared_and_how_far_off_it_was():
