@@ -23,6 +23,9 @@ MAX_CLUSTERS = 6
 # Up to here every rank is a candidate cutoff; beyond, candidates are a geometric grid with steps this fine.
 EXACT_CANDIDATES = 1 << 16
 GRID_STEPS_PER_OCTAVE = 1 << 13
+# What a weight may be priced at to keep a bound on weights, in seconds: from nothing to more than any time.
+PRICES = (1e-16, 1e-4)
+PRICE_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -231,33 +234,60 @@ class Search:
         }
 
     def layouts_within(self, max_parameters: int) -> dict[int, ClusterLayout]:
-        """For each number of tails the cheapest layout seen of at most that many weights.
+        """For each number of tails that allows it, the cheapest layout found of at most that many weights.
 
-        A high price of a weight finds the smallest layouts, price 0 the fastest, and the prices between walk
-        along the convex hull of time against weights.
+        A weight is given a price in seconds, and the least price that keeps the bound is found by bisection:
+        so the layout is the best one on the convex hull of time against weights.
 
         Raises:
             ValueError: even the smallest layout has more weights.
         """
         found: dict[int, ClusterLayout] = {}
-        sizes = []
-        for price in (0.0, *np.geomspace(1e-14, 1e-4, 41)):
-            for n_tails, layout in self.layouts(float(price)).items():
-                sizes.append(layout.parameter_count())
-                if sizes[-1] > max_parameters:
-                    continue
-                if n_tails not in found or self.cost_s(layout) < self.cost_s(found[n_tails]):
-                    found[n_tails] = layout
-        if sizes and not found:
+        smallest = []
+        for n_tails, free in self.layouts().items():
+            if free.parameter_count() <= max_parameters:
+                found[n_tails] = free
+                continue
+            bounded = self._cheapest_within(n_tails, max_parameters)
+            if bounded.parameter_count() <= max_parameters:
+                found[n_tails] = bounded
+            smallest.append(bounded.parameter_count())
+        if smallest and not found:
             raise ValueError(
-                f"max_parameters = {max_parameters} allows no plan: the smallest has {min(sizes)}"
+                f"max_parameters = {max_parameters} allows no plan: the smallest has {min(smallest)}"
             )
         return found
 
+    def _cheapest_within(self, n_tails: int, max_parameters: int) -> ClusterLayout:
+        """The cheapest layout found that keeps the bound, or a layout at the highest price."""
+        low, high = PRICES
+        best = self._layouts(self.candidates, self.widths[:n_tails], high)[n_tails]
+        if best.parameter_count() > max_parameters:
+            return best
+
+        def within(candidates: npt.NDArray[np.int64], price: float) -> ClusterLayout | None:
+            layout = self._layouts(candidates, self.widths[:n_tails], price).get(n_tails)
+            return layout if layout and layout.parameter_count() <= max_parameters else None
+
+        for _ in range(PRICE_STEPS):
+            price = (low * high) ** 0.5
+            low, high = (low, price) if within(self._coarse_candidates, price) else (price, high)
+        # At this price the coarse candidates keep the bound; the fine ones nearly always do, and cost less.
+        for candidates in (self._coarse_candidates, self.candidates):
+            layout = within(candidates, high)
+            if layout and self.cost_s(layout) < self.cost_s(best):
+                best = layout
+        return best
+
+    @cached_property
+    def _coarse_candidates(self) -> npt.NDArray[np.int64]:
+        """[at most about 4096] of the candidates, n_classes among them."""
+        step = max(1, len(self.candidates) // 4096)
+        return np.union1d(self.candidates[::step], self.candidates[-1:])
+
     def curve(self, points: int = 48, max_tails: int = 4) -> dict[int, list[tuple[int, float]]]:
         """For 1 to max_tails tails: first cutoffs, geometrically spread, and the least seconds of each."""
-        step = max(1, len(self.candidates) // 4096)
-        coarse = np.union1d(self.candidates[::step], self.candidates[-1:])
+        coarse = self._coarse_candidates
         inner = coarse[:-1]
         firsts = np.unique(np.geomspace(inner[0], inner[-1], points).astype(np.int64))
         firsts = np.unique(inner[np.minimum(np.searchsorted(inner, firsts), len(inner) - 1)])

@@ -76,6 +76,36 @@ def test_a_flat_tiny_vocabulary_is_told_to_use_full_softmax():
     assert "Full softmax is the better choice" in cutoffs.verdict(plan, calibration)[0]
 
 
+def test_the_cost_of_a_customary_shortlist_is_told_beside_the_plan():
+    plan, calibration = cutoffs.make_plan(OPTIONS, Console(file=StringIO()))
+    customary = cutoffs.customary_plan(plan, calibration, OPTIONS)
+    share = plan.search.probabilities[:1400].sum()  # 7 % of the classes, as WikiText-103's 20k of 267,735
+    assert customary.occupancy[0] >= share > plan.occupancy[0]
+    assert customary.predicted_s > plan.predicted_s
+    times = customary.predicted_s / plan.predicted_s
+    advice = cutoffs.verdict(plan, calibration, customary)[-1]
+    assert f"{times:.1f} times as long" in advice
+    assert "--min-shortlist-share" in advice
+    result = run("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512")
+    assert result.exit_code == 0
+    assert ", ".join(map(str, customary.cutoffs)) in result.stdout
+    assert "customary" in result.stdout
+
+
+def test_a_plan_that_holds_the_customary_share_is_given_no_advice():
+    options = replace(OPTIONS, min_shortlist_share=0.9)
+    plan, calibration = cutoffs.make_plan(options, Console(file=StringIO()))
+    assert cutoffs.customary_plan(plan, calibration, options) is None
+    assert not any("--min-shortlist-share" in line for line in cutoffs.verdict(plan, calibration))
+
+
+def test_no_number_of_clusters_is_silently_another():
+    result = run(
+        "--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512", "--clusters", "0"
+    )
+    assert "number from 1 to 6, got 0" in str(result.exception)
+
+
 def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax():
     options = replace(OPTIONS, classes=600, features=16, batch=32, threads=1)
     plan, _ = cutoffs.make_plan(options, Console(file=StringIO()))

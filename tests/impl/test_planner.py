@@ -74,6 +74,40 @@ def test_a_parameter_budget_is_kept_and_costs_time():
     assert free.predicted_s < bounded.predicted_s < 1.5 * free.predicted_s
 
 
+@pytest.mark.parametrize("share", [0.95, 0.7])
+def test_a_parameter_budget_is_used_up_whatever_the_number_of_tails(share):
+    free = plan_cutoffs(zipf(20_000), 512, 2048, model=MODEL)
+    budget = int(share * free.parameters)
+    bounded = plan_cutoffs(zipf(20_000), 512, 2048, max_parameters=budget, model=MODEL)
+    assert 0.98 * budget < bounded.parameters <= budget
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6))
+def test_no_layout_within_a_budget_is_both_smaller_and_faster_than_the_plan(seed):
+    counts = np.sort(np.random.default_rng(seed).pareto(1.0, 12))[::-1]
+    layouts = [ClusterLayout(64, 12, cutoffs) for cutoffs in combinations(range(1, 12), 2)]
+    sizes = sorted(layout.parameter_count() for layout in layouts)
+    budget = sizes[len(sizes) // 2]
+    plan = plan_cutoffs(counts, 64, 2048, clusters=2, max_parameters=budget, model=MODEL)
+    assert plan.parameters <= budget
+    for layout in layouts:
+        if layout.parameter_count() <= plan.parameters:
+            rows = layout.occupancy(counts) * 2048
+            assert plan.predicted_s <= MODEL.adaptive_s(layout, rows.tolist()) * (1 + 1e-12)
+
+
+def test_a_share_that_only_the_last_cutoffs_keep_is_kept_within_a_budget_too():
+    counts = zipf(60_000)
+    share = 1 - 2.5 * counts[-1] / counts.sum()  # the last two candidates alone
+    plan = plan_cutoffs(
+        counts, 64, 512, clusters=1, min_shortlist_share=share, max_parameters=10**9, model=MODEL
+    )
+    assert plan.occupancy[0] >= share
+    with pytest.raises(ValueError, match="max_parameters = 5 allows no plan"):
+        plan_cutoffs(counts, 64, 512, clusters=1, min_shortlist_share=share, max_parameters=5, model=MODEL)
+
+
 def test_cutoffs_are_multiples_where_asked():
     plan = plan_cutoffs(zipf(20_000), 512, 2048, multiple=128, model=MODEL)
     assert all(cutoff % 128 == 0 for cutoff in plan.cutoffs)
