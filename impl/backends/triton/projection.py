@@ -19,7 +19,7 @@ from torch import Tensor
 from zipfmax.backends.triton.language import dot_add
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes
 from zipfmax.backends.triton.runtime import cdiv, dot_settings, pointer
-from zipfmax.backends.triton.tiles import projection_tile
+from zipfmax.backends.triton.tiles import projection_gradient_tile, projection_tile
 
 
 @triton.jit
@@ -244,7 +244,7 @@ def projection_gradient(
     width = dh.shape[1]
     weight_gradient = torch.empty_like(projection, memory_format=torch.contiguous_format)
     bias_gradient = None if bias is None else torch.empty_like(bias)
-    tile = projection_tile(dh, width)
+    tile = projection_gradient_tile(dh, width)
     projection_gradient_kernel[(cdiv(width, tile["BK"]), cdiv(d, tile["BD"]))](
         dh,
         hidden,

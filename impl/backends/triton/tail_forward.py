@@ -322,6 +322,7 @@ def tail_combine_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BR: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Join the spans of BR rows: output[row] += s_target - lse; dH = weight * (O - W2_target).
 
@@ -346,22 +347,29 @@ def tail_combine_kernel(
     row = tl.load(row_ptr + slot)
     valid = row >= 0
     peak = tl.full([BR], -float("inf"), tl.float32)
-    for span in range(spans):
-        peak = tl.maximum(peak, tl.load(peak_ptr + place + span * step, mask=held & valid, other=0.0))
+    # Unrolled, so that the loads of several spans are under way at once: a small batch has a hundred spans.
+    for first_span in range(0, spans, UNROLL):
+        for u in tl.static_range(UNROLL):
+            here = place + (first_span + u) * step
+            there = held & valid & (first_span + u < spans)
+            peak = tl.maximum(peak, tl.load(peak_ptr + here, mask=there, other=-float("inf")))
     base = tl.where(peak == -float("inf"), 0.0, peak)
     total = tl.zeros([BR], tl.float32)
     weighted = tl.zeros([BR, BK], tl.float32)
-    for span in range(spans):
-        here = place + span * step
-        grow = tl.exp2(tl.load(peak_ptr + here, mask=held & valid, other=0.0) - base)
-        total += grow * tl.load(total_ptr + here, mask=held & valid, other=1.0)
-        if GRADIENT:
-            extra = tl.load(
-                extra_ptr + here.to(tl.int64)[:, None] * WIDTH + (column + k)[None, :],
-                mask=(held & valid)[:, None],
-                other=0.0,
-            )
-            weighted += grow[:, None] * extra
+    for first_span in range(0, spans, UNROLL):
+        for u in tl.static_range(UNROLL):
+            here = place + (first_span + u) * step
+            there = held & valid & (first_span + u < spans)
+            grow = tl.exp2(tl.load(peak_ptr + here, mask=there, other=-float("inf")) - base)
+            total += grow * tl.load(total_ptr + here, mask=there, other=0.0)
+            if GRADIENT:
+                extra = tl.load(
+                    extra_ptr + here.to(tl.int64)[:, None] * WIDTH + (column + k)[None, :],
+                    mask=there[:, None],
+                    other=0.0,
+                )
+                weighted += grow[:, None] * extra
+    total = tl.where(valid, total, 1.0)
 
     target = tl.load(target_ptr + slot)
     safe = tl.maximum(target, 0).to(tl.int64)

@@ -17,25 +17,32 @@ import torch
 import triton
 from torch import Tensor
 
-from zipfmax.backends.triton.runtime import architecture
+from zipfmax.backends.triton.runtime import architecture, round_up
 
 Tile = dict[str, int]
 
 # Architectures without a part of their own use that of their nearest relative.
 _RELATIVES = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_103": "sm_100", "sm_120": "sm_80", "gfx950": "gfx942"}
 _FALLBACK = "sm_80"
+# A program may have 160 KiB of shared memory or more there.
+_ROOMY = ("sm_80", "sm_90", "sm_100", "sm_103")
 
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """{architecture: {"half" | "float32": {"forward" | "backward": {width: tile}}}}."""
+    """{architecture: {"half" | "tf32" | "float32": {"forward" | "backward": {width: tile}}}}."""
     contents: dict[str, Any] = json.loads(files(__package__).joinpath("tiles.json").read_text())
     return contents
 
 
 def dtype_class(dtype: torch.dtype) -> str:
-    """The table's name for a dtype: bfloat16 and float16 share their tiles."""
-    return "float32" if dtype == torch.float32 else "half"
+    """The table's name for a dtype: bfloat16 and float16 share their tiles.
+
+    float32 has two: one tf32 product leaves registers for wider tiles than exact products do.
+    """
+    if dtype != torch.float32:
+        return "half"
+    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 _overrides: dict[str, Tile] = {}
@@ -58,10 +65,13 @@ def _tile(kernel: str, h: Tensor, width: int) -> Tile:
 
 @functools.cache
 def tile_for(kernel: str, arch: str, dtype: str, width: int) -> Tile:
-    """The tile of "forward" or "backward"; a width beyond the widest listed is cut into blocks of it."""
+    """The tile of "forward" or "backward"; a width beyond the widest listed is cut into blocks of it.
+
+    An architecture without tiles for tf32 uses those for float32.
+    """
     tables = table()
     part = tables.get(arch) or tables[_RELATIVES.get(arch, _FALLBACK)]
-    tiles: dict[str, Tile] = part[dtype][kernel]
+    tiles: dict[str, Tile] = part.get(dtype, part["float32"])[kernel]
     fitting = [int(w) for w in tiles if int(w) <= width]
     return dict(tiles[str(max(fitting))])
 
@@ -78,12 +88,13 @@ def backward_tile(h: Tensor, width: int) -> Tile:
 
 
 def combine_tile(forward: Tile) -> Tile:
-    """BM, BN and BK of the forward pass, and BR rows a program: few, so that loads of many spans overlap."""
+    """BM, BN and BK of the forward pass; BR rows a program, few for more programs, UNROLL spans at a time."""
     return {
         "BM": forward["BM"],
         "BN": forward["BN"],
         "BK": forward["BK"],
-        "BR": 4 if forward["BK"] >= 128 else 16,
+        "BR": 4 if forward["BK"] >= 32 else 8,
+        "UNROLL": 8,
         "num_warps": 4,
     }
 
@@ -96,7 +107,22 @@ def projection_tile(tensor: Tensor, width: int) -> Tile:
     return {"BM": 64, "BK": min(width, 64), "BD": deep, "num_warps": 4, "num_stages": 3}
 
 
+def projection_gradient_tile(tensor: Tensor, width: int) -> Tile:
+    """BM rows at a time, a block of BK x BD of the gradient.
+
+    Few programs loop over all rows of a tail and wait for memory: where shared memory allows it, narrow
+    blocks make more of them, and deep pipelines keep more rows under way.
+    """
+    tile = projection_tile(tensor, width)
+    if architecture(tensor.device) not in _ROOMY:
+        return tile
+    return tile | {"BM": 128 if tensor.element_size() == 2 else 64, "BD": 32, "num_stages": 5}
+
+
 def head_tile(n_columns: int) -> Tile:
-    """BLOCK columns at a time."""
-    block = min(4096, max(16, int(triton.next_power_of_2(n_columns))))
-    return {"BLOCK": block, "num_warps": max(1, block // 512)}
+    """BLOCK columns at a time: the widest that leaves at most an eighth of its lanes without a column."""
+    for block in (4096, 2048):
+        if round_up(n_columns, block) * 7 <= n_columns * 8:
+            return {"BLOCK": block, "num_warps": 8}
+    block = min(1024, max(16, int(triton.next_power_of_2(n_columns))))
+    return {"BLOCK": block, "num_warps": max(1, block // 256)}

@@ -34,7 +34,7 @@ from zipfmax.backends.triton.tiles import Tile
 
 KERNELS = ("forward", "backward")
 WIDTHS = (16, 32, 64, 128, 256, 512)
-DTYPES = {"half": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 _ROWS = 1536
 _CLASSES = {16: 150_000, 32: 150_000, 64: 150_000, 128: 60_000, 256: 40_000, 512: 20_000}
 
@@ -51,18 +51,18 @@ class Candidate:
 
 def candidates(kernel: str, dtype: str, width: int) -> Iterator[Candidate]:
     """The tiles that could be fast: rows held and streamed, columns at a time, warps, stages."""
-    half = dtype == "half"
+    exact = dtype == "float32"
     held, streamed = ("BM", "BN") if kernel == "forward" else ("BV", "BM")
-    widest = 256 if half else 64
-    columns = (width,) if width <= widest else (widest, widest // 2)
+    widest = 128 if exact else 256
+    columns = (width,) if width <= widest // 2 else (min(width, widest), widest // 2, widest // 4)
     for a, b, k, warps, stages in itertools.product((64, 128), (32, 64, 128), columns, (4, 8), (2, 3)):
         # Registers a thread for the scores and for the float32 sums; more than this spills.
-        if a * b / (32 * warps) > (64 if half else 32) or a * k / (32 * warps) > (128 if half else 64):
+        if a * b / (32 * warps) > (32 if exact else 64) or a * k / (32 * warps) > (64 if exact else 128):
             continue
-        if a // 16 < warps or (not half and stages > 2):
+        if a // 16 < warps or (exact and stages > 2):
             continue
         tile = {held: a, streamed: b, "BK": k, "num_warps": warps, "num_stages": stages}
-        for per_sm in ((1, 2, 4) if half else (2, 4)) if kernel == "forward" else (0,):
+        for per_sm in ((2, 4) if exact else (1, 2, 4)) if kernel == "forward" else (0,):
             extra = {"PER_SM": per_sm} if per_sm else {}
             yield Candidate(kernel, dtype, width, tuple(sorted({**tile, **extra}.items())))
 
@@ -93,6 +93,7 @@ class Problem:
 
     def run(self, candidate: Candidate) -> Tensor:
         """One call of the candidate's kernel; its result."""
+        torch.set_float32_matmul_precision("high" if candidate.dtype == "tf32" else "highest")
         with tiles.overridden(candidate.kernel, dict(candidate.tile)):
             if candidate.kernel == "backward":
                 return weight_gradient(self.h, self.softmax, self.weight, None, self.routes, 0, None, 1.0)[0]
@@ -185,7 +186,7 @@ def merged(table: dict[str, Any], arch: str, found: dict[str, dict[str, dict[str
     part = json.loads(json.dumps(table.get(arch, table["sm_80"])))
     for dtype, kernels in found.items():
         for kernel, by_width in kernels.items():
-            part[dtype][kernel].update(by_width)
+            part.setdefault(dtype, {}).setdefault(kernel, {}).update(by_width)
     return {**table, arch: part}
 
 
