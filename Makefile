@@ -27,9 +27,10 @@ report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's pa
 test: $(VENV)/.ready  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
 
-lint: $(VENV)/.ready  ## ruff, mypy --strict and the direction of imports
+lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p zipfmax
