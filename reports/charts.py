@@ -10,8 +10,10 @@ screen reader. The files under `vendor/` are the published ones.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import pandas as pd
 
 from zipfmax.reports import specs, tables
 from zipfmax.reports.commands import sweep_command
-from zipfmax.reports.parts import parts_of
+from zipfmax.reports.part_figures import OTHER
+from zipfmax.reports.part_pictures import HOW_SPLIT
+from zipfmax.reports.parts import parts_of, timed_parts
 from zipfmax.reports.rundir import Run
 from zipfmax.reports.style import (
     DARK,
@@ -34,6 +38,14 @@ from zipfmax.reports.style import (
 from zipfmax.reports.summary import TASK_WORDS, name_of
 
 SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
+
+_MOST_SAMPLES = 60
+"""Samples of one implementation in one cell that its strip draws; the run directory holds all."""
+
+_PAGE_SAMPLES = 120_000
+"""Samples that a page holds, beyond the fewest a strip."""
+
+_FEWEST_SAMPLES = 9
 
 # Control -> (label, column, always shown).
 _CONTROLS = {
@@ -55,6 +67,7 @@ _CONTROLS = {
 def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """What the page's script reads: charts, their data, controls, and a configuration per scheme."""
     data: dict[str, Any] = {
+        "how_split": HOW_SPLIT,
         "themes": {theme.name: specs.config(theme) for theme in (LIGHT, DARK)},
         "charts": {},
     }
@@ -85,6 +98,12 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
             data["parity"] = _split(comparisons)
             data["charts"]["strip"] = specs.strip(comparisons)
     return data
+
+
+def packed(data: dict[str, Any]) -> str:
+    """What `payload` returns as deflated JSON in base64, which the browser unpacks: a tenth of its size."""
+    plain = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(plain.encode(), 9)).decode()
 
 
 def scripts() -> list[str]:
@@ -142,42 +161,76 @@ def _points(ratios: pd.DataFrame) -> pd.DataFrame:
     """A row per ratio: the controls' columns and the axes. The script adds the words, from the cells."""
     shown = sorted({column for _, column, _ in _CONTROLS.values() if column in ratios})
     rows = ratios[[*shown, "case", "n_classes", "labels_name", "speedup", "low", "high"]].copy()
-    rows["log2"] = ratios["speedup"].map(math.log2).round(4)
+    rows["log2"] = ratios["speedup"].map(math.log2).round(3)
     rows["text"] = ratios["speedup"].map(factor)
     intervals = ratios["low"].map(factor) + " to " + ratios["high"].map(factor)
     rows["interval"] = intervals.where(ratios["low"].notna(), None)
     rows["classes"] = ratios["n_classes"].map(count)
     rows["real"] = ratios["skew"].isna()
     rows["place"] = ratios["labels_name"].map(tables.places(ratios))
-    return rows.round({"speedup": 6, "low": 6, "high": 6})
+    for column in ("speedup", "low", "high"):
+        rows[column] = rows[column].map("{:.4g}".format, na_action="ignore").astype(float)
+    return rows
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     """By case: what a drill-down shows of every implementation."""
     found: dict[str, Any] = {}
+    most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, _PAGE_SAMPLES // len(table)))
     for case, rows in table.groupby("case", sort=False):
         names = list(dict.fromkeys(rows["impl"]))
         found[str(case)] = {
             "command": sweep_command(rows, names),
             "parts": _parts(rows[rows["occupancy"].notna()]),
-            "cutoffs": ", ".join(map(str, rows["cutoffs"].iloc[0] or [])),
-            "implementations": [_cell(row) for _, row in rows.iterrows()],
+            "cutoffs": ", ".join(map(count, rows["cutoffs"].iloc[0] or [])),
+            "implementations": [_cell(row, most) for _, row in rows.iterrows()],
         }
     return found
 
 
-def _cell(row: pd.Series) -> dict[str, Any]:
+def _cell(row: pd.Series, most_samples: int) -> dict[str, Any]:
     if not row["ok"]:
         return {"impl": row["impl"], "status": row["status"], "reason": row["reason"] or "no reason recorded"}
+    samples = row["samples_s"] if isinstance(row["samples_s"], list) else []
+    drawn = tables.evenly(sorted(samples), most_samples)
     return {
         "impl": row["impl"],
         "status": "ok",
         "median": seconds(row["median_s"]),
-        "samples_ms": [float(f"{1e3 * sample:.4g}") for sample in row["samples_s"] or []],
+        "samples_ms": [float(f"{1e3 * sample:.4g}") for sample in drawn],
+        "n_samples": len(samples),
+        "split": _split_times(row),
         "limit": seconds(row["limit_s"]),
         "efficiency": percent(row["efficiency"]),
         "memory": size(row["peak_bytes"]),
         "occupancy": ", ".join(map(percent, row["occupancy"])) if isinstance(row["occupancy"], list) else "–",
+    }
+
+
+def _split_times(row: pd.Series) -> dict[str, Any] | None:
+    """Head, tails and the rest of the step in which they were timed, and the words for them."""
+    found = timed_parts(row)
+    if not found:
+        return None
+    whole_s = float(row["parts_whole_s"])
+    other_s = whole_s - sum(item.seconds for item in found)
+    lines = [
+        {
+            "part": item.part.name,
+            "rows": f"{item.part.rows:.0f}",
+            "time": seconds(item.seconds),
+            "of the step": percent(item.share),
+            "bare products": seconds(item.limit_s),
+            "limit / measured": percent(item.efficiency),
+        }
+        for item in found
+    ]
+    rest = {"part": OTHER, "rows": "", "time": seconds(other_s), "of the step": percent(other_s / whole_s)}
+    return {
+        "lines": [*lines, {**rest, "bare products": "–", "limit / measured": "–"}],
+        "whole": seconds(whole_s),
+        "passes": int(row["parts_passes"]),
+        "ms": [float(f"{1e3 * time:.4g}") for time in (*(item.seconds for item in found), other_s)],
     }
 
 

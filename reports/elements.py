@@ -18,6 +18,9 @@ Format = Callable[[Any], str]
 _LINE = 44
 """Letters of a table's cell that stand on one line."""
 
+MOST_ROWS = 300
+"""Rows of a table, unless it says otherwise; the run directory holds the rest, and the caption says so."""
+
 _NUMBERS = (amount, count, factor, percent, scientific, seconds, size)
 
 
@@ -40,8 +43,18 @@ class Table:
         )
 
     @classmethod
-    def of(cls, caption: str, frame: pd.DataFrame, columns: Mapping[str, tuple[str, Format]]) -> Table:
-        """The rows of `frame`, by a heading and a format for each of its columns."""
+    def of(
+        cls,
+        caption: str,
+        frame: pd.DataFrame,
+        columns: Mapping[str, tuple[str, Format]],
+        most: int = MOST_ROWS,
+    ) -> Table:
+        """The first rows of `frame`, by a heading and a format for each of its columns."""
+        if len(frame) > most:
+            limits = f"The first {count(most)} of {count(len(frame))} rows; the run directory holds all."
+            caption = f"{caption.removesuffix('.')}. {limits}"
+            frame = frame.head(most)
         formats = [(frame[name], fmt) for name, (_, fmt) in columns.items()]
         rows = list(zip(*([fmt(value) for value in values] for values, fmt in formats), strict=True))
         numeric = frozenset(heading for heading, fmt in columns.values() if fmt in _NUMBERS)

@@ -90,7 +90,7 @@ class Page:
             why=self.why,
             all_cells=sections.all_cells(self.table),
             facts=facts(self.runs[0]),
-            data=charts.payload(self.runs[0], self.table),
+            data=charts.packed(charts.payload(self.runs[0], self.table)),
             scripts=[Markup(script) for script in scripts],
             script_hashes=[_hash(script) for script in scripts],
             zipfmax_version=zipfmax.__version__,
@@ -196,5 +196,4 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["md"] = _markdown_text
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # controls keep their order
     return environment

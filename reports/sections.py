@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
-from zipfmax.reports import figures, tables
+from zipfmax.reports import figures, part_pictures, tables
 from zipfmax.reports.commands import sweep_command
-from zipfmax.reports.elements import Details, Format, Picture, Section, Table, text
-from zipfmax.reports.parts import parts_of
-from zipfmax.reports.style import amount, count, factor, percent, seconds, size
+from zipfmax.reports.elements import Details, Picture, Section, Table, text
+from zipfmax.reports.style import count, factor, percent, seconds, size
 from zipfmax.reports.summary import condition_text, name_of
 
 STATUS_WORDS = {
@@ -20,8 +21,11 @@ STATUS_WORDS = {
     "parity_failed": "wrong result",
 }
 
-_MOST_CELLS = 1000
-"""Rows of the table of all cells; the run directory holds the rest."""
+_PREDICTED = r"^(predicted )(\d[\d.e+-]*)(?= s for)"
+"""The one number in which the reasons of cells past the budget differ."""
+
+_MOST_CELLS = 500
+"""Rows of the table of all cells."""
 
 _SPEED_COLUMNS = {
     "task": ("task", text),
@@ -55,7 +59,7 @@ def speed(table: pd.DataFrame) -> Section:
 def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str) -> list[Picture]:
     other = name_of(baseline)
     command = sweep_command(rows, [name, "full" if baseline == tables.BEST_FULL else baseline])
-    caption = f"{name} over {other}; {condition}."
+    caption, drawn = f"{name} over {other}; {condition}.", tables.drawable(rows)
     data = Table.of(caption, rows, _SPEED_COLUMNS)
     extremes = _extremes(rows)
     by_vocabulary = Picture(
@@ -63,8 +67,8 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
         title=f"Speedup over {other}, by vocabulary size",
         reading="A line for each distribution of the labels; real word frequencies are dashed.",
         description=f"Lines of speedup against vocabulary size, one per label distribution. {extremes}",
-        caption=caption,
-        draw=lambda theme: figures.speedup_by_vocabulary(rows, other, theme=theme),
+        caption=caption + tables.left_out(rows, drawn),
+        draw=lambda theme: figures.speedup_by_vocabulary(drawn, other, theme=theme),
         table=data,
         command=command,
         chart="vocabulary" if baseline == "full" else None,
@@ -76,8 +80,8 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
         title=f"Speedup over {other}, by Zipf skew",
         reading="A line for each vocabulary. Word-frequency lists have no exponent: they stand at the right.",
         description=f"Lines of speedup against the Zipf exponent, one per vocabulary size. {extremes}",
-        caption=caption,
-        draw=lambda theme: figures.speedup_by_skew(rows, other, theme=theme),
+        caption=caption + tables.left_out(rows, drawn),
+        draw=lambda theme: figures.speedup_by_skew(drawn, other, theme=theme),
         table=data,
         command=command,
         chart="skew",
@@ -87,8 +91,8 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
         title=f"Speedup over {other}, vocabulary by skew",
         reading="Purple is faster, white is break-even, orange is slower; the number is the speedup.",
         description=f"A grid of speedups, label distributions down, vocabulary sizes across. {extremes}",
-        caption=caption,
-        draw=lambda theme: figures.speedup_heat_map(rows, theme=theme),
+        caption=caption + tables.left_out(rows, drawn),
+        draw=lambda theme: figures.speedup_heat_map(drawn, theme=theme),
         table=_grid(rows, caption),
         command=command,
         chart="heat",
@@ -102,8 +106,8 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
                 reading="What matters of a distribution is how many labels the shortlist catches. Stars are "
                 "real word frequencies, the other points Zipf's law.",
                 description=f"Speedup against the share of labels in the shortlist. {extremes}",
-                caption=caption,
-                draw=lambda theme: figures.speedup_by_head_share(rows, other, theme=theme),
+                caption=caption + tables.left_out(rows, drawn),
+                draw=lambda theme: figures.speedup_by_head_share(drawn, other, theme=theme),
                 table=Table.of(
                     caption,
                     rows.assign(
@@ -137,39 +141,16 @@ def why(table: pd.DataFrame) -> Section:
     caption = f"{condition_text(condition)}."
     filled = own[own["occupancy"].map(figures.has_items)]
     if not filled.empty:
-        section.figures.append(_occupancy(filled, name))
+        section.figures.append(part_pictures.occupancy(filled, name))
+    section.figures += part_pictures.time_split(own, name, caption)
     limited = rows[rows["limit_s"].notna()]
     if not limited.empty:
         section.figures.append(_efficiency(limited, caption))
-        limited = limited.assign(parts=limited.apply(parts_of, axis="columns", result_type="reduce"))
-        limited = limited[limited["parts"].map(len) > 0]
-        if not limited.empty:
-            section.figures.append(_roofline(limited, caption))
+        section.figures += part_pictures.rooflines(limited, name, caption)
     weighed = table[table["ok"] & (table["peak_bytes"] > 0)]
     if not weighed.empty:
         section.figures.append(_memory(weighed, condition))
     return section
-
-
-def _occupancy(rows: pd.DataFrame, name: str) -> Picture:
-    first = rows.drop_duplicates(["n_classes", "labels_name"])
-    columns = {
-        "n_classes": ("classes", count),
-        "labels_name": ("labels", text),
-        "cutoffs": ("cutoffs", text),
-        "occupancy": ("head, then tails", lambda shares: ", ".join(map(percent, shares))),
-    }
-    return Picture(
-        name="occupancy",
-        title="Where the labels fall",
-        reading="The share of a batch's labels in the head and in each tail. A row is only charged for the "
-        "head and for the tail that its label is in.",
-        description="Stacked bars: the more skewed the labels, the larger the head's share.",
-        caption=f"As drawn for {name} in the timed batches.",
-        draw=lambda theme: figures.occupancy(first, theme=theme),
-        table=Table.of("Occupancy of head and tails", first, columns),
-        command=sweep_command(first, [name]),
-    )
 
 
 def _efficiency(rows: pd.DataFrame, caption: str) -> Picture:
@@ -194,55 +175,6 @@ def _efficiency(rows: pd.DataFrame, caption: str) -> Picture:
         draw=lambda theme: figures.efficiency(rows, theme=theme),
         table=Table.of(caption, rows, columns),
         command=sweep_command(rows, names),
-    )
-
-
-def _roofline(rows: pd.DataFrame, caption: str) -> Picture:
-    """Every cell's products against what the machine was measured to reach on the same shapes."""
-    flops = rows["parts"].map(lambda parts: sum(part.flops for part in parts))
-    moved = rows["parts"].map(lambda parts: sum(part.bytes for part in parts))
-    rows = rows.assign(
-        intensity=flops / moved,
-        flops_per_s=flops / rows["median_s"],
-        limit_flops_per_s=flops / rows["limit_s"],
-    )
-    each = rows.drop_duplicates("case").explode("parts")
-    total = each["case"].map(dict(zip(rows["case"], flops, strict=True)))
-    each = each.assign(
-        part=[part.name for part in each["parts"]],
-        part_rows=[part.rows for part in each["parts"]],
-        width=[part.width for part in each["parts"]],
-        columns=[part.classes for part in each["parts"]],
-        part_flops=[part.flops for part in each["parts"]],
-        part_bytes=[part.bytes for part in each["parts"]],
-        part_intensity=[f"{part.intensity:.3g}" for part in each["parts"]],
-        share=[part.flops for part in each["parts"]] / total,
-    )
-    columns: dict[str, tuple[str, Format]] = {
-        "task": ("task", text),
-        "n_classes": ("classes", count),
-        "labels_name": ("labels", text),
-        "part": ("part", text),
-        "part_rows": ("rows", count),
-        "width": ("width", count),
-        "columns": ("columns", count),
-        "part_flops": ("FLOPs", amount),
-        "share": ("share of the cell's", percent),
-        "part_bytes": ("bytes", size),
-        "part_intensity": ("FLOPs per byte", text),
-        "limit_s": ("the whole cell's limit", seconds),
-    }
-    return Picture(
-        name="roofline",
-        title="Roofline: products against what this machine reaches",
-        reading="A mark for each cell: how many operations its matrix products do a second, against how "
-        "many they do for each byte that they move. The bars are the same products alone, measured in the "
-        "same run. The table splits each cell into head and tails.",
-        description="Achieved operations a second against arithmetic intensity, with the measured limit.",
-        caption=caption,
-        draw=lambda theme: figures.roofline(rows, theme=theme),
-        table=Table.of(caption, each, columns),
-        command=sweep_command(rows, list(dict.fromkeys(rows["impl"]))),
     )
 
 
@@ -287,25 +219,35 @@ def missing(table: pd.DataFrame) -> Section:
     parts = ", ".join(f"{count(number)} {word}" for word, number in words.value_counts(sort=False).items())
     section = Section(f"{count(len(rows))} of {count(len(table))} cells: {parts}. None of them counts above.")
     rows = rows.assign(words=words, reason=rows["reason"].fillna("no reason recorded"))
+    rows["kind"] = rows["reason"].str.replace(_PREDICTED, r"\1…", regex=True)
     columns = {
         "impl": ("implementation", text),
         "words": ("outcome", text),
         "reason": ("reason", text),
         "case": ("cells", count),
     }
-    grouped = rows.groupby(["impl", "words", "reason"], sort=False)["case"].nunique().reset_index()
+    keys = ["impl", "words", "kind"]
+    grouped = rows.groupby(keys, sort=False).agg({"case": "nunique", "reason": _in_short}).reset_index()
     section.tables.append(Table.of("Cells without a time, by reason", grouped, columns))
     listed = {"case": ("cell", text), **{name: columns[name] for name in ("impl", "words", "reason")}}
     section.details.append(Details("Each of them", Table.of("Cells without a time", rows, listed)))
     return section
 
 
+def _in_short(reasons: pd.Series) -> str:
+    """The one reason, or the range of the predicted times in which several differ."""
+    if reasons.nunique() == 1:
+        return str(reasons.iloc[0])
+    times = sorted(reasons.str.extract(_PREDICTED)[1], key=float)
+    least, most = times[0], times[-1]
+    return str(re.sub(_PREDICTED, rf"\g<1>{least} to {most}", reasons.iloc[0]))
+
+
 def all_cells(table: pd.DataFrame) -> Table | None:
     """The timing records with limit and efficiency, as many as a page can hold; those without a time last."""
     if table.empty:
         return None
-    rows = table.sort_values("ok", ascending=False, kind="stable").head(_MOST_CELLS)
-    more = f", the first {count(_MOST_CELLS)} of {count(len(table))}" if len(table) > _MOST_CELLS else ""
+    rows = table.sort_values("ok", ascending=False, kind="stable")
     for baseline in ("full", "torch"):
         for column in (f"speedup_vs_{baseline}", f"speedup_vs_{baseline}_low", f"speedup_vs_{baseline}_high"):
             rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else float("nan")
@@ -326,7 +268,7 @@ def all_cells(table: pd.DataFrame) -> Table | None:
         "peak_bytes": ("peak memory", size),
         "occupancy": ("occupancy", lambda s: ", ".join(map(percent, s)) if figures.has_items(s) else ""),
     }
-    return Table.of(f"Every cell{more}", rows, columns)
+    return Table.of("Every cell.", rows, columns, _MOST_CELLS)
 
 
 def _grid(rows: pd.DataFrame, caption: str) -> Table:

@@ -123,8 +123,10 @@ def seconds(value: float | None) -> str:
     """A duration in the unit that suits it."""
     if value is None or math.isnan(value):
         return "–"
+    if value == 0:
+        return "0 s"
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale:
+        if abs(value) >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
 

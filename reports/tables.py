@@ -27,8 +27,11 @@ _DEFAULTS: dict[str, Any] = {
     "flops": float("nan"),
     "limit_s": float("nan"),
     "occupancy": None,
-    "parts": None,
-    "command": None,
+    "parts_s": None,
+    "parts_whole_s": float("nan"),
+    "parts_rows": None,
+    "parts_passes": float("nan"),
+    "limit_parts_s": None,
     "cutoffs": None,
     "div_value": 4.0,
     "head_bias": False,
@@ -38,7 +41,10 @@ _DEFAULTS: dict[str, Any] = {
     "in_features": float("nan"),
     "seed": 0,
 }
-_SPEED_COLUMNS = ("median_s", "samples_s", "peak_bytes", "efficiency")
+_SPEED_COLUMNS = (
+    *("median_s", "samples_s", "peak_bytes", "efficiency"),
+    *("parts_s", "parts_whole_s", "parts_passes", "limit_parts_s"),
+)
 
 
 def cells(run: Run) -> pd.DataFrame:
@@ -53,14 +59,16 @@ def cells(run: Run) -> pd.DataFrame:
     for column, default in _DEFAULTS.items():
         if column not in table:
             table[column] = default
-    numbers = ["n_classes", "median_s", "peak_bytes", "flops", "limit_s", "batch_size", "in_features"]
+    numbers = [
+        *("n_classes", "median_s", "peak_bytes", "flops", "limit_s", "batch_size", "in_features"),
+        *("parts_whole_s", "parts_passes"),
+    ]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     failed = failed_parity(run.parity)
-    wrong = pd.MultiIndex.from_frame(table[["case", "impl"]]).isin(failed)
+    # A cell that was not timed anyway keeps its own status and reason.
+    wrong = pd.MultiIndex.from_frame(table[["case", "impl"]]).isin(failed) & (table["status"] == "ok")
     if wrong.any():
-        table.loc[wrong & (table["status"] == "ok"), "reason"] = (
-            "parity.jsonl holds a failed comparison of this cell"
-        )
+        table.loc[wrong, "reason"] = "parity.jsonl holds a failed comparison of this cell"
         table.loc[wrong, "status"] = "parity_failed"
     table["ok"] = (table["status"] == "ok") & table["median_s"].gt(0)
     table["efficiency"] = table["limit_s"] / table["median_s"]
@@ -73,12 +81,20 @@ def cells(run: Run) -> pd.DataFrame:
     return table
 
 
-def failed_parity(parity: pd.DataFrame) -> pd.MultiIndex:
-    """The (case, implementation) pairs of which any tensor failed."""
+def failed_parity(parity: pd.DataFrame, against: str = "every") -> pd.MultiIndex:
+    """The (case, implementation) pairs with a tensor that failed.
+
+    Args:
+        parity: the comparisons.
+        against: "every" counts a tensor that failed against all the references that it was compared with, as
+            `zipfmax sweep` does before it times a cell; "any" counts each failure.
+    """
     if parity.empty:
         return pd.MultiIndex.from_arrays([[], []], names=["case", "impl"])
-    bad = parity.loc[parity["status"] == "fail", ["case", "impl"]].drop_duplicates()
-    return pd.MultiIndex.from_frame(bad)
+    compared = parity[parity["status"].isin(["pass", "fail"])]
+    tensors = (compared["status"] == "fail").groupby([compared[key] for key in ("case", "impl", "tensor")])
+    failed = tensors.all() if against == "every" else tensors.any()
+    return failed[failed].index.droplevel("tensor").unique()
 
 
 def skew(labels: str) -> float:
@@ -107,6 +123,33 @@ def label_order(table: pd.DataFrame) -> list[str]:
     """The names of the label distributions: by skew, then the real ones by name."""
     distinct = table[["labels_name", "skew"]].drop_duplicates()
     return list(distinct.sort_values(["skew", "labels_name"], na_position="last")["labels_name"])
+
+
+def drawable(rows: pd.DataFrame, sizes: int = 7, labels: int = 7) -> pd.DataFrame:
+    """The rows of at most so many vocabularies and label distributions: both ends, and evenly between them.
+
+    More lines than that no reader tells apart, and no static figure needs.
+    """
+    kept_sizes = evenly(sorted(rows["n_classes"].unique()), sizes)
+    kept_labels = evenly(label_order(rows), labels)
+    return rows[rows["n_classes"].isin(kept_sizes) & rows["labels_name"].isin(kept_labels)]
+
+
+def left_out(rows: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """A sentence on what `drawable` left out, with a space before it; empty where that is nothing."""
+    parts = [
+        f"{drawn[column].nunique()} of {rows[column].nunique()} {words}"
+        for column, words in (("n_classes", "vocabularies"), ("labels_name", "label distributions"))
+        if drawn[column].nunique() < rows[column].nunique()
+    ]
+    return f" Drawn: {' and '.join(parts)}, evenly chosen." if parts else ""
+
+
+def evenly(values: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` (two or more) of the values, evenly through their order, with both ends."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
 def subject(table: pd.DataFrame) -> str:
@@ -170,7 +213,7 @@ def under(table: pd.DataFrame, condition: pd.Series) -> pd.DataFrame:
 
 def tasks(table: pd.DataFrame) -> list[str]:
     """The tasks that were timed, training first."""
-    order = ("train", "forward", "log_prob", "predict")
+    order = ("train", "forward", "log_prob", "predict", "topk")
     known = [task for task in order if task in set(table["task"])]
     return known + sorted(set(table["task"]) - set(order))
 

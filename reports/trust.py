@@ -11,9 +11,6 @@ from zipfmax.reports.elements import Details, Format, Picture, Section, Table, t
 from zipfmax.reports.rundir import Run
 from zipfmax.reports.style import count, percent, scientific
 
-_MOST_ROWS = 300
-"""Rows of a table of findings that the page shows; the run directory holds the rest."""
-
 _VERDICTS = {True: "✓ caught", False: "✗ survived"}
 
 
@@ -78,9 +75,8 @@ def _findings(rows: pd.DataFrame, what: str, opened: bool = False) -> Details:
         "used": ("error / budget", percent),
         "reason": ("reason", text),
     }
-    more = f", the first {_MOST_ROWS}" if len(rows) > _MOST_ROWS else ""
-    summary = f"{count(len(rows))} {what}{more}"
-    return Details(summary, Table.of(summary, rows.head(_MOST_ROWS), columns), opened)
+    summary = f"{count(len(rows))} {what}"
+    return Details(summary, Table.of(f"{summary}.", rows, columns), opened)
 
 
 def _skipped(rows: pd.DataFrame) -> Details:
@@ -110,12 +106,14 @@ def _by_tensor(rows: pd.DataFrame) -> Details:
         "max": ("worst", percent),
     }
     return Details(
-        "Error against budget, tensor by tensor", Table.of("Error in units of its budget", summary, columns)
+        "Error against budget, tensor by tensor",
+        Table.of("Error in units of its budget", summary, columns, most=1000),
     )
 
 
 def _strip(rows: pd.DataFrame, run: Run) -> Picture:
-    points = tables.binned(rows)
+    points = tables.binned(rows, per_decade=10).sort_values("used", ascending=False, kind="stable")
+    drawn = tables.binned(rows.assign(tensor="any"))
     columns = {
         "impl": ("implementation", text),
         "against": ("against", text),
@@ -132,8 +130,8 @@ def _strip(rows: pd.DataFrame, run: Run) -> Picture:
         description=f"Errors of {count(len(rows))} comparisons; the largest is "
         f"{percent(rows['used'].max())} of its budget.",
         caption=f"{count(len(rows))} comparisons.",
-        draw=lambda theme: figures.parity_strip(points, theme=theme),
-        table=Table.of("Errors in units of their budgets", points, columns),
+        draw=lambda theme: figures.parity_strip(drawn, theme=theme),
+        table=Table.of("Errors in units of their budgets, the largest first.", points, columns, most=600),
         command=str(run.meta.get("command") or "zipfmax verify"),
         chart="strip",
     )

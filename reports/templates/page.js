@@ -1,7 +1,12 @@
 // The page works without this script; with it, figures answer to controls, hover, focus and a colour switch.
 "use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("page-data").textContent);
+(async () => {
+  if (typeof DecompressionStream === "undefined") return; // a browser before 2023: the static page is whole
+  const unpacked = async (text) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+  };
+  const data = await unpacked(document.getElementById("page-data").textContent);
   const root = document.documentElement;
   // Points come as columns and rows; what is said of each is put together from its cell.
   const records = ({ columns, data: rows }) => rows.map((row) => Object.fromEntries(columns.map((column, index) => [column, row[index]])));
@@ -9,7 +14,7 @@
     const other = data.controls.baseline.options.find((option) => option.value === point.baseline).label;
     const cell = data.cells[point.case].implementations.find((item) => item.impl === point.impl);
     point.name = `${point.classes} classes, ${point.labels_name}: ${point.text} over ${other}`;
-    point.lines = [`median ${cell.median} of ${cell.samples_ms.length} samples`];
+    point.lines = [`median ${cell.median} of ${cell.n_samples} samples`];
     if (point.interval) point.lines.push(`95 % interval of the speedup: ${point.interval}`);
     if (cell.occupancy !== "–") point.lines.push(`head, then tails: ${cell.occupancy}`);
     if (cell.memory !== "–") point.lines.push(`peak temporary memory ${cell.memory}`);
@@ -171,6 +176,7 @@
     hideTip();
     const panel = document.getElementById("detail");
     const strip = element("div", undefined, { class: "strip" });
+    const drawings = [];
     const table = element("table");
     table.append(element("caption", "Every implementation in this cell"));
     const head = element("tr");
@@ -191,11 +197,19 @@
     const back = document.activeElement;
     close.addEventListener("click", () => { panel.hidden = true; if (back && back.focus) back.focus(); });
     const parts = [];
-    if (cell.parts) {
-      parts.push(element("h4", "What the products are made of"), partsTable(cell.parts));
+    for (const item of cell.implementations.filter(({ split }) => split)) {
+      const bar = element("div", undefined, { class: "split" });
+      const sum = `The whole step took ${item.split.whole} there, the fastest of ${item.split.passes} passes.`;
+      const title = `Where the time of ${item.impl} goes`;
+      parts.push(element("h4", title), element("p", `${data.how_split} ${sum}`, { class: "reading" }), bar, linesTable(item.split.lines, title));
+      drawings.push(() => drawSplit(bar, item));
+    }
+    if (cell.parts.length) {
+      const title = "What the products are made of";
+      parts.push(element("h4", title), linesTable(cell.parts, title));
     }
     panel.replaceChildren(
-      close, element("h3", datum.name, { tabindex: "-1" }), element("p", `Cutoffs ${cell.cutoffs}. Samples, each a tick:`),
+      close, element("h3", datum.name, { tabindex: "-1" }), element("p", `Cutoffs ${cell.cutoffs}. ${sampled(cell)}`),
       strip, scroll, ...parts, element("p", "Measure this cell again:"), commandLine(cell.command),
     );
     (figure.closest(".pair") || figure).after(panel);
@@ -203,9 +217,8 @@
     panel.querySelector("h3").focus();
     panel.scrollIntoView({ block: "nearest" });
     const values = cell.implementations.flatMap((item) => (item.samples_ms || []).map((ms) => ({ impl: item.impl, ms })));
-    await vegaEmbed(strip, {
-      $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: 50 + 26 * cell.implementations.length,
-      autosize: { type: "fit", contains: "padding" }, data: { values },
+    await embed(strip, {
+      height: 50 + 26 * cell.implementations.length, data: { values },
       description: "Samples of each implementation in this cell, in milliseconds.",
       mark: { type: "tick", thickness: 2, aria: false },
       encoding: {
@@ -213,15 +226,40 @@
         y: { field: "impl", type: "nominal", sort: null, axis: { title: null } },
         color: { field: "impl", type: "nominal", sort: null, legend: null },
       },
-    }, { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: data.themes[scheme()] });
+    });
+    for (const drawing of drawings) await drawing();
   }
-  const partsTable = (rows) => {
+  const embed = (place, spec) => vegaEmbed(place, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit", contains: "padding" }, ...spec },
+    { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: data.themes[scheme()] });
+  const sampled = (cell) => {
+    const thinned = cell.implementations.filter((item) => item.samples_ms && item.samples_ms.length < item.n_samples);
+    const left = thinned.map((item) => `${item.samples_ms.length} of ${item.n_samples} of ${item.impl}`);
+    return `Samples, each a tick${left.length ? ` (evenly chosen by size: ${left.join(", ")})` : ""}:`;
+  };
+  // Head, tails and the rest of one step as one stacked bar; the table below it holds the numbers.
+  const drawSplit = (place, { impl, split }) => {
+    const names = split.lines.map(({ part }) => part);
+    const values = names.map((part, place) => ({ part, place, ms: split.ms[place], text: split.lines[place]["of the step"] }));
+    const stack = { field: "ms", type: "quantitative", stack: "zero", axis: { title: "milliseconds", tickCount: 6, grid: false } };
+    return embed(place, {
+      description: `The step of ${impl} by head and tails, in milliseconds.`, height: 92, data: { values },
+      mark: { type: "bar", aria: false, height: 24 },
+      encoding: {
+        x: stack, order: { field: "place" },
+        color: { field: "part", type: "nominal", sort: null, scale: { domain: names }, legend: { title: null, orient: "top" } },
+      },
+    });
+  };
+  const linesTable = (rows, title) => {
     const table = element("table");
     const head = table.createTHead().insertRow();
     Object.keys(rows[0]).forEach((name) => head.append(element("th", name, { scope: "col" })));
     const body = table.createTBody();
-    rows.forEach((row) => { const line = body.insertRow(); Object.values(row).forEach((value) => line.append(element("td", value))); });
-    const scroll = element("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": "What the products are made of" });
+    rows.forEach((row) => {
+      const line = body.insertRow();
+      Object.values(row).forEach((value, index) => line.append(index ? element("td", value) : element("th", value, { scope: "row" })));
+    });
+    const scroll = element("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": title });
     scroll.append(table);
     return scroll;
   };

@@ -143,6 +143,8 @@ def cell(
             "limit_s": flops[name] / 2.5e11,
             "occupancy": None if name == "full" else shares,
         }
+        if name == "zipfmax":
+            record |= split(record["median_s"], record["limit_s"], shares)
         for base in ("full", "torch"):
             logs = np.log(draws[base] / draws[name])
             spread = 2 * logs.std() / np.sqrt(len(logs))
@@ -150,6 +152,20 @@ def cell(
             record[f"speedup_vs_{base}_low"] = float(np.exp(np.median(logs) - spread))
             record[f"speedup_vs_{base}_high"] = float(np.exp(np.median(logs) + spread))
         yield record
+
+
+def split(whole_s: float, limit_s: float, shares: list[float]) -> dict[str, Any]:
+    """Half of the step in the head, a tenth in no part, the rest by the labels of the tails."""
+    tails = np.array(shares[1:]) / sum(shares[1:])
+    parts = np.array([0.5, *(0.4 * tails)])
+    rows = [round(BATCH * share) for share in shares[1:]]
+    return {
+        "parts_s": list(whole_s * parts),
+        "parts_whole_s": whole_s,
+        "parts_rows": [BATCH - sum(rows), *rows],
+        "parts_passes": 3,
+        "limit_parts_s": list(0.8 * limit_s * parts),
+    }
 
 
 def occupancy(labels: str, classes: int, cutoffs: tuple[int, ...]) -> list[float]:

@@ -214,7 +214,6 @@ def test_arrow_keys_walk_the_marks_and_enter_opens_a_cell(reader: Reader, page_p
     assert panel.locator("h3").inner_text() == focused.split(". ")[0]
     assert panel.locator("tbody tr").first.locator("th").inner_text() == "zipfmax"
     assert "zipfmax sweep --classes" in panel.locator("pre").inner_text()
-    assert {"head", "tail 1", "tail 2"} <= set(panel.locator("td").all_inner_texts())
     panel.get_by_role("button", name="Close").click()
     assert not panel.is_visible()
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == focused
