@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.backends.targets import check_targets
 from zipfmax.backends.tiled_cluster import ClusterSoftmax, WeightGradient, result_of, statistics_dtype
+from zipfmax.backends.tiled_products import linear
 from zipfmax.backends.tiled_workspace import empty
 from zipfmax.weights import TailWeights, Weights
 
@@ -184,7 +184,7 @@ class _Job:
         for block in softmax.blocks(n_rows):
             members = part.rows[block]
             x, scale = self._rows(members)
-            projected = F.linear(x, tail.projection, tail.projection_bias)
+            projected = linear(x, tail.projection, tail.projection_bias)
             log_p, grad = softmax(projected, part.target[block], scale)
             self.log_p.index_add_(0, members, log_p)
             if grad is None:
@@ -196,7 +196,7 @@ class _Job:
                 projection_bias.start_block()
                 projection_bias.add(grad.sum(dim=0))
             if self.grad_hidden is not None:
-                self.grad_hidden.index_add_(0, members, grad @ tail.projection)
+                self.grad_hidden.index_add_(0, members, linear(grad, tail.projection.t()))
         output, output_bias = softmax.gradients()
         return [result_of(projection), output, result_of(projection_bias), output_bias]
 

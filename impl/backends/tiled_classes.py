@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.backends.tiled_cluster import ClusterSoftmax
+from zipfmax.backends.tiled_products import linear
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import Weights
 
@@ -34,7 +34,7 @@ def log_prob_of_classes(
     for tail, w in zip(layout, weights.tails, strict=True):
         softmax = ClusterSoftmax(w.output, w.output_bias, n_rows, workspace_bytes)
         for rows in softmax.blocks(n_rows):
-            x = F.linear(hidden[rows], w.projection, w.projection_bias)
+            x = linear(hidden[rows], w.projection, w.projection_bias)
             shift = slots[rows, tail.index, None] - softmax.log_sum_exp(x)
             for classes, z in softmax.logits(x):
                 result[rows, tail.start + classes.start : tail.start + classes.stop] = z.add_(shift)
@@ -71,7 +71,7 @@ def most_probable_class(
         softmax = ClusterSoftmax(w.output, w.output_bias, members.shape[0], workspace_bytes)
         for block in softmax.blocks(members.shape[0]):
             chosen = members[block]
-            x = F.linear(hidden.index_select(0, chosen), w.projection, w.projection_bias)
+            x = linear(hidden.index_select(0, chosen), w.projection, w.projection_bias)
             shift = slot.index_select(0, chosen) - softmax.log_sum_exp(x).squeeze(1)
             value, label = highest.index_select(0, chosen) - shift, best.index_select(0, chosen)
             for classes, z in softmax.logits(x):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear, onednn_serves
 from zipfmax.backends.tiled_workspace import empty, workspace
 
 MIN_BLOCK_ROWS = 32
@@ -33,7 +34,9 @@ MAX_SUMMED_CLASSES = 65_536
 ones added to it one by one would each lose most of their digits."""
 
 _LOG2_E = 1 / math.log(2)
-_SMALLEST_PROBABILITY = 1e-30  # the logarithm of a smaller float32 is taken from the logits
+# Sums of exponentials in between are exact without a maximum taken off the logits first: no term is infinite,
+# and those that vanish are less than 1e-18 of the sum each.
+_LEAST_SUM, _LARGEST_SUM = 1e-20, 1e30
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class WeightGradient:
     def add_product(self, left: Tensor, right: Tensor, alpha: float, start: int = 0) -> None:
         """Add alpha * left @ right to the rows from `start`."""
         out = self._sum[start : start + left.shape[0]]
-        torch.addmm(out, left, right, beta=int(self._blocks > 1), alpha=alpha, out=out)
+        add_product(out, left, right, alpha=alpha, beta=int(self._blocks > 1))
 
     def add(self, term: Tensor, start: int = 0) -> None:
         """Add a vector to the elements from `start`."""
@@ -154,12 +157,14 @@ class ClusterSoftmax:
         self.weight, self.bias = weight, bias
         self.n_classes = weight.shape[0]
         self.statistics = statistics_dtype(weight.dtype)
+        if onednn_serves(weight):  # its tiles are new tensors, beside which parts of gradients are held
+            workspace_bytes = workspace_bytes * 3 // 4
         self.tiles = Tiles.plan(n_rows, self.n_classes, workspace_bytes, weight.dtype)
         self.wants_input = wants_input
         self.weight_gradient = WeightGradient(weight) if wants_weight else None
         self.bias_gradient = WeightGradient(bias) if wants_bias and bias is not None else None
-        n_logits = self.tiles.rows * self.tiles.classes
-        self._buffer = workspace(n_logits * _bytes_per_logit(weight.dtype), weight.device)
+        self._buffer: Tensor | None = None
+        self._moderate_logits = True
 
     def blocks(self, n_rows: int) -> Iterator[slice]:
         """Which rows to call this with at a time."""
@@ -202,6 +207,7 @@ class ClusterSoftmax:
         total = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics, device=x.device)
         for _, z in self.logits(x):
             total = torch.logaddexp(total, _log_sum_exp_(z))
+            del z
         return total
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
@@ -211,19 +217,35 @@ class ClusterSoftmax:
     def _whole_rows(
         self, x: Tensor, target: Tensor, scale: float | Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        p = self._logits(x, 0, self.n_classes)
-        torch.softmax(p, dim=1, out=p)
-        p_target = p.gather(1, target)
-        log_p = p_target.log()
-        if bool((p_target < _SMALLEST_PROBABILITY).any()):
+        made = self._probabilities(x, target, normalised=scale is not None) if self._moderate_logits else None
+        if made is None:
+            self._moderate_logits = False  # the next block's are likely to be as large
             p = self._logits(x, 0, self.n_classes)
             torch.log_softmax(p, dim=1, out=p)
             log_p = p.gather(1, target)
-            p.exp_()
+            if scale is not None:
+                p.mul_(_LOG2_E).exp2_()
+        else:
+            p, log_p = made
         if scale is None:
             return log_p.squeeze(1), None
-        p.scatter_(1, target, p_target - 1)
+        p.scatter_(1, target, log_p.expm1())
         return log_p.squeeze(1), self._gradients(p, x, 0, scale, out, beta=0)
+
+    def _probabilities(self, x: Tensor, target: Tensor, *, normalised: bool) -> tuple[Tensor, Tensor] | None:
+        """Probabilities [n, V], or a multiple of each row's, and log p of the targets [n, 1].
+
+        Takes no maximum off the logits; None where that matters.
+        """
+        p = self._logits(x, 0, self.n_classes, factor=_LOG2_E)
+        log2_p = p.gather(1, target)
+        total = p.exp2_().sum(dim=1, keepdim=True)
+        if not bool(((total > _LEAST_SUM) & (total < _LARGEST_SUM)).all()):
+            return None
+        p_target = p.gather(1, target).div_(total)
+        log_p = log2_p.sub_(total.log2()).div_(_LOG2_E)
+        log_p = torch.where(p_target > 0.5, p_target.log(), log_p)  # which is exact for a class alone
+        return p.div_(total) if normalised else p, log_p
 
     def _log_p_by_tiles(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """log p of the targets, [n], and log-sum-exp of all classes, [n, 1]."""
@@ -233,6 +255,7 @@ class ClusterSoftmax:
             rows = _rows_in(target, classes)
             picked[rows] = z[rows, target[rows] - classes.start].unsqueeze(1)
             log_sum_exp = torch.logaddexp(log_sum_exp, _log_sum_exp_(z))
+            del z  # before the next tile is made
         return (picked - log_sum_exp).squeeze(1), log_sum_exp
 
     def _gradients_by_tiles(
@@ -244,20 +267,26 @@ class ClusterSoftmax:
             rows = _rows_in(target, classes)
             p[rows, target[rows] - classes.start] -= 1
             gradient = self._gradients(p, x, classes.start, scale, gradient, beta=int(classes.start > 0))
+            del p, z
         return gradient
 
-    def _logits(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Logits of the classes from start to stop, in the statistics' dtype: a view of the workspace."""
-        n_rows, n_classes = x.shape[0], stop - start
-        logits = self._tile(0, x.dtype, n_rows, n_classes)
-        weight = self.weight[start:stop]
-        if self.bias is None:
-            torch.mm(x, weight.t(), out=logits)
-        else:
-            torch.addmm(self.bias[start:stop], x, weight.t(), out=logits)
-        if self.statistics == x.dtype:
-            return logits
-        return self._tile(1, self.statistics, n_rows, n_classes).copy_(logits)
+    def _logits(self, x: Tensor, start: int, stop: int, factor: float = 1.0) -> Tensor:
+        """Logits of the classes from start to stop times a factor, in the statistics' dtype.
+
+        A view of the workspace, or a tile of its own.
+        """
+        weight, bias = self.weight[start:stop], None if self.bias is None else self.bias[start:stop]
+        if has_faster_linear(x, stop - start):
+            logits = linear(x, weight, bias)
+            return logits if factor == 1 else logits.mul_(factor)
+        logits = self._tile(0, x.dtype, x.shape[0], stop - start)
+        late = factor if x.dtype == torch.float16 else 1.0  # whose range has nothing to spare
+        early = factor / late
+        added, beta = (logits, 0.0) if bias is None else (bias, early)
+        torch.addmm(added, x, weight.t(), beta=beta, alpha=early, out=logits)
+        if self.statistics != x.dtype:
+            logits = self._tile(1, self.statistics, *logits.shape).copy_(logits)
+        return logits if late == 1 else logits.mul_(late)
 
     def _gradients(
         self, p: Tensor, x: Tensor, start: int, scale: float | Tensor, out: Tensor | None, beta: int
@@ -279,16 +308,19 @@ class ClusterSoftmax:
             out = torch.empty_like(x)
         weight = self.weight[start : start + p.shape[1]]
         if p.shape[1] <= MAX_SUMMED_CLASSES or dz.dtype != self.statistics:
-            return torch.addmm(out, dz, weight, beta=beta, alpha=alpha, out=out)
+            add_product(out, dz, weight, alpha=alpha, beta=beta)
+            return out
         if not beta:
             out.zero_()
         for classes in spans(p.shape[1], MAX_SUMMED_CLASSES):
-            out.add_(dz[:, classes] @ weight[classes], alpha=alpha)
+            out.add_(linear(dz[:, classes], weight[classes].t()), alpha=alpha)
         return out
 
     def _tile(self, which: int, dtype: torch.dtype, n_rows: int, n_classes: int) -> Tensor:
         """A view of the workspace: tile 0 lies behind tile 1, which is the wider of the two."""
         n_logits = self.tiles.rows * self.tiles.classes
+        if self._buffer is None:
+            self._buffer = workspace(n_logits * _bytes_per_logit(self.weight.dtype), self.weight.device)
         offset = 0 if which else (_bytes_per_logit(dtype) - dtype.itemsize) * n_logits
         n_bytes = n_rows * n_classes * dtype.itemsize
         tile: Tensor = self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, n_classes)
