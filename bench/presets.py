@@ -48,8 +48,8 @@ PRESETS: Mapping[str, Axes] = {
         labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
         batch=(256,),
         effort=Effort(seconds=0.35, least=3, budget_s=9.0),
-        # How memory grows with the batch, where it grows most.
-        also=({"classes": (267_735,), "labels": ("zipf:1.0",), "tasks": ("train",), "batch": (16, 64)},),
+        # How memory grows with the batch.
+        also=({"classes": (50_000,), "labels": ("zipf:1.0",), "tasks": ("train",), "batch": (512, 1024)},),
     ),
     # Small cells whose counted figures and ratios a gate keeps, with at least four replicate processes.
     "gate": Axes(
@@ -60,6 +60,17 @@ PRESETS: Mapping[str, Axes] = {
         features=(64,),
         batch=(128,),
         effort=Effort(seconds=1.5, least=12, most=48),
+    ),
+    # Vocabulary by skew on a GPU.
+    "gpu": Axes(
+        classes=(10_000, 100_000, 1_000_000, 10_000_000),
+        labels=("zipf:0", "zipf:0.5", "zipf:1.0", "zipf:1.5"),
+        tasks=("train",),
+        implementations=("zipfmax", "torch", "full", "full:compiled"),
+        batch=(4096,),
+        dtypes=("bfloat16",),
+        device="cuda",
+        effort=Effort(seconds=0.4, least=5, most=15, budget_s=60.0),
     ),
     "wikitext103": Axes(
         classes=(267_735,),
@@ -87,6 +98,12 @@ def axes(preset: str, **chosen: object) -> Axes:
         given["cutoffs"] = ()  # a preset's partitions belong to its vocabularies
     given["also"] = tuple(part for part in PRESETS[preset].also if not part.keys() & given.keys())
     return replace(PRESETS[preset], **given)  # type: ignore[arg-type]
+
+
+def device(preset: str | None) -> str | None:
+    """The device that a preset is made for, where it is not the CPU's."""
+    own = PRESETS[preset].device if preset in PRESETS else "cpu"
+    return None if own == "cpu" else own
 
 
 def cases(axes: Axes) -> list[Case]:

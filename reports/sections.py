@@ -180,9 +180,11 @@ def _efficiency(rows: pd.DataFrame, caption: str) -> Picture:
 
 def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
     """Against batch size where the run varies it, otherwise against vocabulary size."""
-    varied = table[table["n_classes"] == table["n_classes"].max()]
-    free = tables.under(varied, condition.drop(["batch_size"]))
-    by_batch = free["batch_size"].nunique() > 1
+    free = tables.under(table, condition.drop(["batch_size"]))
+    batches = free.groupby(["n_classes", "task", "labels_name"])["batch_size"].transform("nunique")
+    classes = free.loc[batches == batches.max(), "n_classes"].max()
+    by_batch = batches.max() > 1
+    free = free[(batches > 1) & (free["n_classes"] == classes)]
     rows = free if by_batch else tables.under(table, condition)
     axis, word = ("batch_size", "batch size") if by_batch else ("n_classes", "vocabulary size")
     columns = {
@@ -193,9 +195,7 @@ def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
         "impl": ("implementation", text),
         "peak_bytes": ("peak temporary memory", size),
     }
-    caption = (
-        f"{condition_text(condition)}." if not by_batch else f"{count(varied['n_classes'].max())} classes."
-    )
+    caption = f"{condition_text(condition)}." if not by_batch else f"{count(classes)} classes."
     return Picture(
         name="memory",
         title=f"Memory, by {word}",

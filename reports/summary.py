@@ -121,8 +121,8 @@ def _parity(run: Run, table: pd.DataFrame) -> Statement:
     disputed = len(tables.failed_parity(checked, "any"))
     if disputed:
         text = (
-            f"{name} agrees with {peers} in {count(cells - disputed)} of {_cells(cells)}; in the rest it keeps "
-            "the error budget of one reference and exceeds another's."
+            f"{name} agrees with {peers} in {count(cells - disputed)} of {_cells(cells)}; in the rest it "
+            "keeps the error budget of one reference and exceeds another's."
         )
         return Statement(question, "Yes, nearly", text, detail, "mixed", "parity")
     text = f"{name} agrees with {peers} in all {_cells(cells)}."

@@ -19,14 +19,14 @@ def test_the_quick_preset_spans_what_it_promises():
     assert {case.labels for case in cases} == {"zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"}
     assert {case.cutoffs for case in cases if case.n_classes == 267_735} == {(20_000, 60_000)}
     sizes = {(c.n_classes, c.batch_size) for c in cases if c.labels == "zipf:1.0" and c.task == "train"}
-    assert {batch for n_classes, batch in sizes if n_classes == 267_735} == {16, 64, 256}
+    assert {batch for n_classes, batch in sizes if n_classes == 50_000} == {256, 512, 1024}
 
 
 def test_a_presets_smaller_sweeps_follow_what_is_chosen_and_yield_where_it_is_their_own_axis():
     def batches(**chosen):
         return {case.batch_size for case in presets.cases(presets.axes("quick", **chosen))}
 
-    assert batches(dtypes=("bfloat16",)) == {16, 64, 256}
+    assert batches(dtypes=("bfloat16",)) == {256, 512, 1024}
     assert {c.dtype for c in presets.cases(presets.axes("quick", dtypes=("bfloat16",)))} == {"bfloat16"}
     assert batches(batch=(32,)) == {32}
     assert batches(labels=("uniform",)) == {256}
