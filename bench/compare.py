@@ -53,7 +53,7 @@ def compare(
     console = Console()
     cases = presets.cases(suite.AXES["quick"])
     with installed(base) as python:
-        findings = _examine(cases, base, python, threads or usable_cores(), threshold)
+        findings = examine(cases, base, python, threads or usable_cores(), threshold)
     gate_report.show(findings, [], console)
     if junit is not None:
         write(junit, gate_report.junit(findings))
@@ -63,13 +63,17 @@ def compare(
 
 
 @contextmanager
-def installed(revision: str) -> Iterator[str]:
+def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
     """A Python interpreter that imports zipfmax of a revision, as long as the context lasts.
+
+    Args:
+        revision: as git takes it.
+        repository: a checkout; by default the one that this zipfmax is installed from, editable.
 
     Raises:
         UsageError: this is no git checkout, there is no such revision, or it cannot be installed.
     """
-    repository = Path(zipfmax.__file__).resolve().parent.parent
+    repository = repository or Path(zipfmax.__file__).resolve().parent.parent
     commit = _run(
         ["git", "-C", str(repository), "rev-parse", "--verify", f"{revision}^{{commit}}"],
         f"no revision {revision!r} in {repository}",
@@ -114,11 +118,23 @@ def installed(revision: str) -> Iterator[str]:
             )
 
 
-def _examine(cases: Sequence[Case], base: str, python: str, threads: int, threshold: float) -> list[Finding]:
-    """One finding a case; what is slower has been so in two sets of processes."""
-    findings = {case.id: finding for case, finding in _measured(cases, base, python, threads, threshold)}
+def examine(
+    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort = EFFORT
+) -> list[Finding]:
+    """One finding a case; what is slower has been so in two sets of processes.
+
+    Args:
+        cases: to measure.
+        base: what the other revision is called.
+        python: interpreter that imports it.
+        threads: of every worker.
+        threshold: relative slowdown that is let pass.
+        effort: how long to measure each case.
+    """
+    measured = _measured(cases, base, python, threads, threshold, effort)
+    findings = {case.id: finding for case, finding in measured}
     slower = [case for case in cases if findings[case.id].outcome == "slower"]
-    for case, second in _measured(slower, base, python, threads, threshold):
+    for case, second in _measured(slower, base, python, threads, threshold, effort):
         first = findings[case.id]
         words = "again" if second.outcome == "slower" else "not confirmed:"
         findings[case.id] = Finding(
@@ -128,7 +144,7 @@ def _examine(cases: Sequence[Case], base: str, python: str, threads: int, thresh
 
 
 def _measured(
-    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float
+    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort
 ) -> Iterator[tuple[Case, Finding]]:
     if not cases:
         return
@@ -136,8 +152,8 @@ def _measured(
     names = [IMPLEMENTATION, other]
     with Coordinator(names, threads, PROCESSES, pythons={other: python}) as coordinator:
         for case in cases:
-            found = coordinator.prepare(case, names, EFFORT)
-            coordinator.sample(found, EFFORT)
+            found = coordinator.prepare(case, names, effort)
+            coordinator.sample(found, effort)
             yield case, verdict(case, base, found[other], found[IMPLEMENTATION], threshold)
 
 

@@ -6,6 +6,7 @@ all of them alike, and an implementation that dies costs one cell.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -39,6 +40,9 @@ _THREAD_VARIABLES = (
 _SPIN = {"KMP_BLOCKTIME": "1"}
 
 SHORT_S = 0.02
+# A first run below this is followed by another before anything is judged by it: in a fresh process a run of
+# half a millisecond can take 80, and a sample of it would be one run, slower than the median of five.
+PERHAPS_COLD_S = 1.0
 RUNS_OF_A_SHORT_SAMPLE = 5
 
 SPLIT_SHARE = 0.1
@@ -149,9 +153,14 @@ class Measurement:
     reason: str | None = None
     samples: list[Sample] = field(default_factory=list)
     throttled: int = 0
+    replayed: int = 0
+    """Samples that were replays of a CUDA graph."""
     spent_s: float = 0.0
     """Wall time that its samples took, with loading and warming."""
     warm_up_s: float | None = None
+    """Wall time of a process's first run of the case, which is cold."""
+    run_s: float = math.inf
+    """Wall time of the shortest of the runs that came before the samples."""
     rows: list[tuple[int, ...]] = field(default_factory=list)
     work: protocol.Work = field(default_factory=protocol.Work)
     parts: protocol.PartTimes | None = None
@@ -159,7 +168,7 @@ class Measurement:
     @property
     def runs_per_sample(self) -> int:
         """Runs whose median is one sample: several where a run is so short that a neighbour's blink shows."""
-        return RUNS_OF_A_SHORT_SAMPLE if self.warm_up_s is not None and self.warm_up_s < SHORT_S else 1
+        return RUNS_OF_A_SHORT_SAMPLE if self.run_s < SHORT_S else 1
 
     @property
     def ok(self) -> bool:
@@ -188,6 +197,8 @@ class Effort:
     rounds: int | None = None
     precision: float | None = None
     budget_s: float = 60.0
+    replay: bool = False
+    """Whether a GPU's runs are captured in CUDA graphs and replayed, where they can be."""
 
     @property
     def least_rounds(self) -> int:
@@ -312,9 +323,13 @@ class Coordinator:
         if isinstance(reply, protocol.Prepared):
             longest_s = effort.budget_s / effort.least_rounds
             reply = worker.ask(protocol.WarmUp(), longest_s)
+            if isinstance(reply, protocol.Timed):
+                measurement.warm_up_s = reply.wall_s
+                if reply.wall_s < PERHAPS_COLD_S:
+                    reply = worker.ask(protocol.WarmUp(), longest_s)
         match reply:
             case protocol.Timed(_, wall_s):
-                measurement.warm_up_s = wall_s
+                measurement.run_s = min(measurement.run_s, wall_s)
             case protocol.Lacking(reason):
                 measurement.end("skipped", reason)
             case protocol.Failure("over_budget", reason):
@@ -343,9 +358,10 @@ class Coordinator:
 
     def _take_turn(self, worker: Worker, round: int, own: Measurement, effort: Effort) -> None:
         started = time.monotonic()
-        match worker.ask(protocol.Sample(round, own.runs_per_sample), effort.budget_s):
-            case protocol.Timed(seconds, wall_s, rows, throttled):
+        match worker.ask(protocol.Sample(round, own.runs_per_sample, effort.replay), effort.budget_s):
+            case protocol.Timed(seconds, wall_s, rows, throttled, replayed):
                 own.rows.append(rows)
+                own.replayed += replayed
                 if throttled:
                     own.throttled += 1
                 else:

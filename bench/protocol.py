@@ -20,15 +20,19 @@ class Prepare:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Run the prepared case once. Answered by `Timed`; everything is cold, so it is no sample."""
+    """Run the prepared case once. Answered by `Timed`; it may be cold, so it is no sample."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Load the batch of this round and time runs on it. Answered by `Timed`, the median of the runs."""
+    """Load the batch of this round and time runs on it. Answered by `Timed`, the median of the runs.
+
+    With `replay` a GPU's run is captured in a CUDA graph, and replays of it are timed, where it can be.
+    """
 
     round: int
     runs: int = 1
+    replay: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Timed:
     occupancy: tuple[int, ...]
     """Rows of the batch in the shortlist and in each tail."""
     throttled: bool = False
+    replayed: bool = False
+    """Whether replays of a CUDA graph were timed."""
 
 
 @dataclass(frozen=True)

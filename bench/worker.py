@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import math
 import os
 import signal
 import statistics
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class Session:
         self._case: Case | None = None
         self._runner: Runner | None = None
         self._weighed: protocol.Work | None = None
-        self._warm_up_s = 0.0
+        self._run_s = math.inf  # the shortest run of this case so far
+        self._refuses_capture = False
         self._oracle: Any = None
         self._judging: tuple[Case, tuple[str, ...]] | None = None
 
@@ -62,8 +64,8 @@ class Session:
                 return self._prepare(case)
             case protocol.WarmUp():
                 return self._warm_up()
-            case protocol.Sample(round, runs):
-                return self._sample(round, runs)
+            case protocol.Sample(round, runs, replay):
+                return self._sample(round, runs, replay)
             case protocol.Weigh():
                 return self._weigh()
             case protocol.Split(budget_s):
@@ -85,23 +87,41 @@ class Session:
             self._held = held
             gc.collect()
         self._case = case
+        self._run_s = math.inf
+        self._refuses_capture = False
         self._timer = timing.timer_for(case.device)
         return protocol.Prepared()
 
     def _warm_up(self) -> protocol.Timed:
         assert self._runner is not None, "Prepare comes first"
         occupancy = self._load(0)
-        seconds, self._warm_up_s = self._timer(self._runner.run)
-        return protocol.Timed(seconds, self._warm_up_s, occupancy)
+        seconds, wall_s = self._timer(self._runner.run)
+        self._run_s = min(self._run_s, wall_s)
+        return protocol.Timed(seconds, wall_s, occupancy)
 
-    def _sample(self, round: int, runs: int) -> protocol.Timed:
+    def _sample(self, round: int, runs: int, replay: bool) -> protocol.Timed:
         assert self._runner is not None, "Prepare comes first"
         occupancy = self._load(round)
-        if self._warm_up_s < timing.SHORT_RUN_S:
+        if self._run_s < timing.SHORT_RUN_S:
             self._runner.run()
-        times = [self._timer(self._runner.run) for _ in range(runs)]
+        captured = self._captured() if replay else None
+        times = [self._timer(captured or self._runner.run) for _ in range(runs)]
+        throttled = self._timer.throttled()
         seconds, wall_s = (statistics.median(column) for column in zip(*times, strict=True))
-        return protocol.Timed(seconds, wall_s, occupancy)
+        return protocol.Timed(seconds, wall_s, occupancy, throttled, captured is not None)
+
+    def _captured(self) -> Callable[[], None] | None:
+        """The loaded batch's run as a CUDA graph, or None where there is no GPU or it cannot be captured."""
+        assert self._runner is not None
+        assert self._case is not None
+        if self._refuses_capture or torch.device(self._case.device).type != "cuda":
+            return None
+        try:
+            return timing.replayed(self._runner.run)
+        except RuntimeError:
+            traceback.print_exc()  # to the workers' log: a peer that synchronises is timed as it is
+            self._refuses_capture = True
+            return None
 
     def _weigh(self) -> protocol.Work:
         from zipfmax.bench import work

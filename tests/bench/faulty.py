@@ -35,6 +35,18 @@ class Slow(Sound):
         return super().forward(input, target)
 
 
+class Cold(Sound):
+    """Takes 100 ms more the first time."""
+
+    runs = 0
+
+    def forward(self, input, target):
+        Cold.runs += 1
+        if Cold.runs == 1:
+            time.sleep(0.1)
+        return super().forward(input, target)
+
+
 class Hangs(Sound):
     def forward(self, input, target):
         time.sleep(600)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import shutil
+import subprocess
+from pathlib import Path
 
-from zipfmax.bench.compare import installed, verdict
-from zipfmax.bench.coordinator import Measurement, Sample
+import pytest
+import torch
+
+import zipfmax
+from zipfmax.bench.compare import examine, installed, verdict
+from zipfmax.bench.coordinator import Effort, Measurement, Sample
 from zipfmax.bench.protocol import Work
 from zipfmax.errors import UsageError
 from zipfmax.reference.case import Case
@@ -49,3 +55,59 @@ def test_a_revision_that_cannot_run_fails_by_name():
 def test_an_unknown_revision_is_refused():
     with pytest.raises(UsageError, match="no revision 'nowhere'"), installed("nowhere"):
         raise AssertionError("it has been installed")
+
+
+@pytest.fixture
+def other_revision(tmp_path):
+    """A checkout whose commit is this code, but for a layer that waits for its loss in every forward."""
+    checkout = Path(zipfmax.__file__).resolve().parent.parent
+    if not (checkout / "pyproject.toml").exists():
+        pytest.skip("zipfmax is installed from a wheel: there is no source to make a revision of")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("impl", "reference", "bench", "reports"):
+        shutil.copytree(checkout / name, repository / name, ignore=shutil.ignore_patterns("published", "out"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(checkout / name, repository / name)
+    layer = repository / "impl" / "module.py"
+    layer.write_text(
+        layer.read_text()
+        + """
+
+_forward = AdaptiveLogSoftmaxWithLoss.forward
+
+
+def _waiting(self, input, target):
+    result = _forward(self, input, target)
+    result.loss.detach().item()
+    return result
+
+
+AdaptiveLogSoftmaxWithLoss.forward = _waiting
+"""
+    )
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "waits"],
+    ):
+        subprocess.run(["git", "-C", repository, *command], check=True, capture_output=True)
+    return repository
+
+
+def test_another_revision_is_installed_and_measured_beside_this_one(other_revision):
+    with installed("HEAD", other_revision) as python:
+        where = subprocess.run(
+            [python, "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],
+            check=True, capture_output=True, text=True, cwd="/",
+        ).stdout.split()  # fmt: skip
+        (finding,) = examine([CASE], "base", python, 1, 0.99, Effort(rounds=3))
+    assert Path(where[0]).is_relative_to(Path(python).parent.parent)
+    assert where[1] == torch.__version__
+    assert not finding.failed, finding.text
+    assert "launches" in finding.text
+    assert "synchronisations" in finding.text
+    worktrees = subprocess.run(
+        ["git", "-C", other_revision, "worktree", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    assert len(worktrees.splitlines()) == 1

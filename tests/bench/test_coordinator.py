@@ -49,7 +49,7 @@ def test_a_worker_in_trouble_costs_its_own_cell_and_is_replaced(name, status, re
 
 
 def test_a_worker_that_dies_between_samples_ends_its_cell_and_serves_the_next():
-    name = faulty("DiesAtTheThirdRun")  # warm-up, then an untimed and a timed run in the first round
+    name = faulty("DiesAtTheThirdRun")  # two warm-ups, then the untimed run of the first round
     with Coordinator([name, "torch"], threads=1) as coordinator:
         found = measure(coordinator, [name, "torch"])
         assert found[name].status == "failed"
@@ -88,6 +88,14 @@ def test_a_slow_implementation_leaves_the_rounds_before_a_fast_one():
         found = measure(coordinator, names, effort=effort)
     assert len(found["torch"].samples) == 12
     assert 2 <= len(found[faulty("Slow")].samples) < 12
+
+
+def test_a_cold_first_run_does_not_decide_how_a_short_one_is_sampled():
+    name = faulty("Cold")
+    with Coordinator([name, "torch"], threads=1) as coordinator:
+        found = measure(coordinator, [name, "torch"])
+    assert found[name].warm_up_s >= 0.1
+    assert found[name].runs_per_sample == found["torch"].runs_per_sample > 1
 
 
 def test_a_case_that_an_implementation_lacks_is_skipped_with_the_reason():

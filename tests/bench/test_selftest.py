@@ -1,0 +1,100 @@
+"""The gate's self-test counts what the gate does, for the cell and the reason that it was planted for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from zipfmax.bench import selftest
+from zipfmax.bench.judge import Finding
+from zipfmax.bench.selftest import CASES, KINDS, OURS, Kind
+from zipfmax.reference.rundir import RunDirectory
+
+KIND = {kind.name: kind for kind in KINDS}
+SAME, SLOWER = KIND["the same code"], KIND["one cell made 10 % slower"]
+TEMPORARY, CONTROL = KIND["one more temporary"], KIND["a layer with nothing planted"]
+
+
+def found(outcome: str, kind: Kind = TEMPORARY, cell: int = 0, text: str = "peak_bytes 1 -> 2") -> Finding:
+    return Finding(CASES[cell].id, kind.stand_in, outcome, text)
+
+
+def test_the_figures_are_those_that_were_asked_for():
+    assert (SAME.runs, SLOWER.runs) == (200, 40)
+    assert {kind.name for kind in KINDS if kind.required == "all"} == {
+        "one more temporary", "one more host synchronisation", "a renamed cell",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "failures", "holds"),
+    [
+        (SAME, 0, True), (SAME, 2, True), (SAME, 3, False), (SLOWER, 38, True), (SLOWER, 37, False),
+        (TEMPORARY, 5, True), (TEMPORARY, 4, False), (CONTROL, 0, True), (CONTROL, 1, False),
+    ],
+)  # fmt: skip
+def test_a_score_holds_up_to_its_bound(kind, failures, holds):
+    runs = [True] * failures + [False] * (kind.runs - failures)
+    assert selftest.score(kind, runs).holds == holds
+
+
+def test_any_failing_cell_is_a_false_alarm():
+    ours = [Finding(case.id, OURS, "ok", "") for case in CASES]
+    assert not selftest.failed(SAME, ours)
+    assert selftest.failed(SAME, [*ours, Finding(CASES[1].id, "zipfmax:eager", "slower", "")])
+
+
+@pytest.mark.parametrize(
+    ("finding", "caught"),
+    [
+        (found("changed"), True),
+        (found("slower"), False),  # it failed, and for another reason
+        (found("changed", text="flops 1 -> 2"), False),
+        (found("changed", cell=1), False),
+        (found("changed", kind=SAME), False),
+    ],
+)
+def test_a_fault_counts_as_caught_in_its_own_cell_and_for_its_own_reason(finding, caught):
+    assert selftest.failed(TEMPORARY, [finding]) == caught
+
+
+def test_what_is_timed_stands_side_by_side_so_that_a_cut_leaves_some_of_each():
+    order = selftest.schedule(KINDS)
+    assert len(order) == len(set(order)) == sum(kind.runs for kind in KINDS)
+    timed = [kind for kind, _ in order if kind.timed]
+    half = timed[: len(timed) // 2]
+    assert [kind for kind, _ in order[: len(order) - len(timed)] if kind.timed] == []
+    assert half.count(SAME) == pytest.approx(100, abs=1)
+    assert half.count(SLOWER) == pytest.approx(20, abs=1)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """One process a side and three samples: enough for what is counted."""
+    monkeypatch.setattr(selftest, "PROCESSES", 1)
+    monkeypatch.setattr(selftest, "REFERENCES", ("limit",))
+    effort = replace(selftest.AXES.effort, rounds=3)
+    monkeypatch.setattr(selftest, "AXES", replace(selftest.AXES, effort=effort))
+    monkeypatch.setattr(
+        selftest, "measure_again", lambda found: lambda keys: {key: found[key] for key in keys}
+    )
+
+
+def test_a_resumed_self_test_does_what_is_left_and_keeps_the_rest(tmp_path, small, monkeypatch):
+    kinds = [replace(TEMPORARY, runs=1), replace(KIND["a renamed cell"], runs=2)]
+    assert selftest.self_test(tmp_path / "run", kinds=kinds[:1]) == 0
+    directory = RunDirectory(tmp_path / "run")
+    (first,) = directory.records(selftest.RUNS)
+    assert "peak_bytes" in first["said"][0]["text"]
+    measured = []
+    gate_run = selftest.Bench.gate_run
+    monkeypatch.setattr(
+        selftest.Bench, "gate_run", lambda bench, kind: measured.append(kind.name) or gate_run(bench, kind)
+    )
+    assert selftest.self_test(tmp_path / "run", resume=True, kinds=kinds) == 0
+    assert measured == ["a renamed cell"] * 2
+    assert directory.records(selftest.RUNS)[0] == first
+    scores = {line["kind"]: line for line in directory.records("selftest")}
+    assert [scores[kind.name]["failed"] for kind in kinds] == [1, 2]
+    assert all(line["holds"] for line in scores.values())
