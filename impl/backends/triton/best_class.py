@@ -6,7 +6,10 @@ vocabulary past them for its best class and its log-sum-exp:
 
     score(tail i) = z_slot_i + max_v s_v - log sum_v exp s_v        against        max z of the shortlist
 
-FLOPs: 2 N d head_size, and 2 K V_i for each undecided row and tail; bytes as in the forward passes.
+FLOPs: 2 N d head_size, and 2 K V_i and V_i exponentials for each undecided row and tail. Bytes: the head's
+logits are written and read once, 4 N head_size in half precision; the tails' reach no memory. On an H100, for
+16384 rows of 1024 and a head of 20,002, the head takes 1.0 ms and is bound by the tensor cores; were all rows
+undecided, 247,735 classes would take 1.1 ms of exponentials.
 """
 
 from __future__ import annotations
