@@ -18,28 +18,32 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cases import check, draw, mapped, run
 
 LAYOUT = ClusterLayout(24, 90, (10, 23, 60), 2.0)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_rows", [0, 1, 15, 16, 17, 127, 128, 129, 211])
-def test_any_number_of_rows(n_rows: int, device: torch.device) -> None:
-    check(LAYOUT, *draw(LAYOUT, n_rows, torch.float32, device))
+def test_any_number_of_rows(n_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    check(LAYOUT, *draw(LAYOUT, n_rows, dtype, device))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tail", [1, 15, 16, 17, 127, 128, 129, 251])
-def test_any_number_of_classes(tail: int, device: torch.device) -> None:
+def test_any_number_of_classes(tail: int, dtype: torch.dtype, device: torch.device) -> None:
     layout = ClusterLayout(16, 7 + tail + 1, (7, 7 + tail), 2.0)
-    check(layout, *draw(layout, 37, torch.float32, device, biased=True))
+    check(layout, *draw(layout, 37, dtype, device, biased=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [0, 1, 5, 8, 16, 48, 64, 192, 256, 300])
-def test_any_projection_size(width: int, device: torch.device) -> None:
+def test_any_projection_size(width: int, dtype: torch.dtype, device: torch.device) -> None:
     div = 300 / (width + 0.5)
     layout = ClusterLayout(300, 60, (9,), div)
     assert layout.tails[0].projection_size == width
-    check(layout, *draw(layout, 21, torch.float32, device, biased=True))
+    check(layout, *draw(layout, 21, dtype, device, biased=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
 def test_every_dtype(dtype: torch.dtype, biased: bool, device: torch.device) -> None:
     weights, hidden, target = draw(LAYOUT, 140, dtype, device, biased=biased)
@@ -197,8 +201,9 @@ def test_any_layout(data: st.DataObject) -> None:
         tuple(sorted(cutoffs)),
         data.draw(st.sampled_from([1.0, 1.5, 4.0])),
     )
+    dtype = data.draw(st.sampled_from(DTYPES))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights, hidden, target = draw(
-        layout, data.draw(st.integers(1, 70)), torch.float32, device, biased=data.draw(st.booleans())
+        layout, data.draw(st.integers(1, 70)), dtype, device, biased=data.draw(st.booleans())
     )
     check(layout, weights, hidden, target)
