@@ -1,4 +1,9 @@
-"""`zipfmax verify`: every implementation on every case of a grid, against every reference."""
+"""`zipfmax verify`: every implementation on every case of a grid, against every reference.
+
+The GPU kernels can be verified without a GPU: `TRITON_INTERPRET=1 zipfmax verify --impl zipfmax:triton` runs
+the float32 cells of the quick grid through Triton's interpreter, in about a minute, and tells why the others
+are skipped.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from zipfmax import backends
+from zipfmax.errors import UsageError
 from zipfmax.reference import grid as grids
-from zipfmax.reference import registry
+from zipfmax.reference import registry, saved
 from zipfmax.reference.case import Case
 from zipfmax.reference.implementation import Implementation
 from zipfmax.reference.parity import WHOLE, Oracle, Record, fault
 from zipfmax.reference.rundir import RunDirectory
 
 REFERENCES = ("definition", "torch", "paddle")
+PRECISIONS = ("highest", "high", "medium")
 INTERRUPTED = 130
 WIDTH = 120
 """Columns of a table that goes to a file."""
@@ -35,6 +43,10 @@ class Options:
     against: tuple[str, ...] = ()
     cells: str | None = None
     device: str = "cpu"
+    dtypes: tuple[str, ...] = ()
+    """In place of the grid's own; empty keeps them."""
+    matmul_precision: str = "highest"
+    """torch's of float32 products. Below "highest" the definition is no fair reference: torch is."""
 
     def implementations(self) -> tuple[str, ...]:
         """The names to put to the test; on a CPU without Triton's backend, which needs a GPU."""
@@ -54,11 +66,19 @@ class Options:
             words += ["--against", name]
         if self.device != "cpu":
             words += ["--device", self.device]
+        for dtype in self.dtypes:
+            words += ["--dtype", dtype]
+        if self.matmul_precision != "highest":
+            words += ["--matmul-precision", self.matmul_precision]
         return shlex.join(words)
 
 
-def run(options: Options, out: Path | None = None, resume: bool = False) -> int:
+def run(
+    options: Options, out: Path | None = None, resume: bool = False, save_results: Path | None = None
+) -> int:
     """Verify, show the table and the failures, and leave `parity.jsonl` in `out`.
+
+    With `save_results`, what the one implementation computed is kept there, for `saved:DIR` elsewhere.
 
     Returns:
         0 where every cell holds, 1 where one fails, 130 where it was interrupted.
@@ -69,15 +89,22 @@ def run(options: Options, out: Path | None = None, resume: bool = False) -> int:
     implementations = [registry.implementation(name) for name in options.implementations()]
     for name in options.references():
         registry.implementation(name)
-    cases = grids.grid(options.grid, options.device)
+    if options.matmul_precision not in PRECISIONS:
+        raise UsageError(
+            f"unknown precision {options.matmul_precision!r}; choose one of: {', '.join(PRECISIONS)}"
+        )
+    torch.set_float32_matmul_precision(options.matmul_precision)
+    cases = grids.grid(options.grid, options.device, options.dtypes)
     if options.cells is not None:
         cases = grids.matching(cases, options.cells)
+    if save_results is not None and len(implementations) != 1:
+        raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
     directory = None if out is None else RunDirectory.create(out, arguments, resume)
     tally = Tally()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
-        for record in _records(cases, implementations, options.references(), directory):
+        for record in _records(cases, implementations, options.references(), directory, save_results):
             tally.add(record)
     except KeyboardInterrupt:
         hint = f"; go on with --out {out} --resume" if out is not None else ""
@@ -92,6 +119,7 @@ def _records(
     implementations: Sequence[Implementation],
     against: Sequence[str],
     directory: RunDirectory | None,
+    save_results: Path | None,
 ) -> Iterable[Record]:
     """Records of every cell: those that the directory already holds, then the others as they are made."""
     wanted = {(case.id, implementation.name) for case in cases for implementation in implementations}
@@ -121,6 +149,8 @@ def _records(
                 if (case.id, implementation.name) in finished:
                     continue
                 records = oracle.check(implementation)
+                if save_results is not None and all(r["tensor"] != WHOLE for r in records):
+                    saved.save(save_results, case, implementation, oracle.inputs)
                 if directory is not None:
                     directory.append_all("parity", records)
                 failed += any(record["status"] == "fail" for record in records)

@@ -70,6 +70,33 @@ def test_a_full_graph_gives_eager_modes_results_and_gradients(options):
         torch.testing.assert_close(found, expected)
 
 
+def reported_program(layer_class, backend):
+    """The program of pytorch#194765, whose targets all lie in the shortlist: compiled, then as it is."""
+    torch.manual_seed(0)
+    module = layer_class(in_features=8, n_classes=20, cutoffs=[5, 10])
+    hidden, target = torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    return [step(module, hidden, target, call) for call in (compiled, module)]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_reported_program_compiles_in_one_graph_forward_and_backward(backend):
+    for found, expected in zip(*reported_program(AdaptiveLogSoftmaxWithLoss, backend), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_torchs_layer_fails_on_the_reported_program(backend):
+    try:
+        reported_program(nn.AdaptiveLogSoftmaxWithLoss, backend)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        fault = str(error)
+    else:
+        pytest.skip(f"torch {torch.__version__} compiles its own layer in one graph")
+    assert "data-dependent" in fault
+    assert "row_indices.numel()" in fault
+
+
 def test_inductor_compiles_a_model_around_the_layer_in_one_graph():
     class Model(nn.Module):
         def __init__(self):

@@ -1,5 +1,7 @@
 import json
+import os
 import shlex
+import subprocess
 import sys
 import textwrap
 
@@ -166,3 +168,50 @@ def test_by_default_every_backend_of_the_device_is_verified():
     assert "zipfmax:eager" in names
     assert "zipfmax:triton" not in names
     assert "zipfmax:triton" in verify.Options(device="cuda").implementations()
+
+
+@pytest.mark.parametrize(
+    ("grid", "cells", "dtype"),
+    [
+        ("quick", "V60-*-div2-bias", "float32"),
+        ("full", "V97-*-div1.5-bias-bfloat16", "bfloat16"),
+        ("full", "V97-*-div1.5-bias-float16", "float16"),
+    ],
+)
+def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tmp_path):
+    pytest.importorskip("triton")
+    command = [
+        "verify",
+        "--grid",
+        grid,
+        "--cells",
+        cells,
+        "--impl",
+        "zipfmax:triton",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "zipfmax", *command, "--against", "definition", "--against", "torch"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr
+    records = RunDirectory(tmp_path / "run").records("parity")
+    passed = {(r["tensor"], r["against"]) for r in records if r["status"] == "pass"}
+    for tensor in (
+        "output",
+        "loss",
+        "grad.input",
+        "grad.head.bias",
+        "grad.tail.2.1.weight",
+        "log_prob",
+        "predict",
+    ):
+        assert {(tensor, "definition"), (tensor, "torch")} <= passed
+    skipped = [r for r in records if r["status"] == "skipped"]
+    assert all(r["dtype"] == "float64" and "not in float64" in r["reason"] for r in skipped)
+    assert {r["dtype"] for r in records if r["status"] == "pass"} == {dtype}
