@@ -343,7 +343,7 @@ class Coordinator:
 
     def _split(self, worker: Worker, measurement: Measurement, effort: Effort) -> None:
         share_s = SPLIT_SHARE * effort.seconds
-        match worker.ask(protocol.Split(share_s), effort.budget_s + _ALLOWANCE_S):
+        match worker.ask(protocol.Split(share_s, measurement.replayed > 0), effort.budget_s + _ALLOWANCE_S):
             case protocol.PartTimes() as parts:
                 measurement.parts = parts
             case protocol.Failure(status, reason):

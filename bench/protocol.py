@@ -45,6 +45,8 @@ class Split:
     """Time head and tails apart, for about so many seconds. Answered by `PartTimes`."""
 
     budget_s: float
+    replay: bool = False
+    """As in `Sample`."""
 
 
 @dataclass(frozen=True)

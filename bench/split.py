@@ -8,6 +8,7 @@ that tail. Parts that run apart need not add up to the whole step, which is time
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,7 +26,13 @@ TASKS = ("forward", "train")
 LEAST_PASSES, MOST_PASSES = 3, 9
 
 
-def split(runner: Runner, case: Case, timer: Timer, budget_s: float) -> PartTimes:
+Run = Callable[[], None]
+Capture = Callable[[], Run | None]
+
+
+def split(
+    runner: Runner, case: Case, timer: Timer, budget_s: float, capture: Capture | None = None
+) -> PartTimes:
     """Seconds of the whole step, of its head and of each tail, on the case's first batch.
 
     Every pass times all of them, so that a drift of the machine meets them alike. The fastest of the passes
@@ -36,6 +43,7 @@ def split(runner: Runner, case: Case, timer: Timer, budget_s: float) -> PartTime
         case: its task is one of `TASKS`.
         timer: of the case's device.
         budget_s: no pass beyond the least number of them begins later than this.
+        capture: makes a CUDA graph of the loaded batch's run, where the samples were replays of one.
     """
     hidden, target = draw_batch(case, 0)
     rows = np.bincount(case.layout.parts(target), minlength=1 + case.layout.n_clusters)
@@ -49,7 +57,7 @@ def split(runner: Runner, case: Case, timer: Timer, budget_s: float) -> PartTime
         if isinstance(runner, LimitRunner):
             passes.append([timer(run)[0] for run in (runner.run, *runner.parts())])
         else:
-            passes.append(_steps(runner, case.layout, hidden, target, used, timer))
+            passes.append(_steps(runner, case.layout, hidden, target, used, timer, capture))
     whole, head, *tails = np.min(passes, axis=0).tolist()
     if not isinstance(runner, LimitRunner):
         tails = [seconds - head for seconds in tails]
@@ -66,12 +74,18 @@ def keep_tail(layout: ClusterLayout, target: Labels, tail: int | None) -> Labels
 
 
 def _steps(
-    runner: Runner, layout: ClusterLayout, hidden: Array, target: Labels, used: list[int], timer: Timer
+    runner: Runner,
+    layout: ClusterLayout,
+    hidden: Array,
+    target: Labels,
+    used: list[int],
+    timer: Timer,
+    capture: Capture | None,
 ) -> list[float]:
     """Seconds of the whole step, of the head alone, and of the head with each tail in use."""
     seconds = []
-    for tail in (None, *used):
-        runner.load(hidden, keep_tail(layout, target, tail))
-        seconds.append(timer(runner.run)[0])
-    runner.load(hidden, target)
-    return [timer(runner.run)[0], *seconds]
+    for labels in (*(keep_tail(layout, target, tail) for tail in (None, *used)), target):
+        runner.load(hidden, labels)
+        run = capture() if capture is not None else None
+        seconds.append(timer(run or runner.run)[0])
+    return [seconds[-1], *seconds[:-1]]

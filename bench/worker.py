@@ -68,8 +68,8 @@ class Session:
                 return self._sample(round, runs, replay)
             case protocol.Weigh():
                 return self._weigh()
-            case protocol.Split(budget_s):
-                return self._split(budget_s)
+            case protocol.Split(budget_s, replay):
+                return self._split(budget_s, replay)
             case protocol.CheckParity(name, case):
                 return self._check_parity(name, case)
 
@@ -135,12 +135,12 @@ class Session:
         self._weighed = work.count(self._runner.run, self._case.device)
         return self._weighed
 
-    def _split(self, budget_s: float) -> protocol.PartTimes:
+    def _split(self, budget_s: float, replay: bool) -> protocol.PartTimes:
         from zipfmax.bench.split import split
 
         assert self._runner is not None, "Prepare comes first"
         assert self._case is not None
-        return split(self._runner, self._case, self._timer, budget_s)
+        return split(self._runner, self._case, self._timer, budget_s, self._captured if replay else None)
 
     def _check_parity(self, name: str, case: Case) -> protocol.Reply:
         from zipfmax.reference.parity import Oracle

@@ -71,6 +71,18 @@ def test_the_fastest_pass_counts():
     assert HEAD_S <= noisy.parts_s[0] < 1.05 * HEAD_S
 
 
+def test_where_the_samples_were_replays_every_part_is_captured_anew():
+    runner, captured = Metered(CASE), []
+
+    def capture():
+        captured.append(runner.seconds)
+        return lambda: captured[-1]
+
+    found = split(runner, CASE, lambda run: (run(), 0.0), 0.0, capture)
+    assert found.parts_s[0] == HEAD_S
+    assert len(captured) == LEAST_PASSES * 5  # the head, three tails, the whole
+
+
 @given(
     cutoffs=st.sets(st.integers(1, 49), min_size=1, max_size=5),
     labels=st.lists(st.integers(0, 49), min_size=1, max_size=40),
