@@ -73,11 +73,18 @@ def counted(run: Callable[[], None]) -> int:
 
 
 def register() -> None:
-    """Tell torch's counter about every operator of zipfmax that this process has loaded."""
+    """Tell torch's counter about zipfmax's operators that this process has loaded, and oneDNN's linear."""
     for name, formula in _FORMULAS.items():
         operator = getattr(torch.ops.zipfmax, name, None)
         if operator is not None and operator not in flop_registry:
             register_flop_formula(operator, get_raw=True)(formula)
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if linear is not None and linear not in flop_registry:
+        register_flop_formula(linear, get_raw=True)(_linear)
+
+
+def _linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * x.numel() * weight.shape[0]
 
 
 def _nll(

@@ -2,8 +2,9 @@
 
 Three products for training (logits, gradient of the input, gradient of the weight) and one for a forward, of
 the head, of each projection and of each tail's output, at the rows that the loaded batch really gives each
-cluster; plus one exponential a logit. Into buffers that exist and are warm, in the case's dtype, by torch:
-nothing is allocated, gathered, reduced or normalised.
+cluster; plus one exponential a logit. In the case's dtype, by torch, into buffers that exist and are warm;
+where oneDNN's product is the faster one (see `zipfmax.backends.tiled_products`), it takes that one's place.
+Nothing is gathered, reduced or normalised.
 
 The limit is a measurement like any other: it takes its turn among the implementations, in its own process.
 """
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zipfmax.backends.tiled_cluster import MIN_BLOCK_ROWS
+from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear
 from zipfmax.clusters import ClusterLayout
 from zipfmax.reference.case import Case
 from zipfmax.reference.implementation import Array, Family, Inputs, Labels, Results
@@ -26,6 +29,9 @@ from zipfmax.reference.torch_nn import missing_device, torch_dtype
 
 # Of a buffer that stays in a CPU's cache, 4 MiB in float32, and is still long for a GPU's launch.
 _CHUNK_ELEMENTS = 2**20
+# Of a new tensor of logits: larger ones are given back to the system each time, and their pages cost more
+# than the product.
+_TILE_BYTES = 24 * 2**20
 
 
 class Product(NamedTuple):
@@ -119,14 +125,26 @@ class LimitRunner:
         for position in positions:
             product, x = self._products[position], self._inputs[position]
             weight, grad_weight = self._weights[product.outputs, product.inputs]
-            z = self._logits[: product.rows * product.outputs].view(product.rows, product.outputs)
-            torch.mm(x, weight.t(), out=z)
-            if product.makes_logits:
-                for chunk in torch.split(z.view(-1), _CHUNK_ELEMENTS):
-                    torch.exp(chunk, out=self._exponentials[: chunk.numel()])
-            if self._case.task == "train":
-                torch.mm(z, weight, out=self._input_gradients[position])
-                torch.mm(z.t(), x, out=grad_weight)
+            grad_x = self._input_gradients[position]
+            block = max(1, product.rows)
+            if has_faster_linear(x, product.outputs):
+                block = max(MIN_BLOCK_ROWS, _TILE_BYTES // (product.outputs * x.element_size()))
+            for start in range(0, product.rows, block):
+                rows = slice(start, start + block)
+                z = self._product(x[rows], weight)
+                if product.makes_logits:
+                    for chunk in torch.split(z.view(-1), _CHUNK_ELEMENTS):
+                        torch.exp2(chunk, out=self._exponentials[: chunk.numel()])
+                if self._case.task == "train":
+                    add_product(grad_x[rows], z, weight, alpha=1.0, beta=0)
+                    add_product(grad_weight, z.t(), x[rows], alpha=1.0, beta=int(start > 0))
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x times weight transposed: into the warm buffer, or a tile of its own from the faster library."""
+        if has_faster_linear(x, weight.shape[0]):
+            return linear(x, weight)
+        z = self._logits[: x.shape[0] * weight.shape[0]].view(x.shape[0], weight.shape[0])
+        return torch.mm(x, weight.t(), out=z)
 
     def results(self) -> Results:
         """Nothing."""

@@ -46,14 +46,14 @@ def test_a_row_holds_ratios_against_the_same_cases_rivals():
     case = some_cases()[0]
     text = markdown(rows(lines_of(case, 0.005, 0.010, 0.015)))
     cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
-    assert " ".join(cells) == "train float32 10,000 256 512 1.0 5.0 10.0 2.00 3.00 4.0 0.80 3 30"
+    assert " ".join(cells) == "train float32 10,000 256 512 1.0 5.0 10.0 2.00 3.00 4.0 2.50 0.80 3 30"
 
 
 def test_an_unmeasured_rival_leaves_its_cells_empty():
     case = some_cases()[0]
     text = markdown(rows(lines_of(case, 0.005, None)))
     cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
-    assert cells[7:10] == ["", "", ""]
+    assert cells[7:12] == ["", "", "", "4.0", ""]
 
 
 def test_the_summary_is_the_geometric_mean_and_the_extremes():
@@ -62,6 +62,7 @@ def test_the_summary_is_the_geometric_mean_and_the_extremes():
     said = summary(rows(lines))
     assert "train float32 against torch: 2.00x in the geometric mean of 3 cells, 1.00x to 4.00x" in said
     assert "train float32 efficiency for d >= 512: 0.40 to 0.80" in said
+    assert "train float32, torch / limit: 3.97 in the geometric mean, 2.50 to 10.00" in said
 
 
 def test_an_unknown_vocabulary_is_wrong_use(tmp_path):
