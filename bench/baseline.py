@@ -87,5 +87,22 @@ def read(file: Path) -> Baseline:
     for number, line in enumerate(lines[1:], start=2):
         if not isinstance(line, dict) or not {"case", "impl"} <= line.keys():
             raise UsageError(f"baseline {file}, line {number}: a cell has a case and an impl")
+        if wrong := [name for name, value in line.items() if not _sound(name, value)]:
+            raise UsageError(f"baseline {file}, line {number}: {wrong[0]} is {line[wrong[0]]!r}")
         cells[line["case"], line["impl"]] = line
+    if not cells:
+        raise UsageError(f"baseline {file} has no cell")
     return Baseline(cells, lines[0])
+
+
+def _sound(name: str, value: object) -> bool:
+    """Whether a field of a cell is of its kind: text, a count, or a ratio with its bounds, if it has any."""
+    if name in FIGURES:
+        return isinstance(value, int)
+    if name.startswith("speedup_vs_"):
+        return (
+            isinstance(value, list)
+            and len(value) == 3
+            and all(bound is None or (isinstance(bound, int | float) and bound > 0) for bound in value)
+        )
+    return isinstance(value, str)

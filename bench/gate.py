@@ -131,8 +131,15 @@ def read_run(source: Path) -> Run:
     """
     run = _read_directory(source) if source.is_dir() else _read_benchmark_json(source)
     if not run.records:
-        raise UsageError(f"{source} holds no timing")
+        raise UsageError("; ".join([f"{source} holds no timing", *run.notes]))
     return run
+
+
+def _by_key(source: Path, lines: Sequence[Any]) -> dict[Key, Record]:
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not {"case", "impl", "status"} <= line.keys():
+            raise UsageError(f"{source}: timing {number} lacks a case, an impl or a status")
+    return {(line["case"], line["impl"]): line for line in lines}
 
 
 def _read_directory(source: Path) -> Run:
@@ -140,11 +147,9 @@ def _read_directory(source: Path) -> Run:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lines = directory.records("timings")
-    return Run(
-        {(line["case"], line["impl"]): line for line in lines},
-        machine_of(directory.run["machine"], directory.run["versions"], lines),
-        [str(warning.message) for warning in caught],
-    )
+    found = _by_key(source, lines)
+    machine = machine_of(directory.run.get("machine", {}), directory.run.get("versions", {}), lines)
+    return Run(found, machine, [str(warning.message) for warning in caught])
 
 
 def _read_benchmark_json(source: Path) -> Run:
@@ -152,14 +157,17 @@ def _read_benchmark_json(source: Path) -> Run:
         content = json.loads(source.read_text())
         lines = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
         about = content["machine_info"]["zipfmax"]
-        found = {(line["case"], line["impl"]): line for line in lines}
+        versions = about["versions"]
     except FileNotFoundError:
         raise UsageError(f"no run at {source}: expected a folder with {RUN_FILE}, or a JSON file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{source} cannot be read: {error}") from error
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise UsageError(f"{source} is no JSON of `pytest --benchmark`: {error} is missing") from error
-    return Run(found, machine_of(about, about["versions"], lines), [])
+    except TypeError as error:
+        raise UsageError(f"{source} is no JSON of `pytest --benchmark`") from error
+    found = _by_key(source, lines)
+    return Run(found, machine_of(about, versions, lines), [])
 
 
 def machine_of(

@@ -68,7 +68,7 @@ def judge(cell: Mapping[str, Any], record: Mapping[str, Any] | None, threshold: 
     if record is None:
         return Finding(case, impl, "missing", "the run has no such cell")
     if record["status"] != "ok":
-        return Finding(case, impl, "unmeasured", f"{record['status']}: {record['reason']}")
+        return Finding(case, impl, "unmeasured", f"{record['status']}: {record.get('reason')}")
     differences = [
         f"{figure} {cell[figure]:,} -> {_number(record.get(figure))}"
         for figure in FIGURES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -154,6 +155,10 @@ def test_peers_are_not_kept_and_the_file_reads_back_sorted(tmp_path):
         ('{"format": 99}', "format 99; this zipfmax reads 1"),
         ("{", "cannot be read"),
         ('{"format": 1}\n{"case": 3}', "line 2"),
+        ('{"format": 1}\n{"case": "a", "impl": "b", "flops": "many"}', "line 2: flops is 'many'"),
+        ('{"format": 1}\n{"case": "a", "impl": "b", "speedup_vs_torch": 3}', "line 2: speedup_vs_torch is 3"),
+        ('{"format": 1}\n{"case": "a", "impl": "b", "speedup_vs_torch": [1, 0, 2]}', "speedup_vs_torch is"),
+        ('{"format": 1}\n', "has no cell"),
     ],
 )
 def test_a_file_that_is_no_baseline_is_refused_in_one_line(tmp_path, content, words):
@@ -229,7 +234,17 @@ def test_a_benchmark_json_is_read_like_a_run_directory(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "cannot be read"), ("{}", "no JSON of `pytest --benchmark`"), (None, "no run at")],
+    [
+        ("{", "cannot be read"),
+        ("{}", "no JSON of `pytest --benchmark`: 'benchmarks' is missing"),
+        ("[]", "no JSON of `pytest --benchmark`"),
+        ('{"benchmarks": [], "machine_info": {"zipfmax": {"versions": {}}}}', "holds no timing"),
+        (
+            '{"benchmarks": [{"extra_info": {}}], "machine_info": {"zipfmax": {"versions": {}}}}',
+            "lacks a case",
+        ),
+        (None, "no run at"),
+    ],
 )
 def test_what_is_no_run_ends_with_status_2(tmp_path, content, words):
     file = tmp_path / "benchmark.json"
@@ -244,6 +259,41 @@ def test_an_empty_run_ends_with_status_2(tmp_path):
     RunDirectory.create(tmp_path / "run", {})
     status, message = invoke(tmp_path / "run", "--baseline", tmp_path / "b")
     assert (status, "holds no timing" in message) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("timings", "words"),
+    [
+        ('{"case": "tra', "holds no timing; .*half-written last line"),
+        ('{"case": "tra\n{"case": "a", "impl": "b"}\n', "line 1 is not JSON"),
+        ('{"case": "a", "impl": "b"}\n', "timing 1 lacks a case, an impl or a status"),
+        ("[1]\n", "timing 1 lacks"),
+    ],
+)
+def test_a_truncated_or_foreign_run_ends_with_status_2(tmp_path, timings, words):
+    directory = RunDirectory.create(tmp_path / "run", {})
+    (directory.path / "timings.jsonl").write_text(timings)
+    status, message = invoke(directory.path, "--baseline", tmp_path / "b")
+    assert status == 2
+    assert re.search(words, message)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--self-test", "--baseline", "b"],
+        ["--self-test", "run"],
+        ["--self-test", "--resume"],
+        ["run", "--resume"],
+        ["run", "--baseline", "b", "--out", "c"],
+        [],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments):
+    status, message = invoke(*arguments)
+    assert status == 2
+    assert "--self-test" in message or "--resume" in message
 
 
 def test_a_summary_stays_under_the_limit_with_the_failures_first():
