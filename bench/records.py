@@ -99,6 +99,7 @@ def _times(own: Measurement) -> Record:
         "n_rounds": len(own.samples),
         "runs_per_sample": own.runs_per_sample,
         "throttled": own.throttled,
+        "replayed": own.replayed,
     }
 
 

@@ -6,6 +6,8 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -21,6 +23,9 @@ class Timer(Protocol):
     def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
         """(seconds on the device, seconds on the wall) of one run."""
 
+    def throttled(self) -> bool:
+        """Whether the device is being slowed down at this moment, so that what it timed does not count."""
+
 
 class CpuTimer:
     """Wall time by the monotonic clock, with garbage collection held off."""
@@ -32,6 +37,10 @@ class CpuTimer:
             run()
             seconds = time.perf_counter() - start
         return seconds, seconds
+
+    def throttled(self) -> bool:
+        """A CPU does not say."""
+        return False
 
 
 class CudaTimer:
@@ -45,6 +54,7 @@ class CudaTimer:
         self._device = device
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._flush = torch.empty(max(2 * l2_bytes, 1 << 26), dtype=torch.int8, device=device)
+        self._clocks = Clocks.of(device)
 
     def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
         """Device seconds between the events, and wall seconds until the device was done."""
@@ -60,6 +70,61 @@ class CudaTimer:
             stop.synchronize()
             wall_s = time.perf_counter() - begun
         return start.elapsed_time(stop) / 1e3, wall_s
+
+    def throttled(self) -> bool:
+        """What the driver says; False where it cannot be asked."""
+        return self._clocks is not None and self._clocks.throttled()
+
+
+class Clocks:
+    """What holds a GPU's clocks down, by NVIDIA's management library (package nvidia-ml-py).
+
+    Heat and the hardware's emergency brakes count as throttling. The power limit does not: a GPU at full load
+    is regulated by it all the time, the same for all that is compared.
+    """
+
+    # Of nvmlClocksEventReasons: HwSlowdown, SwThermalSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown.
+    THROTTLING = 0x08 | 0x20 | 0x40 | 0x80
+
+    def __init__(self, reasons: Callable[[], int]) -> None:
+        self._reasons = reasons
+
+    @classmethod
+    def of(cls, device: torch.device) -> Clocks | None:
+        """The clocks of a device, or None where the library is missing or refuses."""
+        if torch.version.hip is not None or find_spec("pynvml") is None:
+            return None
+        nvml = import_module("pynvml")
+        try:
+            nvml.nvmlInit()
+            uuid = torch.cuda.get_device_properties(device).uuid
+            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        except nvml.NVMLError:
+            return None
+        return cls(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)))
+
+    def throttled(self) -> bool:
+        """Whether heat or an emergency brake slows the GPU down now."""
+        return bool(self._reasons() & self.THROTTLING)
+
+
+def replayed(run: Callable[[], None]) -> Callable[[], None]:
+    """The run captured in a CUDA graph, on the buffers it uses now: a replay costs the host one launch.
+
+    Raises:
+        RuntimeError: the run synchronises, or does something else that cannot be captured.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay  # type: ignore[no-any-return]
 
 
 def timer_for(device: str) -> Timer:
