@@ -89,7 +89,7 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         data["charts"] = {
             "vocabulary": specs.vocabulary(sorted(map(int, set(ratios["n_classes"]))), order, selection),
             "skew": specs.skew(ratios, selection),
-            "heat": specs.heat(order, selection),
+            "heat": specs.heat(order, ratios["n_classes"].nunique(), selection),
         }
     if not run.parity.empty:
         rows = tables.with_used_budget(run.parity)
@@ -199,6 +199,7 @@ def _cell(row: pd.Series, most_samples: int) -> dict[str, Any]:
         "median": seconds(row["median_s"]),
         "samples_ms": [float(f"{1e3 * sample:.4g}") for sample in drawn],
         "n_samples": len(samples),
+        "replayed": bool(row["replayed"]),
         "split": _split_times(row),
         "limit": seconds(row["limit_s"]),
         "efficiency": percent(row["efficiency"]),

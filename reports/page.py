@@ -24,7 +24,7 @@ from zipfmax.reports import charts, sections, tables
 from zipfmax.reports.commands import run_commands
 from zipfmax.reports.comparison import compare
 from zipfmax.reports.elements import Picture, Section, Table
-from zipfmax.reports.plans import plan_pictures
+from zipfmax.reports.plans import plan_pictures, proof_picture
 from zipfmax.reports.rundir import Run
 from zipfmax.reports.style import DARK, LIGHT, size
 from zipfmax.reports.summary import condition_text, statements
@@ -123,6 +123,8 @@ def _why(run: Run, table: pd.DataFrame) -> Section:
     section = sections.why(table)
     if "plans" in run.extras:
         section.figures += plan_pictures(run.extras["plans"], table)
+    if "plan_proof" in run.extras:
+        section.figures.append(proof_picture(run.extras["plan_proof"]))
     return section
 
 

@@ -119,7 +119,7 @@ def factor_ticks(axis: Axis, low: float, high: float) -> None:
 def value_ticks(axes: Axes, values: Iterable[float]) -> None:
     """A tick at each distinct value of a logarithmic x axis, or at as many as have room."""
     distinct = sorted(set(values))
-    axes.xaxis.set_major_locator(FixedLocator(evenly(distinct, 7)))
+    axes.xaxis.set_major_locator(FixedLocator(evenly(distinct, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(NullLocator())

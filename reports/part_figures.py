@@ -84,7 +84,8 @@ def roofline(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
 def time_split(parts: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Shares of a step's time in head, tails and the rest: a bar for each cell, panels for each task.
 
-    `parts` has a row for each part of each cell, with its `share`; of a negative one nothing is drawn.
+    `parts` has a row for each part of each cell, with its `share`. Where the rest is negative the shares are
+    of the parts' sum.
     """
     names, sizes = tasks(parts), sorted(parts["n_classes"].unique())
     labels, order = label_order(parts)[::-1], list(dict.fromkeys(parts["part"]))
@@ -95,9 +96,11 @@ def time_split(parts: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
         for axes, classes in zip(row, sizes, strict=True):
             here = parts[(parts["task"] == task) & (parts["n_classes"] == classes)]
             shares = here.pivot_table(index="labels_name", columns="part", values="share").reindex(labels)
+            shares = shares.clip(lower=0)
+            shares = shares.div(shares.sum(axis="columns").clip(lower=1), axis="index")
             left = pd.Series(0.0, index=labels)
             for position, name in enumerate(order):
-                width = shares[name].clip(lower=0).fillna(0) if name in shares else 0.0 * left
+                width = shares[name].fillna(0) if name in shares else 0.0 * left
                 look = theme.muted if name == OTHER else colour_of(theme, position)
                 axes.barh(
                     labels, 100 * width, left=100 * left, color=look, edgecolor=theme.surface, label=name

@@ -1,4 +1,4 @@
-"""The figure of a plan: predicted time against the first cutoff, a line for each number of tails."""
+"""The figures of plans: predicted time against the first cutoff, and plans against a search."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zipfmax.errors import UsageError
-from zipfmax.reports.style import LIGHT, MARKERS, Theme, in_colours
+from zipfmax.reports.panels import factor_ticks, legend
+from zipfmax.reports.style import LIGHT, MARKERS, Theme, count, in_colours
 
 
 @in_colours
@@ -53,6 +55,27 @@ def plan_figure(record: Mapping[str, Any], *, theme: Theme = LIGHT) -> Figure:
         ),
     )
     axes.legend()
+    return figure
+
+
+@in_colours
+def proof_figure(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
+    """Times of plan, literature and full softmax over the best of a search, a row for each cell."""
+    names = rows["labels_name"] + ", " + rows["n_classes"].map(count) + " classes"
+    figure = Figure(figsize=(8.2, 1.3 + 0.24 * len(rows)), layout="constrained")
+    axes: Axes = figure.subplots()
+    places = range(len(rows) - 1, -1, -1)
+    series = (("over_best", "the plan"), ("literature", "the literature's cutoffs"), ("full", "full softmax"))
+    for (column, label), marker, colour in zip(series, MARKERS, theme.series, strict=False):
+        axes.plot(rows[column], places, marker, color=colour, markersize=6, label=label)
+    axes.axvline(1.0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xscale("log")
+    factor_ticks(axes.xaxis, *axes.get_xlim())
+    axes.set_yticks(places, names)
+    axes.set_xlabel("time over the best of the search")
+    axes.grid(visible=True, axis="x")
+    axes.grid(visible=False, axis="y")
+    legend(figure, [("", axes)], None)
     return figure
 
 

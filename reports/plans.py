@@ -9,8 +9,9 @@ import pandas as pd
 from zipfmax.reports import figures, tables
 from zipfmax.reports.commands import sweep_command
 from zipfmax.reports.elements import Format, Picture, Table, text
-from zipfmax.reports.plan_figure import plan_figure
-from zipfmax.reports.style import count, factor, seconds
+from zipfmax.reports.plan_figure import plan_figure, proof_figure
+from zipfmax.reports.style import count, factor, percent, seconds
+from zipfmax.reports.summary import cells_text
 
 
 def plan_pictures(plans: pd.DataFrame, table: pd.DataFrame) -> list[Picture]:
@@ -25,6 +26,47 @@ def plan_pictures(plans: pd.DataFrame, table: pd.DataFrame) -> list[Picture]:
             predicted = rows["case"].map(planned["predicted_s"])
             found.append(_predictions(rows.assign(predicted_s=predicted)))
     return found
+
+
+def proof_picture(proof: pd.DataFrame) -> Picture:
+    """Planned cutoffs beside the best that a brute-force search found, each cell's times over that best."""
+    rows = proof.assign(
+        over_best=proof["plan_s"] / proof["best_s"],
+        literature=proof["literature_s"] / proof["best_s"],
+        full=proof["full_s"] / proof["best_s"] if "full_s" in proof else float("nan"),
+        error=(proof["predicted_s"] / proof["plan_s"] - 1).abs(),
+        labels_name=proof["labels"].map(tables.labels_name),
+    )
+    columns: dict[str, tuple[str, Format]] = {
+        "labels_name": ("labels", text),
+        "n_classes": ("classes", count),
+        "in_features": ("width", count),
+        "batch_size": ("batch", count),
+        "plan": ("planned cutoffs", text),
+        "plan_s": ("plan", seconds),
+        "best": ("best of the search", text),
+        "best_s": ("its time", seconds),
+        "over_best": ("plan / best", factor),
+        "literature": ("literature's / best", factor),
+        "full": ("full softmax / best", factor),
+        "error": ("prediction off by", percent),
+    }
+    over = rows["over_best"] - 1
+    caption = (
+        f"{cells_text(len(rows))}. Beside the best of the search the plan takes "
+        f"{100 * over.median():+.1f} % in the median, {100 * over.max():+.1f} % at worst."
+    )
+    return Picture(
+        name="proof",
+        title="Planned cutoffs against a brute-force search",
+        reading="A row for each distribution and shape: how many times the best partition's time the plan, "
+        "the literature's cutoffs and full softmax take. Left of 1 the plan beat the search.",
+        description=f"Times over the best of the search on a logarithmic axis. {caption}",
+        caption=caption,
+        draw=lambda theme: proof_figure(rows, theme=theme),
+        table=Table.of(caption, rows, columns),
+        command="python -m zipfmax.bench.plan_proof",
+    )
 
 
 def _curve(plans: pd.DataFrame) -> Picture:

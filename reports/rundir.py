@@ -32,6 +32,7 @@ _OPTIONAL: dict[str, list[str]] = {
     "metamorphic": ["case", "impl", "relation"],
     "selftest": ["kind"],
     "plans": ["case"],
+    "plan_proof": ["labels", "n_classes", "in_features", "batch_size", "task"],
 }
 
 # JSON has no such numbers; run directories hold them as these strings.
@@ -78,7 +79,7 @@ def read_run(directory: Path) -> Run:
     tables = {name: _read_lines(directory / f"{name}.jsonl", remarks) for name in (*_REQUIRED, *_OPTIONAL)}
     for name, columns in _REQUIRED.items():
         _require(directory / f"{name}.jsonl", tables[name], columns)
-    if tables["parity"].empty and tables["timings"].empty:
+    if all(table.empty for table in tables.values()):
         raise UsageError(
             f"{directory} holds no finished cell: parity.jsonl and timings.jsonl are missing or empty"
         )

@@ -10,16 +10,7 @@ from zipfmax.reports import figures, part_pictures, tables
 from zipfmax.reports.commands import sweep_command
 from zipfmax.reports.elements import Details, Picture, Section, Table, text
 from zipfmax.reports.style import count, factor, percent, seconds, size
-from zipfmax.reports.summary import condition_text, name_of
-
-STATUS_WORDS = {
-    "ok": "measured",
-    "skipped": "cannot do it",
-    "failed": "failed",
-    "out_of_memory": "out of memory",
-    "over_budget": "over budget",
-    "parity_failed": "wrong result",
-}
+from zipfmax.reports.summary import STATUS_WORDS, condition_text, name_of
 
 _PREDICTED = r"^(predicted )(\d[\d.e+-]*)(?= s for)"
 """The one number in which the reasons of cells past the budget differ."""

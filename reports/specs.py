@@ -5,13 +5,14 @@ Every chart filters the same points by the page's controls, and every mark has a
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from zipfmax.reports.style import VEGA_SHAPES, Theme, count
-from zipfmax.reports.tables import places
+from zipfmax.reports.tables import evenly, places
 
 Spec = dict[str, Any]
 
@@ -58,6 +59,18 @@ def config(theme: Theme) -> dict[str, Any]:
         "rule": {"color": theme.ink},
         "text": {"color": theme.muted},
     }
+
+
+def _only(field: str, values: list[str], selection: Selection) -> Selection:
+    """The selection, and of `field` only these values."""
+    return Selection(
+        selection.parameters, f"({selection.filter}) && indexof({json.dumps(values)}, datum.{field}) >= 0"
+    )
+
+
+def _of(title: str, drawn: list[str], known: list[str]) -> str:
+    """A legend's title, with how many of how many where some are left out."""
+    return title if len(drawn) == len(known) else f"{title} ({len(drawn)} of {len(known)})"
 
 
 def _frame(selection: Selection, layers: list[Spec], description: str) -> Spec:
@@ -120,7 +133,9 @@ def _speedup_layers(x: Spec, series: Spec, joined: str | None = None) -> list[Sp
 
 
 def vocabulary(sizes: list[int], order: list[str], selection: Selection) -> Spec:
-    """Speedup against vocabulary size, a line per label distribution."""
+    """Speedup against vocabulary size, a line per label distribution, at most as many as colours."""
+    lines = evenly(order, len(VEGA_SHAPES))
+    selection = _only("labels_name", lines, selection)
     x = {
         "field": "n_classes",
         "type": "quantitative",
@@ -136,9 +151,9 @@ def vocabulary(sizes: list[int], order: list[str], selection: Selection) -> Spec
     series = {
         "field": "labels_name",
         "type": "nominal",
-        "sort": order,
-        "scale": {"domain": order},
-        "legend": {"title": "labels", "orient": "top", "columns": _COLUMNS},
+        "sort": lines,
+        "scale": {"domain": lines},
+        "legend": {"title": _of("labels", lines, order), "orient": "top", "columns": _COLUMNS},
     }
     return _frame(
         selection,
@@ -148,7 +163,10 @@ def vocabulary(sizes: list[int], order: list[str], selection: Selection) -> Spec
 
 
 def skew(ratios: pd.DataFrame, selection: Selection) -> Spec:
-    """Speedup against Zipf's exponent, a line per vocabulary; real frequencies at places of their own."""
+    """Speedup against Zipf's exponent, a line per vocabulary: at most as many as there are colours.
+
+    Real frequencies stand at places of their own.
+    """
     at = places(ratios)
     names = {
         f"{place:.2f}": name if name.startswith(("words", "counts")) else f"{place:g}"
@@ -167,12 +185,14 @@ def skew(ratios: pd.DataFrame, selection: Selection) -> Spec:
         },
     }
     sizes = [count(classes) for classes in sorted(ratios["n_classes"].unique())]
+    lines = evenly(sizes, len(VEGA_SHAPES))
+    selection = _only("classes", lines, selection)
     series = {
         "field": "classes",
         "type": "nominal",
-        "sort": sizes,
-        "scale": {"domain": sizes},
-        "legend": {"title": "vocabulary", "orient": "top", "columns": _COLUMNS},
+        "sort": lines,
+        "scale": {"domain": lines},
+        "legend": {"title": _of("vocabulary", lines, sizes), "orient": "top", "columns": _COLUMNS},
     }
     spec = _frame(
         selection,
@@ -183,8 +203,11 @@ def skew(ratios: pd.DataFrame, selection: Selection) -> Spec:
     return spec
 
 
-def heat(order: list[str], selection: Selection) -> Spec:
-    """Vocabulary by label distribution, a speedup in each cell; the parameter `reach` bounds the colours."""
+def heat(order: list[str], n_sizes: int, selection: Selection) -> Spec:
+    """Vocabulary by label distribution, a speedup in each cell that has room for it.
+
+    The parameter `reach` bounds the colours.
+    """
     cell = {
         "x": {
             "field": "n_classes",
@@ -193,6 +216,7 @@ def heat(order: list[str], selection: Selection) -> Spec:
                 "title": "vocabulary size",
                 "format": ",",
                 "labelAngle": 0,
+                "labelOverlap": "greedy",
                 "domain": False,
                 "ticks": False,
             },
@@ -233,7 +257,13 @@ def heat(order: list[str], selection: Selection) -> Spec:
             },
         },
         {
-            "mark": {"type": "text", "aria": False, "fontSize": 13, "tooltip": None},
+            "mark": {
+                "type": "text",
+                "aria": False,
+                "fontSize": 13,
+                "tooltip": None,
+                "opacity": {"expr": f"width / {n_sizes} < 44 ? 0 : 1"},
+            },
             "encoding": {**cell, "text": {"field": "text"}, "color": {"condition": deep, "value": "#101114"}},
         },
     ]

@@ -155,7 +155,7 @@ def percent(value: float | None) -> str:
     """A share as a whole percentage, with one digit below ten."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{100 * value:.1f} %" if abs(value) < 0.1 else f"{100 * value:.0f} %"
+    return f"{100 * value:.1f} %" if abs(value) < 0.0995 else f"{100 * value:.0f} %"
 
 
 def count(value: float | None) -> str:

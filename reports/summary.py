@@ -27,6 +27,17 @@ TASK_WORDS = {
 }
 
 
+STATUS_WORDS = {
+    "ok": "measured",
+    "skipped": "cannot do it",
+    "failed": "failed",
+    "out_of_memory": "out of memory",
+    "over_budget": "over budget",
+    "parity_failed": "wrong result",
+}
+"""What became of a cell."""
+
+
 @dataclass(frozen=True)
 class Statement:
     """One answer.
@@ -56,7 +67,7 @@ def statements(run: Run, table: pd.DataFrame) -> list[Statement]:
         rows = tables.under(table, condition)
         name = tables.subject(table)
         found += [
-            _speed(tables.ratios(rows, baseline), name, baseline)
+            _speed(rows, name, baseline)
             for baseline in tables.baselines(table)
             if baseline in ("full", tables.BEST_FULL, "torch")
         ]
@@ -97,7 +108,7 @@ def _parity(run: Run, table: pd.DataFrame) -> Statement:
         wrong = table.loc[(table["status"] == "parity_failed") & (table["impl"] == name), "case"]
     if parity.empty:
         if not wrong.empty:
-            text = f"{_cells(len(wrong))} failed the parity check before they were timed."
+            text = f"{cells_text(len(wrong))} failed the parity check before they were timed."
             return Statement(question, "No", text, "No speed is shown for them.", "bad", "parity")
         text = "This run holds no comparison with a reference."
         return Statement(question, "Unchecked", text, "zipfmax verify makes one.", "unknown", "parity")
@@ -113,7 +124,9 @@ def _parity(run: Run, table: pd.DataFrame) -> Statement:
     bad = len({*wrong_here, *wrong})
     worst = _worst(checked)
     if bad:
-        text = f"{name} exceeds its error budget in {count(bad)} of {_cells(cells)} compared with {peers}."
+        text = (
+            f"{name} exceeds its error budget in {count(bad)} of {cells_text(cells)} compared with {peers}."
+        )
         return Statement(
             question, "No", text, f"{worst} No speed is shown where parity failed.", "bad", "parity"
         )
@@ -121,11 +134,11 @@ def _parity(run: Run, table: pd.DataFrame) -> Statement:
     disputed = len(tables.failed_parity(checked, "any"))
     if disputed:
         text = (
-            f"{name} agrees with {peers} in {count(cells - disputed)} of {_cells(cells)}; in the rest it "
+            f"{name} agrees with {peers} in {count(cells - disputed)} of {cells_text(cells)}; in the rest it "
             "keeps the error budget of one reference and exceeds another's."
         )
         return Statement(question, "Yes, nearly", text, detail, "mixed", "parity")
-    text = f"{name} agrees with {peers} in all {_cells(cells)}."
+    text = f"{name} agrees with {peers} in all {cells_text(cells)}."
     return Statement(question, "Yes", text, detail, "good", "parity")
 
 
@@ -144,7 +157,8 @@ def _mutants(run: Run) -> str:
     return f" {count(faults['caught'].sum())} of {count(len(faults))} planted faults were caught."
 
 
-def _speed(rows: pd.DataFrame, name: str, baseline: str) -> Statement:
+def _speed(table: pd.DataFrame, name: str, baseline: str) -> Statement:
+    rows = tables.ratios(table, baseline)
     other = name_of(baseline)
     question = f"Is it faster than {'torch.nn' if baseline == 'torch' else other}?"
     rows = rows[rows["impl"] == name]
@@ -159,12 +173,24 @@ def _speed(rows: pd.DataFrame, name: str, baseline: str) -> Statement:
     worst, best = rows.nsmallest(1, "speedup").iloc[0], rows.nlargest(1, "speedup").iloc[0]
     task_words = TASK_WORDS.get(task, task).capitalize()
     slower = ", so slower" if middle < 1 else ""
-    median = f"the median of {_cells(len(rows))}"
+    median = f"the median of {cells_text(len(rows))}"
     text = f"{task_words} is {factor(middle)} as fast as with {other}{slower}: {median}."
     detail = f"From {_where(worst)} to {_where(best)}. {_resolved(rows)}"
+    detail += _alone(table[table["task"] == task], name, baseline)
     sure = rows["low"].fillna(rows["speedup"])  # an interval that holds 1 is no win
     mood = "good" if sure.min() > 1 else "bad" if middle < 1 else "mixed"
     return Statement(question, factor(middle), text, detail, mood, "speed")
+
+
+def _alone(table: pd.DataFrame, name: str, baseline: str) -> str:
+    """The cells in which the baseline has no time to compare with, and what became of it there."""
+    others = table[tables.is_baseline(table["impl"], baseline)]
+    own = table.loc[table["ok"] & (table["impl"] == name), "case"]
+    alone = own[~own.isin(others.loc[others["ok"], "case"])]
+    fates = others.loc[others["case"].isin(alone), "status"].map(STATUS_WORDS).dropna().unique()
+    if alone.empty or not len(fates):
+        return ""
+    return f" In {cells_text(len(alone))} more {name_of(baseline)} has no time: {_listed(list(fates))}."
 
 
 def _where(row: pd.Series) -> str:
@@ -195,12 +221,13 @@ def _memory(rows: pd.DataFrame, name: str) -> list[Statement]:
         return []
     parts = [f"{percent(share)} of what {name_of(baseline)} needs" for baseline, share in shares.items()]
     text = f"For {TASK_WORDS.get(task, task)}, {' and '.join(parts)}."
-    detail = f"Peak temporary memory, median of {_cells(len(own))}; at most {size(own.max())}."
+    detail = f"Peak temporary memory, median of {cells_text(len(own))}; at most {size(own.max())}."
     mood = "good" if max(shares.values()) < 1 else "mixed"
     return [Statement("How much memory?", percent(next(iter(shares.values()))), text, detail, mood, "why")]
 
 
-def _cells(number: int) -> str:
+def cells_text(number: int) -> str:
+    """A number of cells in words."""
     return "1 cell" if number == 1 else f"{count(number)} cells"
 
 

@@ -32,6 +32,7 @@ _DEFAULTS: dict[str, Any] = {
     "parts_rows": None,
     "parts_passes": float("nan"),
     "limit_parts_s": None,
+    "replayed": 0,
     "cutoffs": None,
     "div_value": 4.0,
     "head_bias": False,
@@ -70,6 +71,7 @@ def cells(run: Run) -> pd.DataFrame:
     if wrong.any():
         table.loc[wrong, "reason"] = "parity.jsonl holds a failed comparison of this cell"
         table.loc[wrong, "status"] = "parity_failed"
+    table["replayed"] = pd.to_numeric(table["replayed"], errors="coerce").gt(0)
     table["ok"] = (table["status"] == "ok") & table["median_s"].gt(0)
     table["efficiency"] = table["limit_s"] / table["median_s"]
     speeds = [*_SPEED_COLUMNS, *(name for name in map(str, table) if name.startswith("speedup_vs_"))]
@@ -177,9 +179,9 @@ def ratios(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     The measured paired ratio and its interval are taken where the record holds them; otherwise the ratio of
     the medians, with no interval. Cells whose baseline has no time have no row.
     """
-    base = table[table["ok"] & _is(table["impl"], baseline)]
+    base = table[table["ok"] & is_baseline(table["impl"], baseline)]
     reference = base.groupby("case")["median_s"].min().rename("baseline_s")
-    rows = table[table["ok"] & ~_is(table["impl"], baseline)].merge(reference, on="case")
+    rows = table[table["ok"] & ~is_baseline(table["impl"], baseline)].merge(reference, on="case")
     measured = f"speedup_vs_{baseline}"
     ratio = rows["baseline_s"] / rows["median_s"]
     rows["speedup"] = _column(rows, measured).fillna(ratio)
@@ -289,7 +291,8 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series:
     return pd.to_numeric(rows[name], errors="coerce")
 
 
-def _is(names: pd.Series, baseline: str) -> pd.Series:
+def is_baseline(names: pd.Series, baseline: str) -> pd.Series:
+    """Which of the implementations stand for a baseline."""
     return names.str.startswith("full") if baseline == BEST_FULL else names == baseline
 
 

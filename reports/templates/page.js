@@ -10,11 +10,12 @@
   const root = document.documentElement;
   // Points come as columns and rows; what is said of each is put together from its cell.
   const records = ({ columns, data: rows }) => rows.map((row) => Object.fromEntries(columns.map((column, index) => [column, row[index]])));
+  const replays = (item) => (item.replayed ? ", each the replay of a CUDA graph" : "");
   const speedup = (point) => {
     const other = data.controls.baseline.options.find((option) => option.value === point.baseline).label;
     const cell = data.cells[point.case].implementations.find((item) => item.impl === point.impl);
     point.name = `${point.classes} classes, ${point.labels_name}: ${point.text} over ${other}`;
-    point.lines = [`median ${cell.median} of ${cell.n_samples} samples`];
+    point.lines = [`median ${cell.median} of ${cell.n_samples} samples${replays(cell)}`];
     if (point.interval) point.lines.push(`95 % interval of the speedup: ${point.interval}`);
     if (cell.occupancy !== "–") point.lines.push(`head, then tails: ${cell.occupancy}`);
     if (cell.memory !== "–") point.lines.push(`peak temporary memory ${cell.memory}`);
@@ -180,16 +181,16 @@
     const table = element("table");
     table.append(element("caption", "Every implementation in this cell"));
     const head = element("tr");
-    ["implementation", "median", "limit", "limit / measured", "peak memory", "head, then tails"].forEach((name) => head.append(element("th", name, { scope: "col" })));
+    ["implementation", "median", "limit", "limit / measured", "peak memory", "head, then tails", "samples"].forEach((name) => head.append(element("th", name, { scope: "col" })));
     table.append(element("thead"));
     table.tHead.append(head);
     const body = table.createTBody();
     for (const item of cell.implementations) {
       const row = body.insertRow();
       row.append(element("th", item.impl, { scope: "row" }));
-      const values = item.status === "ok" ? [item.median, item.limit, item.efficiency, item.memory, item.occupancy] : [`${item.status.replaceAll("_", " ")}: ${item.reason}`];
+      const values = item.status === "ok" ? [item.median, item.limit, item.efficiency, item.memory, item.occupancy, `${item.n_samples}${replays(item)}`] : [`${item.status.replaceAll("_", " ")}: ${item.reason}`];
       values.forEach((value) => row.append(element("td", value)));
-      if (values.length === 1) row.lastChild.colSpan = 5;
+      if (values.length === 1) row.lastChild.colSpan = 6;
     }
     const scroll = element("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": "Every implementation in this cell" });
     scroll.append(table);

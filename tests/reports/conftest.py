@@ -64,6 +64,69 @@ def write_run(
     return directory
 
 
+def write_gpu_run(directory: Path) -> Path:
+    """A run as a GPU gives it: bfloat16, CUDA graphs, millions of classes, cells that fail in every way."""
+    write_run(directory)
+    meta = json.loads((directory / "run.json").read_text())
+    meta["machine"] |= {"gpus": ["NVIDIA H100 80GB HBM3 (made-up figures)"]}
+    meta["command"] = "zipfmax sweep --preset gpu --out made-up"
+    (directory / "run.json").write_text(json.dumps(meta))
+    rng, records = np.random.default_rng(2), []
+    for classes in (10_000, 100_000, 1_000_000, 10_000_000):
+        for labels in ("zipf:0", "zipf:0.5", "zipf:1.0", "zipf:1.5"):
+            found = cell(rng, 40.0, "train", "bfloat16", classes, (classes // 50, classes // 10), labels)
+            for record in found:
+                if record["impl"] == "paddle":
+                    record |= {"impl": "full:compiled", **timed_like(rng, record)}
+                record |= {"device": "cuda", "case": record["case"].replace("-cpu-", "-cuda-")}
+                record |= {"replayed": 15 * (record["impl"] == "zipfmax"), "throttled": 1}
+                records.append(record)
+    failures = {
+        "full": ("out_of_memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 76.29 GiB."),
+        "full:compiled": ("failed", "while its work was counted: BackendCompilerFailed: backend='inductor'"),
+        "torch": ("over_budget", "predicted 61 s for 5 rounds, past the budget of 60 s"),
+    }
+    for record in records:
+        if record["n_classes"] == 10_000_000 and record["impl"] in failures:
+            status, reason = failures[record["impl"]]
+            record |= dict.fromkeys(NUMBERS) | {"status": status, "reason": reason, "samples_s": []}
+    write_lines(directory / "timings.jsonl", records)
+    (directory / "plans.jsonl").unlink()
+    return directory
+
+
+def write_large_run(directory: Path) -> int:
+    """The sweep of many vocabularies and skews under one condition; returns its number of timing lines."""
+    write_run(directory)
+    rng = np.random.default_rng(3)
+    sizes = np.unique(np.geomspace(5000, 2_000_000, 36).astype(int)).tolist()
+    records = []
+    for task, classes, skew in itertools.product(("forward", "train"), sizes, np.linspace(0, 2.4, 35)):
+        shape = classes, (classes // 20, classes // 4), f"zipf:{skew:.2f}"
+        for record in cell(rng, 1.0, task, "float32", *shape):
+            record["samples_s"] = list(record["median_s"] * rng.lognormal(0, 0.03, size=30))
+            records.append(record)
+    write_lines(directory / "timings.jsonl", records)
+    return len(records)
+
+
+NUMBERS = ("median_s", "peak_bytes", "flops", "limit_s", "speedup_vs_full", "speedup_vs_torch")
+
+
+def timed_like(rng: np.random.Generator, record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a cell that ran, for one that the made-up run skips."""
+    samples = list(5e-8 * record["n_classes"] * rng.lognormal(0, 0.03, size=15))
+    return {
+        "status": "ok",
+        "reason": None,
+        "samples_s": samples,
+        "median_s": float(np.median(samples)),
+        "peak_bytes": 4 * record["n_classes"],
+        "limit_s": None,
+        "occupancy": None,
+    }
+
+
 def write_lines(path: Path, records: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
@@ -248,6 +311,16 @@ def plans(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 @pytest.fixture(scope="session", name="write_run")
 def _write_run() -> Callable[..., Path]:
     return write_run
+
+
+@pytest.fixture(scope="session", name="write_large_run")
+def _write_large_run() -> Callable[[Path], int]:
+    return write_large_run
+
+
+@pytest.fixture(scope="session", name="write_gpu_run")
+def _write_gpu_run() -> Callable[[Path], Path]:
+    return write_gpu_run
 
 
 @pytest.fixture

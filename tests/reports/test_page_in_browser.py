@@ -13,7 +13,7 @@ import pytest
 
 from zipfmax.reports import tables, write_report
 from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import DARK, LIGHT, factor, percent
+from zipfmax.reports.style import DARK, LIGHT, factor, percent, seconds
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -24,6 +24,7 @@ Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WIDE, NARROW = 1280, 380
+BATCH = 1024
 FIRST_MARK = "document.querySelector('#figure-heat .interactive [tabindex]').getAttribute('aria-label')"
 
 
@@ -217,6 +218,76 @@ def test_arrow_keys_walk_the_marks_and_enter_opens_a_cell(reader: Reader, page_p
     panel.get_by_role("button", name="Close").click()
     assert not panel.is_visible()
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == focused
+
+
+def test_a_cell_shows_its_time_split_by_head_and_tails(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    table = tables.cells(read_run(page_path.parent))
+    mark = page.locator("#figure-heat .interactive [tabindex]").nth(4)
+    shown = mark.get_attribute("aria-label").split(": ")[0]
+    mark.click()
+    panel = page.locator("#detail")
+    panel.locator(".split svg").wait_for()
+    names = table["n_classes"].map("{:,} classes, ".format) + table["labels_name"]
+    own = table[(names == shown) & (table["impl"] == "zipfmax") & (table["task"] == "train")]
+    row = tables.under(own, tables.main_condition(table)).iloc[0]
+    lines = panel.get_by_role("region", name="Where the time of zipfmax goes").locator("tbody tr")
+    found = {line.locator("th").inner_text(): line.locator("td").all_inner_texts() for line in lines.all()}
+    expected = dict(zip(("head", "tail 1", "tail 2"), row["parts_s"], strict=True))
+    expected["other"] = row["parts_whole_s"] - sum(row["parts_s"])
+    assert {part: cells[1] for part, cells in found.items()} == {
+        part: seconds(time) for part, time in expected.items()
+    }
+    assert found["head"][0] == str(BATCH)
+    assert found["head"][2] == "50 %"
+    assert len(panel.locator(".split svg .mark-rect path").all()) == 4
+    assert f"The whole step took {seconds(row['parts_whole_s'])}" in panel.inner_text()
+    limits = row["limit_parts_s"]
+    assert found["tail 1"][3:] == [seconds(limits[1]), percent(limits[1] / row["parts_s"][1])]
+
+
+def test_ten_thousand_cells_fit_and_answer(
+    reader: Reader, write_large_run: Callable[[Path], int], tmp_path: Path
+) -> None:
+    assert write_large_run(tmp_path / "run") > 10_000
+    path = write_report([tmp_path / "run"])
+    assert path.stat().st_size < 5_000_000
+    page = reader.open(path)
+    assert len(texts(page, "heat")) == 36 * 35
+    assert len(texts(page, "vocabulary")) == 36 * 7
+    assert len(texts(page, "skew")) == 7 * 35
+    assert "labels (7 of 35)" in page.locator("#figure-vocabulary-full .interactive").inner_text()
+    choose(page, "task", "a forward pass")
+    page.wait_for_function(
+        "document.querySelector('#figure-heat figcaption').textContent.includes('forward')"
+    )
+    page.focus("#figure-heat .interactive [tabindex='0']")
+    page.keyboard.press("Enter")
+    panel = page.locator("#detail")
+    panel.locator(".strip svg").wait_for()
+    assert "11 of 30 of zipfmax" in panel.inner_text()
+    assert panel.locator(".strip svg .mark-tick path, .strip svg .mark-rect path").count() == 4 * 11
+    assert "Drawn: 4 of 36 vocabularies" in page.locator("#figure-time figcaption").inner_text()
+    caption = page.locator("#figure-time caption").text_content()
+    assert "The first 300 of 10,080 rows; the run directory holds all." in caption
+
+
+def test_a_run_on_a_gpu_says_what_it_could_not_time_and_how_it_timed(
+    reader: Reader, write_gpu_run: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    page = reader.open(write_report([write_gpu_run(tmp_path / "run")]))
+    assert "NVIDIA H100" in page.locator(".machine").first.inner_text()
+    assert "bfloat16, cuda" in page.locator(".condition").inner_text()
+    over_full = page.locator(".answer").nth(1).inner_text()
+    assert "In 4 cells more full softmax has no time: out of memory." in over_full
+    missing = page.locator("#missing").inner_text()
+    assert "12 of 64 cells: 4 over budget, 4 failed, 4 out of memory." in missing
+    assert "Tried to allocate 76.29 GiB" in missing
+    assert len(texts(page, "heat")) == 3 * 4
+    assert all("samples, each the replay of a CUDA graph" in text for text in texts(page, "heat"))
+    choose(page, "baseline", "the best full softmax")
+    page.wait_for_function(f"({FIRST_MARK}).includes('the best full softmax')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDE
 
 
 def test_a_click_opens_the_cell_under_the_pointer(reader: Reader, page_path: Path) -> None:

@@ -1,9 +1,12 @@
 """The figure of a plan."""
 
+import pandas as pd
 import pytest
 
 from zipfmax.errors import UsageError
 from zipfmax.reports.plan_figure import plan_figure, write_plan_figure
+from zipfmax.reports.plans import proof_picture
+from zipfmax.reports.style import LIGHT
 
 RECORD = {
     "labels": "zipf:1.0",
@@ -41,3 +44,23 @@ def test_the_ending_chooses_the_format(tmp_path):
 def test_a_place_that_cannot_be_drawn_into_is_wrong_use(tmp_path, name, message):
     with pytest.raises(UsageError, match=message):
         write_plan_figure(RECORD, tmp_path / name)
+
+
+def test_the_proof_draws_every_time_over_the_best_of_the_search_and_tells_the_worst():
+    def line(labels, plan_s, full_s):
+        times = {"plan_s": plan_s, "best_s": 2e-3, "literature_s": 5e-3, "full_s": full_s}
+        shape = {"n_classes": 5000, "in_features": 64, "batch_size": 128, "task": "train"}
+        return {"labels": labels, **shape, "plan": [40, 300], "best": [39, 312], "predicted_s": 2e-3, **times}
+
+    proof = pd.DataFrame([line("zipf:1.0", 1.8e-3, 40e-3), line("uniform", 2.2e-3, 1e-3)])
+    picture = proof_picture(proof)
+    axes = picture.draw(LIGHT).axes[0]
+    drawn = {item.get_label(): list(item.get_xdata()) for item in axes.get_lines()}
+    assert drawn["the plan"] == pytest.approx([0.9, 1.1])
+    assert drawn["the literature's cutoffs"] == pytest.approx([2.5, 2.5])
+    assert drawn["full softmax"] == pytest.approx([20, 0.5])
+    names = dict(zip(axes.get_yticks(), [tick.get_text() for tick in axes.get_yticklabels()], strict=True))
+    assert names[axes.get_lines()[0].get_ydata()[0]] == "Zipf 1.0, 5,000 classes"
+    assert "+10.0 % at worst" in picture.caption
+    first = dict(zip(picture.table.columns, picture.table.rows[0], strict=True))
+    assert (first["plan / best"], first["prediction off by"]) == ("0.90×", "11 %")

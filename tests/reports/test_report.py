@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -178,3 +179,38 @@ def test_several_runs_stand_beside_each_other_on_one_page(
     assert "first/run" in text
     assert "second/run" in text
     assert "run by run" in text
+
+
+def test_a_run_of_one_kind_of_check_alone_has_a_page(run_directory: Path) -> None:
+    for path in run_directory.glob("*.jsonl"):
+        path.unlink()
+    line = '{"kind": "the same code", "runs": 200, "failed": 1, "required": "at most 1%", "share": 0.005}'
+    (run_directory / "selftest.jsonl").write_text(line.replace("}", ', "holds": true}') + "\n")
+    text = Text(write_report([run_directory]).read_text()).text
+    assert "How often the regression gate is wrong" in text
+    assert "the same code 200 1 0.5 % at most 1% ✓ yes" in text
+
+
+def test_the_plan_proof_of_a_run_is_on_its_page(run_directory: Path) -> None:
+    times = {"predicted_s": 2e-3, "plan_s": 1.8e-3, "best_s": 2e-3, "literature_s": 5e-3, "full_s": 4e-2}
+    cell = {"labels": "zipf:1.0", "n_classes": 5000, "in_features": 64, "batch_size": 128, "task": "train"}
+    line = json.dumps({**cell, **times, "plan": [40, 300], "best": [39, 312], "literature": [350, 1250]})
+    (run_directory / "plan_proof.jsonl").write_text(f"{line}\n{line}\n")  # the second was written on resuming
+    text = Text(write_report([run_directory]).read_text()).text
+    assert "1 cell. Beside the best of the search the plan takes -10.0 % in the median" in text
+
+
+def test_reasons_that_differ_in_a_predicted_time_are_one_line_with_its_range(
+    run_directory: Path, edit_lines: Edit
+) -> None:
+    predicted = iter(range(9, 1000))
+
+    def refuse(record: dict[str, Any]) -> dict[str, Any]:
+        if record["status"] != "skipped":
+            return record
+        reason = f"predicted {next(predicted) + 0.5:g} s for 3 rounds, past the budget of 9 s"
+        return record | {"status": "over_budget", "reason": reason}
+
+    edit_lines(run_directory / "timings.jsonl", refuse)
+    text = Text(write_report([run_directory]).read_text()).text
+    assert "paddle over budget predicted 9.5 to 38.5 s for 3 rounds, past the budget of 9 s 30" in text

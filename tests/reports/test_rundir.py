@@ -87,11 +87,11 @@ def test_a_run_json_cut_short_is_refused(run_directory: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, ""])
 def test_a_run_without_a_finished_cell_is_refused(run_directory: Path, content: str | None) -> None:
-    for name in ("parity.jsonl", "timings.jsonl"):
+    for path in run_directory.glob("*.jsonl"):
         if content is None:
-            (run_directory / name).unlink()
+            path.unlink()
         else:
-            (run_directory / name).write_text(content)
+            path.write_text(content)
     assert "no finished cell" in refusal(run_directory)
 
 
