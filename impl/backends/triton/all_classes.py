@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipfmax.backends.triton.head import head_log_softmax
+from zipfmax.backends.triton.head_inference import head_log_softmax
 from zipfmax.backends.triton.language import LN2, dot, dot_add
 from zipfmax.backends.triton.projection import project
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes

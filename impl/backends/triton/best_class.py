@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipfmax.backends.triton import head as head_kernels
+from zipfmax.backends.triton.head_inference import head_argmax
 from zipfmax.backends.triton.language import LN2
 from zipfmax.backends.triton.projection import project
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes, route
@@ -86,9 +86,7 @@ def tail_best_kernel(
 def predict_step(hidden: Tensor, weights: Weights, shortlist_size: int) -> Tensor:
     """Most probable class of each row, [N] int64; the weights contiguous, hidden with unit column stride."""
     n_rows = hidden.shape[0]
-    best, score, slot_logit = head_kernels.head_argmax(
-        hidden, weights.head, weights.head_bias, shortlist_size
-    )
+    best, score, slot_logit = head_argmax(hidden, weights.head, weights.head_bias, shortlist_size)
     if n_rows == 0:
         return best
     # Undecided rows are "targets" 1 of a partition with the one cutoff 1.

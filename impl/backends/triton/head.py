@@ -4,15 +4,14 @@ For a row h with head weight W, bias b and target slot y (its label in the short
 
     z = W h + b        output = z_y - log sum_j exp z_j        dz = weight * (softmax(z) - onehot(y))
 
-The products are the vendor's GEMMs, on chunks of rows whose logits fit the workspace. `head_kernel` runs
-between them and leaves dz where z was, so the logits exist once and for one chunk only. Then dh = dz W and
-dW += dz^T h, in float32 where there are several chunks.
+The products are the vendor's GEMMs, on chunks of rows (`head_logits`). `head_kernel` runs between them and
+leaves dz where z was, so the logits exist once and for one chunk only. Then dh = dz W and dW += dz^T h, in
+float32 where there are several chunks.
 
 FLOPs: 3 products of 2 N d head_size. Bytes: 6 N head_size in half precision if a chunk outgrows the L2 cache
 (the product writes z, the kernel reads z and writes dz, two products read dz: the last two overlap the
-arithmetic). At d = 1024 on an H100 (650 TFLOP/s, 3 TB/s) the products take 189 ps a logit and the kernel's
-4 bytes 1.3 ps: bound by the tensor cores. To fuse the exponential into the first product, replace the body of
-`_chunk_logits`: it is the one place that makes z.
+arithmetic). At d = 1024 on an H100 (650 TFLOP/s, 3 TB/s) the products take 9.5 ps a logit and the kernel's
+4 bytes 1.3 ps: bound by the tensor cores.
 """
 
 from __future__ import annotations
@@ -20,21 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zipfmax.backends.triton.head_logits import WORKSPACE_BYTES, Chunks
 from zipfmax.backends.triton.language import LN2, LOG2E
-from zipfmax.backends.triton.runtime import cdiv, round_up
 from zipfmax.backends.triton.tiles import head_tile
-
-# Bytes of logits that exist at one time. A quarter of this is hardly slower on an H100; see the published
-# measurements.
-WORKSPACE_BYTES = 224 * 2**20
-
-# Leading dimension of the workspace, in elements: 128-byte rows, which the vendor's GEMMs want.
-_ALIGNMENT = 64
 
 
 @triton.jit
@@ -125,82 +116,6 @@ def _sum_exp(logits_ptr, column, whole, n_columns, peak, BLOCK: tl.constexpr):
     return tl.sum(totals, 0)
 
 
-@triton.jit
-def argmax_kernel(
-    logits_ptr,
-    best_ptr,
-    shortlist_logit_ptr,
-    slot_logit_ptr,
-    n_columns,
-    row_stride,
-    SHORTLIST: tl.constexpr,
-    N_CLUSTERS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One row a program: the best class of the shortlist, its logit, and the logits of the clusters' slots.
-
-    A logit of NaN wins, as in torch.argmax.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * row_stride
-    lanes = tl.arange(0, BLOCK)
-    peaks = tl.full([BLOCK], -float("inf"), tl.float32)
-    where = lanes
-    for first in range(0, SHORTLIST, BLOCK):
-        column = first + lanes
-        z = tl.load(logits_ptr + column, mask=column < SHORTLIST, other=-float("inf")).to(tl.float32)
-        z = tl.where(z != z, float("inf"), z)
-        better = z > peaks
-        peaks = tl.where(better, z, peaks)
-        where = tl.where(better, column, where)
-    peak = tl.max(peaks, 0)
-    # The first of equals, as in torch.argmax.
-    best = tl.min(tl.where(peaks == peak, where, 2**30), 0)
-    tl.store(best_ptr + row, tl.minimum(best, SHORTLIST - 1))
-    tl.store(shortlist_logit_ptr + row, peak)
-    for c in tl.static_range(N_CLUSTERS):
-        z = tl.load(logits_ptr + SHORTLIST + c).to(tl.float32)
-        tl.store(slot_logit_ptr + row * N_CLUSTERS + c, z)
-
-
-@triton.jit
-def log_softmax_kernel(
-    logits_ptr,
-    out_ptr,
-    slot_ptr,
-    n_columns,
-    row_stride,
-    out_stride,
-    SHORTLIST: tl.constexpr,
-    N_CLUSTERS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One row a program: z - logsumexp(z), the shortlist's to `out`, the slots' to `slot` in float32."""
-    row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * row_stride
-    lanes = tl.arange(0, BLOCK)
-    peaks = tl.full([BLOCK], -float("inf"), tl.float32)
-    totals = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, n_columns, BLOCK):
-        column = first + lanes
-        z = tl.load(logits_ptr + column, mask=column < n_columns, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(peaks, z)
-        base = tl.where(higher == -float("inf"), 0.0, higher)
-        totals = totals * tl.exp2((peaks - base) * LOG2E) + tl.exp2((z - base) * LOG2E)
-        peaks = higher
-    peak = tl.max(peaks, 0)
-    base = tl.where(peaks == -float("inf"), peak, peaks)
-    lse = peak + tl.log2(tl.sum(totals * tl.exp2((base - peak) * LOG2E), 0)) * LN2
-    for first in range(0, SHORTLIST, BLOCK):
-        column = first + lanes
-        z = tl.load(logits_ptr + column, mask=column < SHORTLIST, other=0.0).to(tl.float32)
-        out = (z - lse).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + row * out_stride + column, out, mask=column < SHORTLIST)
-    for c in tl.static_range(N_CLUSTERS):
-        z = tl.load(logits_ptr + SHORTLIST + c).to(tl.float32)
-        tl.store(slot_ptr + row * N_CLUSTERS + c, z - lse)
-
-
 class HeadGradients:
     """Buffers that the chunks add to: dh, dW and db of the head, where wanted.
 
@@ -246,41 +161,6 @@ def _accumulate_product(total: Tensor, logits: Tensor, hidden: Tensor, first: bo
         torch.addmm(total, logits.t().float(), hidden.float(), beta=beta, alpha=scale, out=total)
 
 
-def padded_head(head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Head and bias with rows of zeros up to a multiple of 64, or themselves where 8 divides their rows.
-
-    The vendor's fast GEMMs want every dimension a multiple of 16 bytes: on an H100 the products of a head of
-    20,002 rows run at 260 TFLOP/s in bfloat16, those of 20,032 at more than twice that, and copying the head
-    costs a hundredth of a step. The logits of the padding are 0, no kernel looks at them, and as gradients
-    they meet the padding's zeros only.
-    """
-    extra = -head.shape[0] % 64 if head.shape[0] % 8 else 0
-    if extra == 0:
-        return head, bias
-    return F.pad(head, (0, 0, 0, extra)), None if bias is None else F.pad(bias, (0, extra))
-
-
-def chunk_rows(n_rows: int, head_size: int, itemsize: int, workspace_bytes: int) -> int:
-    """Rows of one chunk: as even as can be within the workspace, and at least one."""
-    most = max(1, workspace_bytes // (round_up(head_size, _ALIGNMENT) * itemsize))
-    even = cdiv(n_rows, max(1, cdiv(n_rows, most)))
-    return min(most, round_up(even, 128))
-
-
-def _workspace(hidden: Tensor, head: Tensor, workspace_bytes: int) -> Tensor:
-    rows = chunk_rows(hidden.shape[0], head.shape[0], head.element_size(), workspace_bytes)
-    rows = min(rows, hidden.shape[0])
-    return torch.empty((rows, round_up(head.shape[0], _ALIGNMENT)), dtype=hidden.dtype, device=hidden.device)
-
-
-def _chunk_logits(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """z = hidden head^T + bias into `out`, a view of the workspace. The seam for a fused epilogue."""
-    if bias is None:
-        torch.mm(hidden, head.t(), out=out)
-    else:
-        torch.addmm(bias, hidden, head.t(), out=out)
-
-
 def head_forward(
     hidden: Tensor,
     target: Tensor,
@@ -304,25 +184,20 @@ def head_forward(
         scale: factor of every gradient, applied in float32.
         want: gradients of (hidden, weights), or None for the forward pass alone.
     """
-    n_rows, head_size = hidden.shape[0], head.shape[0]
+    head_size = head.shape[0]
     gradients = None
-    head, bias = padded_head(head, bias)
-    workspace = _workspace(hidden, head, workspace_bytes)
-    step = workspace.shape[0]
+    chunks = Chunks(hidden, head, bias, workspace_bytes)
     if want is not None:
-        gradients = HeadGradients(hidden, head, bias is not None, cdiv(n_rows, step) if n_rows else 0, want)
+        gradients = HeadGradients(hidden, chunks.head, bias is not None, len(chunks), want)
     tile = head_tile(head_size)
-    for begin in range(0, n_rows, max(1, step)):
-        rows = slice(begin, min(begin + step, n_rows))
-        logits = workspace[: rows.stop - begin, : head.shape[0]]
-        _chunk_logits(hidden[rows], head, bias, logits)
-        head_kernel[(rows.stop - begin,)](
+    for rows, logits in chunks:
+        head_kernel[(logits.shape[0],)](
             logits,
             target[rows],
             output[rows] if row_weight is None else row_weight[rows],
             output[rows],
             head_size,
-            workspace.shape[1],
+            chunks.row_stride,
             0 if ignore_index is None else ignore_index,
             HAS_IGNORE=ignore_index is not None,
             HAS_WEIGHT=row_weight is not None,
@@ -332,78 +207,5 @@ def head_forward(
             **tile,
         )
         if gradients is not None:
-            gradients.add(logits, hidden[rows], head, rows, scale)
+            gradients.add(logits, hidden[rows], chunks.head, rows, scale)
     return gradients
-
-
-def head_argmax(
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    shortlist_size: int,
-    *,
-    workspace_bytes: int = WORKSPACE_BYTES,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Best shortlist class of each row [N], its logit [N], and the slots' logits [N, n_clusters]."""
-    n_rows, head_size = hidden.shape[0], head.shape[0]
-    n_clusters = head_size - shortlist_size
-    head, bias = padded_head(head, bias)
-    best = torch.empty(n_rows, dtype=torch.int64, device=hidden.device)
-    shortlist_logit = torch.empty(n_rows, dtype=torch.float32, device=hidden.device)
-    slot_logit = torch.empty((n_rows, n_clusters), dtype=torch.float32, device=hidden.device)
-    workspace = _workspace(hidden, head, workspace_bytes)
-    step = workspace.shape[0]
-    for begin in range(0, n_rows, max(1, step)):
-        rows = slice(begin, min(begin + step, n_rows))
-        logits = workspace[: rows.stop - begin, : head.shape[0]]
-        _chunk_logits(hidden[rows], head, bias, logits)
-        argmax_kernel[(rows.stop - begin,)](
-            logits,
-            best[rows],
-            shortlist_logit[rows],
-            slot_logit[rows],
-            head_size,
-            workspace.shape[1],
-            SHORTLIST=shortlist_size,
-            N_CLUSTERS=n_clusters,
-            BLOCK=min(4096, max(16, int(triton.next_power_of_2(shortlist_size)))),
-        )
-    return best, shortlist_logit, slot_logit
-
-
-def head_log_softmax(
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    shortlist_size: int,
-    out: Tensor,
-    *,
-    workspace_bytes: int = WORKSPACE_BYTES,
-) -> Tensor:
-    """Write the shortlist's log-probabilities to out[:, :shortlist_size].
-
-    Returns:
-        Log-probabilities of the clusters' slots, [N, n_clusters] float32.
-    """
-    n_rows, head_size = hidden.shape[0], head.shape[0]
-    n_clusters = head_size - shortlist_size
-    head, bias = padded_head(head, bias)
-    slots = torch.empty((n_rows, n_clusters), dtype=torch.float32, device=hidden.device)
-    workspace = _workspace(hidden, head, workspace_bytes)
-    step = workspace.shape[0]
-    for begin in range(0, n_rows, max(1, step)):
-        rows = slice(begin, min(begin + step, n_rows))
-        logits = workspace[: rows.stop - begin, : head.shape[0]]
-        _chunk_logits(hidden[rows], head, bias, logits)
-        log_softmax_kernel[(rows.stop - begin,)](
-            logits,
-            out[rows],
-            slots[rows],
-            head_size,
-            workspace.shape[1],
-            out.stride(0),
-            SHORTLIST=shortlist_size,
-            N_CLUSTERS=n_clusters,
-            BLOCK=min(4096, max(16, int(triton.next_power_of_2(head_size)))),
-        )
-    return slots

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zipfmax.backends.triton import head as head_kernels
+from zipfmax.backends.triton.head import head_forward
+from zipfmax.backends.triton.head_logits import WORKSPACE_BYTES
 from zipfmax.backends.triton.projection import add_input_gradient, project, projection_gradient
 from zipfmax.backends.triton.routing import Routes, route
 from zipfmax.backends.triton.runtime import padded_width
 from zipfmax.backends.triton.tail_backward import weight_gradient
-from zipfmax.backends.triton.tail_forward import GRADIENT, LSE, accumulate, combine
+from zipfmax.backends.triton.tail_combine import combine
+from zipfmax.backends.triton.tail_forward import GRADIENT, LSE, accumulate
 from zipfmax.weights import TailWeights, Weights
 
 
@@ -44,7 +46,7 @@ def nll_step(
     row_weight: Tensor | None = None,
     scale: float = 1.0,
     want: tuple[bool, bool] | None = None,
-    workspace_bytes: int = head_kernels.WORKSPACE_BYTES,
+    workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Result:
     """Log-probability of each target and, with `want`, the gradients of -scale * sum of row_weight * output.
 
@@ -66,7 +68,7 @@ def nll_step(
     n_rows = hidden.shape[0]
     output = torch.empty(n_rows, dtype=torch.float32, device=hidden.device)
     routes = route(target, bounds, ignore_index)
-    head_gradients = head_kernels.head_forward(
+    head_gradients = head_forward(
         hidden,
         target,
         weights.head,
@@ -90,9 +92,11 @@ def nll_step(
     for cluster, tail in enumerate(weights.tails):
         gradients += _tail_step(
             hidden,
+            target,
             tail,
             routes,
             cluster,
+            bounds[cluster],
             output,
             hidden_gradient,
             row_weight=row_weight,
@@ -104,9 +108,11 @@ def nll_step(
 
 def _tail_step(
     hidden: Tensor,
+    target: Tensor,
     tail: TailWeights,
     routes: Routes,
     cluster: int,
+    label: int,
     output: Tensor,
     hidden_gradient: Tensor,
     *,
@@ -114,11 +120,14 @@ def _tail_step(
     scale: float,
     want: tuple[bool, bool] | None,
 ) -> list[Tensor]:
-    """Add one tail's part to `output` and `hidden_gradient`; returns the gradients of its weights."""
+    """Add one tail's part to `output` and `hidden_gradient`; returns the gradients of its weights.
+
+    `label` is the tail's first.
+    """
     k_size, n_rows = tail.projection.shape[0], hidden.shape[0]
     if n_rows == 0 or tail.output.shape[0] == 1:
-        # Nothing to add, or a cluster of one class, which is certain: all its gradients are exactly zero.
-        return [torch.zeros_like(tensor) for tensor in tail if tensor is not None] if want and want[1] else []
+        # Nothing to add, or a cluster of one class, which is certain.
+        return _certain_gradients(hidden, target == label, tail) if want and want[1] else []
     h = project(hidden, tail.projection, tail.projection_bias, routes, cluster, padded_width(k_size))
     # A projection of width 0 has a gradient of no elements, but its output bias, if any, has one.
     mode = LSE if want is None else GRADIENT
@@ -150,6 +159,12 @@ def _tail_step(
         h, softmax, tail.output, tail.output_bias, routes, cluster, row_weight, scale
     )
     return [tensor for tensor in (projection, weight, projection_bias, bias) if tensor is not None]
+
+
+def _certain_gradients(hidden: Tensor, member: Tensor, tail: TailWeights) -> list[Tensor]:
+    """Gradients of a tail of one class: exactly zero, but NaN if a row of it is not finite, as 0 * inf is."""
+    zero = torch.where(member.unsqueeze(1), hidden, 0).mul_(0).sum() if tail.projection.shape[0] else 0
+    return [torch.zeros_like(tensor) + zero for tensor in tail if tensor is not None]
 
 
 def rows_of_unit_stride(hidden: Tensor) -> Tensor:

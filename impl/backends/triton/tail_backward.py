@@ -21,7 +21,8 @@ from torch import Tensor
 from zipfmax.backends.triton.language import LOG2E, dot, dot_add
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes
 from zipfmax.backends.triton.runtime import cdiv, dot_settings, pointer
-from zipfmax.backends.triton.tail_forward import Softmax, load_classes
+from zipfmax.backends.triton.tail_combine import Softmax
+from zipfmax.backends.triton.tail_forward import load_classes
 from zipfmax.backends.triton.tiles import backward_tile
 
 

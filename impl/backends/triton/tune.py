@@ -29,7 +29,8 @@ from zipfmax.backends.triton import tiles
 from zipfmax.backends.triton.routing import Routes, route
 from zipfmax.backends.triton.runtime import architecture
 from zipfmax.backends.triton.tail_backward import tail_weight_gradient_kernel, weight_gradient
-from zipfmax.backends.triton.tail_forward import GRADIENT, Softmax, accumulate, combine, tail_forward_kernel
+from zipfmax.backends.triton.tail_combine import Softmax, combine
+from zipfmax.backends.triton.tail_forward import GRADIENT, accumulate, tail_forward_kernel
 from zipfmax.backends.triton.tiles import Tile
 
 KERNELS = ("forward", "backward")

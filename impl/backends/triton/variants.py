@@ -7,7 +7,7 @@ constants, flags and alignments that the launcher would pass, and nothing is lis
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -26,7 +26,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512)
 """Projection sizes that have tiles of their own."""
 
 BETWEEN = (5, 48, 300)
-"""Projection sizes that need masks; compiled in bfloat16 alone, for the dtypes share the masks."""
+"""Projection sizes that need masks, each with the tile of a width above."""
 
 # dtype, and torch's precision of float32 products.
 _ARITHMETICS = (
@@ -80,7 +80,8 @@ class Launch:
 def variants(target: str, quick: bool = False) -> list[Launch]:
     """Every launch of training, the forward pass alone, log_prob and predict, each once.
 
-    One tail of every width in the table, in all dtypes, plain and with biases, row weights and ignored rows.
+    One tail of every width in the table and of widths between, in all dtypes; plain, and with biases, row
+    weights and ignored rows.
 
     Args:
         target: "sm_80" and the like, an architecture of the table.
@@ -88,15 +89,15 @@ def variants(target: str, quick: bool = False) -> list[Launch]:
     """
     found: dict[Launch, None] = {}
     for dtype, precision in _ARITHMETICS:
-        widths = (*WIDTHS, *BETWEEN) if dtype == torch.bfloat16 else WIDTHS
         for biased in (True,) if quick else (True, False):
-            found |= dict.fromkeys(_launches(target, dtype, precision, widths, biased, quick))
+            found |= dict.fromkeys(_launches(target, dtype, precision, biased, quick))
     return list(found)
 
 
 def _launches(
-    target: str, dtype: torch.dtype, precision: str, widths: Sequence[int], biased: bool, train_alone: bool
+    target: str, dtype: torch.dtype, precision: str, biased: bool, train_alone: bool
 ) -> list[Launch]:
+    widths = (*WIDTHS, *BETWEEN)
     d, shortlist, size, n_rows = 1024, 20_000, 40_000, 16_384
 
     def empty(*shape: int) -> Tensor:
