@@ -30,6 +30,9 @@ from zipfmax.reports.panels import (
 from zipfmax.reports.style import LIGHT, MARKERS, SPEEDUP_SCHEME, Theme, count, factor, in_colours, size
 from zipfmax.reports.tables import label_order
 
+_LEAST_USED = 1e-4
+"""Where the strip's axis begins at the least: what is right by four digits more needs no room."""
+
 
 @in_colours
 def speedup_by_vocabulary(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
@@ -187,7 +190,7 @@ def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     rows = rows[rows["used"].notna()].assign(row=rows["impl"] + ", " + rows["dtype"])
     names = list(dict.fromkeys(rows["row"]))[::-1]
     smallest = rows.loc[rows["used"] > 0, "used"].min()
-    floor = 10 ** math.floor(math.log10(smallest)) / 10 if smallest == smallest else 1e-3
+    floor = max(_LEAST_USED, 10 ** math.floor(math.log10(smallest)) / 10) if smallest == smallest else 1e-3
     figure = Figure(figsize=(8.2, 1.3 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots()
     for position, (against, points) in enumerate(rows.groupby("against", sort=False)):
@@ -209,7 +212,7 @@ def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlabel(f"error / budget (exact results are drawn at {floor:.0e})")
+    axes.set_xlabel(f"error / budget (smaller errors, and none, are drawn at {floor:.0e})")
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")
     legend(figure, [("", axes)], None)

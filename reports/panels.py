@@ -78,7 +78,7 @@ def colour_of(theme: Theme, position: int) -> str:
 def speedup_axis(axes: Axes, rows: pd.DataFrame, baseline: str, theme: Theme) -> None:
     """A logarithmic axis in powers of two with the break-even line; values are speedups."""
     reach = pd.concat([rows["speedup"], rows["low"], rows["high"]]).dropna()
-    low, high = min(float(reach.min()), 0.9) / 1.1, max(float(reach.max()), 1.1) * 1.1
+    low, high = min(float(reach.min()), 0.9) / 1.15, max(float(reach.max()), 1.1) * 1.15
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     factor_ticks(axes.yaxis, low, high)

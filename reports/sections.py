@@ -186,7 +186,8 @@ def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
         "impl": ("implementation", text),
         "peak_bytes": ("peak temporary memory", size),
     }
-    caption = f"{condition_text(condition)}." if not by_batch else f"{count(classes)} classes."
+    labels = ", ".join(tables.label_order(rows))
+    caption = f"{count(classes)} classes; {labels}." if by_batch else f"{condition_text(condition)}."
     return Picture(
         name="memory",
         title=f"Memory, by {word}",

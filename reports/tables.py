@@ -96,7 +96,7 @@ def failed_parity(parity: pd.DataFrame, against: str = "every") -> pd.MultiIndex
     compared = parity[parity["status"].isin(["pass", "fail"])]
     tensors = (compared["status"] == "fail").groupby([compared[key] for key in ("case", "impl", "tensor")])
     failed = tensors.all() if against == "every" else tensors.any()
-    return failed[failed].index.droplevel("tensor").unique()
+    return pd.MultiIndex.from_frame(failed[failed].index.to_frame()[["case", "impl"]].drop_duplicates())
 
 
 def skew(labels: str) -> float:

@@ -129,3 +129,12 @@ def test_products_of_a_cell_add_up_to_its_flops() -> None:
 )
 def test_numbers_are_written_in_the_unit_that_suits_them(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_the_strip_begins_no_lower_than_four_digits_below_the_budget(run_directory: Path) -> None:
+    parity = tables.with_used_budget(read_run(run_directory).parity)
+    parity.loc[parity.index[:5], "used"] = 1e-45
+    axes = figures.parity_strip(tables.binned(parity)).axes[0]
+    drawn = np.concatenate([line.get_xdata() for line in axes.get_lines() if len(line.get_xdata()) > 2])
+    assert drawn.min() == 1e-4
+    assert drawn.max() == pytest.approx(parity["used"].max())

@@ -331,7 +331,9 @@ def test_without_scripts_every_figure_is_drawn_described_and_tabulated(
 
 def test_print_shows_the_static_figures(reader: Reader, page_path: Path) -> None:
     page = reader.open(page_path)
+    page.set_viewport_size({"width": 794, "height": 1123})  # A4
     page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
     assert page.locator("#figure-heat .static svg").is_visible()
     assert not page.locator("#figure-heat .interactive").is_visible()
     assert not page.locator("#controls").is_visible()
