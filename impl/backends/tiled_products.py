@@ -53,11 +53,12 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
     """out [m, k] = beta out + alpha left [m, n] right [n, k], in place; beta is 0 or 1."""
     n_columns = right.shape[1]
     is_transposed = left.stride(0) == 1 != left.stride(1)
-    turned = is_transposed and n_columns < _NARROW
+    step = max(MIN_SIDE, _PART_BYTES // max(1, n_columns * out.element_size()))
+    # A part of a transposed tile as oneDNN's weight falls to its reference loops, a thousand times slower.
+    turned = is_transposed and n_columns < _NARROW and left.shape[0] <= step
     if not has_faster_linear(left, n_columns) or (turned and left.shape[1] < _MIN_SUMMED_ROWS):
         torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
         return
-    step = max(MIN_SIDE, _PART_BYTES // (n_columns * out.element_size()))
     for start in range(0, left.shape[0], step):
         part, rows = out[start : start + step], left[start : start + step]
         product = _onednn(right.t(), rows, None).t() if turned else _onednn(rows, right.t(), None)

@@ -55,6 +55,26 @@ def test_a_product_is_added_or_written(library, columns, transposed, beta, part_
     assert_close(out, exact + before.double() if beta else exact)
 
 
+@pytest.mark.parametrize("columns", [20, 200])
+def test_no_weight_that_onednn_would_take_its_reference_loops_for_is_handed_to_it(columns, monkeypatch):
+    """Its weights have no gaps: for a slice of a transposed tile its loops are a thousand times slower."""
+    handed = []
+
+    def spy(x, weight, bias):
+        handed.append(weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(products, "_onednn", spy)
+    monkeypatch.setattr(products, "has_faster_linear", lambda x, n_outputs: True)
+    monkeypatch.setattr(products, "_PART_BYTES", 64 * columns * 4)
+    for n_classes in (64, 150):
+        tile, right = normal(130, n_classes).t(), normal(130, columns, seed=1)
+        products.add_product(torch.empty(n_classes, columns), tile, right, alpha=1.0, beta=0)
+    assert len(handed) == 1 + 3
+    for weight in handed:
+        assert (weight.stride(0) == 1 and weight.stride(1) == weight.shape[0]) or weight.is_contiguous()
+
+
 @pytest.mark.parametrize("n_bytes", [40_000, 900, 8])
 @pytest.mark.parametrize("use", ["loss", "output and loss"])
 def test_a_step_is_right_with_either_library(library, use, n_bytes, monkeypatch):
