@@ -24,6 +24,7 @@ from zipfmax.errors import UsageError
 from zipfmax.planner import Plan, plan_cutoffs
 from zipfmax.reference import labels
 from zipfmax.reference.case import Case
+from zipfmax.steps import TASKS
 
 ROUNDS = 9
 _PREPARE_LIMIT_S = 300.0
@@ -56,6 +57,7 @@ def make_plan(options: PlanOptions, console: Console) -> tuple[Plan, Calibration
     Raises:
         UsageError: labels, counts or bounds that allow no plan.
     """
+    _check(options)
     n_classes = options.classes or labels.vocabulary_size(options.labels)
     if n_classes is None:
         raise UsageError(f"labels {options.labels} need --classes: how many there are")
@@ -81,6 +83,20 @@ def make_plan(options: PlanOptions, console: Console) -> tuple[Plan, Calibration
         return _plan(counts, options, calibration), calibration
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _check(options: PlanOptions) -> None:
+    for name in ("classes", "features", "batch", "threads", "max_parameters"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
+    if options.task not in TASKS:
+        raise UsageError(f"unknown task {options.task!r}; choose one of: {', '.join(TASKS)}")
+    kind = options.device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {options.device!r}; choose cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch sees no CUDA device on this machine; choose cpu")
 
 
 def _plan(counts: npt.ArrayLike, options: PlanOptions, calibration: Calibration) -> Plan:

@@ -137,6 +137,10 @@ def plan_cutoffs(
     Raises:
         ValueError: counts, a number of clusters or bounds that allow no plan; says which.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size should be a positive integer, got {batch_size}")
+    if not 0 <= min_shortlist_share < 1:
+        raise ValueError(f"min_shortlist_share should be at least 0 and below 1, got {min_shortlist_share}")
     probabilities, unseen = rank_counts(counts)
     widths = _projection_sizes(in_features, div_value, clusters, min_projection)
     if model is None:
@@ -155,7 +159,10 @@ def plan_cutoffs(
     if clusters != "auto":
         found = {n_tails: layout for n_tails, layout in found.items() if n_tails == clusters}
     if not found:
-        raise ValueError(f"no cutoffs satisfy the bounds with clusters = {clusters}")
+        raise ValueError(
+            f"no cutoffs satisfy the bounds clusters = {clusters}, multiple = {multiple}, "
+            f"min_shortlist_share = {min_shortlist_share}, max_parameters = {max_parameters}"
+        )
     costs = {n_tails: search.cost_s(layout) for n_tails, layout in found.items()}
     layout = found[min(costs, key=costs.__getitem__)]
     return Plan(

@@ -130,6 +130,11 @@ def test_an_implementation_that_cannot_be_measured_is_named():
     [
         ({"classes": None}, "labels zipf:1.0 need --classes"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"classes": 0}, "--classes should be a positive number, got 0"),
+        ({"batch": -5}, "--batch should be a positive number, got -5"),
+        ({"threads": 0}, "--threads should be a positive number, got 0"),
+        ({"task": "predict"}, "unknown task 'predict'; choose one of: train, forward"),
+        ({"device": "tpu"}, "unknown device 'tpu'; choose cpu or cuda"),
         ({"clusters": 9}, "number from 1 to 6, got 9"),
         ({"max_parameters": 3}, "max_parameters = 3 allows no plan"),
         ({"labels": "poisson:3"}, "poisson:3"),
@@ -138,6 +143,12 @@ def test_an_implementation_that_cannot_be_measured_is_named():
 def test_what_allows_no_plan_is_wrong_use(options, message):
     with pytest.raises(UsageError, match=message):
         cutoffs.make_plan(replace(OPTIONS, **options), Console(file=StringIO()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
+def test_a_device_that_is_not_there_is_wrong_use():
+    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+        cutoffs.make_plan(replace(OPTIONS, device="cuda"), Console(file=StringIO()))
 
 
 @pytest.mark.parametrize("sources", [(), ("--zipf", "1", "--labels", "uniform")])

@@ -153,12 +153,14 @@ def test_ten_million_classes_are_searched_over_a_grid_finer_than_a_hundredth_of_
         ([3, 2, 1], {"multiple": 0}, "positive integer"),
         ([3, 2, 1], {"max_parameters": 5}, "max_parameters = 5 allows no plan"),
         ([3, 2, 1], {"min_projection": 100}, "min_projection = 100 allows 0"),
-        ([3, 2, 1], {"min_shortlist_share": 0.99}, "no cutoffs satisfy the bounds"),
+        ([3, 2, 1], {"min_shortlist_share": 0.99}, "no cutoffs satisfy .* min_shortlist_share = 0.99"),
+        ([3, 2, 1], {"min_shortlist_share": 1.5}, "at least 0 and below 1, got 1.5"),
+        ([3, 2, 1], {"batch_size": 0}, "batch_size should be a positive integer, got 0"),
     ],
 )
 def test_what_allows_no_plan_is_said_in_one_line(counts, options, message):
     with pytest.raises(ValueError, match=message) as caught:
-        plan_cutoffs(counts, 64, 32, model=MODEL, **options)
+        plan_cutoffs(counts, **{"in_features": 64, "batch_size": 32, "model": MODEL} | options)
     assert "\n" not in str(caught.value)
 
 
