@@ -55,7 +55,8 @@ def split(
         len(passes) < MOST_PASSES and time.perf_counter() - began < budget_s
     ):
         if isinstance(runner, LimitRunner):
-            passes.append([timer(run)[0] for run in (runner.run, *runner.parts())])
+            seconds = [timer(run)[0] for run in runner.parts()]
+            passes.append([sum(seconds), *seconds])
         else:
             passes.append(_steps(runner, case.layout, hidden, target, used, timer, capture))
     whole, head, *tails = np.min(passes, axis=0).tolist()
