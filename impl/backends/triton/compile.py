@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,8 @@ def _build_one(job: tuple[int, str]) -> Compiled:
 _jobs: dict[str, list[Launch]] = {}
 
 
-def compile_all(targets: Sequence[str], quick: bool = False) -> list[Compiled]:
-    """Compile every variant for every target, in as many processes as there are cores.
+def compile_all(targets: Sequence[str], quick: bool = False) -> Iterator[Compiled]:
+    """Compile every variant for every target, in as many processes as there are cores, in order.
 
     Raises:
         UsageError: an unknown target, or TRITON_INTERPRET set, under which there is nothing to compile.
@@ -142,7 +142,7 @@ def compile_all(targets: Sequence[str], quick: bool = False) -> list[Compiled]:
     jobs = [(i, target) for target in targets for i in range(len(_jobs[target]))]
     # Forked, because a kernel cannot be pickled; no GPU is touched, so forking is safe.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        return pool.map(_build_one, jobs, chunksize=4)
+        yield from pool.imap(_build_one, jobs, chunksize=4)
 
 
 def report(targets: Sequence[str], quick: bool = False) -> int:
@@ -151,9 +151,10 @@ def report(targets: Sequence[str], quick: bool = False) -> int:
     Returns:
         1 where a variant spills, does not fit its target, or multiplies without tensor cores; else 0.
     """
-    compiled = compile_all(targets, quick)
-    for c in compiled:
-        print(c)
+    compiled = []
+    for c in compile_all(targets, quick):
+        compiled.append(c)
+        print(c, flush=True)
     loops = [c for c in compiled if c.loop is not None]
     if loops:
         print("\nInstructions per logit of the inner loops, sm_90:")

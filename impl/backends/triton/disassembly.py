@@ -30,7 +30,7 @@ class Resources:
     stack_bytes: int
     """A thread."""
     spill_bytes: int
-    """Of loads and stores of spilled registers, each counted once as it stands in the code."""
+    """Of registers spilled to memory; for NVIDIA, 4 for each load and store of one in the code."""
 
 
 def of_cubin(cubin: bytes, disassemble: bool) -> tuple[Resources, str]:
@@ -63,8 +63,11 @@ def of_amdgcn(text: str) -> Resources:
             raise RuntimeError(f"the assembly has no {key}")
         return int(found.group(1))
 
-    spills = number(".vgpr_spill_count") + number(".sgpr_spill_count")
-    return Resources(number(".vgpr_count"), number(".private_segment_fixed_size"), 4 * spills)
+    stack = number(".private_segment_fixed_size")
+    # Vector registers are also spilled to accumulator registers, scalar ones to lanes of vector registers: if
+    # there is no stack, nothing went to memory.
+    spills = min(4 * number(".vgpr_spill_count"), stack)
+    return Resources(number(".vgpr_count"), stack, spills)
 
 
 def inner_loop(sass: str) -> dict[str, float] | None:

@@ -189,7 +189,7 @@ def head_forward(
     chunks = Chunks(hidden, head, bias, workspace_bytes)
     if want is not None:
         gradients = HeadGradients(hidden, chunks.head, bias is not None, len(chunks), want)
-    tile = head_tile(head_size)
+    tile = head_tile(hidden, head_size)
     for rows, logits in chunks:
         head_kernel[(logits.shape[0],)](
             logits,

@@ -24,6 +24,10 @@ Tile = dict[str, int]
 # Architectures without a part of their own use that of their nearest relative.
 _RELATIVES = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_103": "sm_100", "sm_120": "sm_80", "gfx950": "gfx942"}
 _FALLBACK = "sm_80"
+
+# {architecture: {columns of a head block: warps}}: those that do not spill, where 4096 with 8 warps would.
+_HEAD_BLOCKS = {"sm_80": {4096: 16, 2048: 8}, "sm_100": {2048: 8}}
+
 # A program may have 160 KiB of shared memory or more there.
 _ROOMY = ("sm_80", "sm_90", "sm_100", "sm_103")
 
@@ -63,14 +67,18 @@ def _tile(kernel: str, h: Tensor, width: int) -> Tile:
     return dict(found)
 
 
+def _listed(arch: str) -> str:
+    """The architecture of the table that serves this one."""
+    return arch if arch in table() else _RELATIVES.get(arch, _FALLBACK)
+
+
 @functools.cache
 def tile_for(kernel: str, arch: str, dtype: str, width: int) -> Tile:
     """The tile of "forward" or "backward"; a width beyond the widest listed is cut into blocks of it.
 
     An architecture without tiles for tf32 uses those for float32.
     """
-    tables = table()
-    part = tables.get(arch) or tables[_RELATIVES.get(arch, _FALLBACK)]
+    part = table()[_listed(arch)]
     tiles: dict[str, Tile] = part.get(dtype, part["float32"])[kernel]
     fitting = [int(w) for w in tiles if int(w) <= width]
     return dict(tiles[str(max(fitting))])
@@ -104,7 +112,8 @@ def projection_tile(tensor: Tensor, width: int) -> Tile:
     if architecture(tensor.device) == "interpreter":
         return {"BM": 32, "BK": min(width, 32), "BD": 32}
     deep = 32 if tensor.dtype == torch.float32 else 64
-    return {"BM": 64, "BK": min(width, 64), "BD": deep, "num_warps": 4, "num_stages": 3}
+    stages = 4 if _listed(architecture(tensor.device)) == "sm_100" else 3
+    return {"BM": 64, "BK": min(width, 64), "BD": deep, "num_warps": 4, "num_stages": stages}
 
 
 def projection_gradient_tile(tensor: Tensor, width: int) -> Tile:
@@ -119,10 +128,11 @@ def projection_gradient_tile(tensor: Tensor, width: int) -> Tile:
     return tile | {"BM": 128 if tensor.element_size() == 2 else 64, "BD": 32, "num_stages": 5}
 
 
-def head_tile(n_columns: int) -> Tile:
+def head_tile(tensor: Tensor, n_columns: int) -> Tile:
     """BLOCK columns at a time: the widest that leaves at most an eighth of its lanes without a column."""
-    for block in (4096, 2048):
+    listed = _listed(architecture(tensor.device))
+    for block, warps in _HEAD_BLOCKS.get(listed, {4096: 8, 2048: 8}).items():
         if round_up(n_columns, block) * 7 <= n_columns * 8:
-            return {"BLOCK": block, "num_warps": 8}
+            return {"BLOCK": block, "num_warps": warps}
     block = min(1024, max(16, int(triton.next_power_of_2(n_columns))))
     return {"BLOCK": block, "num_warps": max(1, block // 256)}
