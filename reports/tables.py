@@ -180,13 +180,16 @@ def ratios(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     the medians, with no interval. Cells whose baseline has no time have no row.
     """
     base = table[table["ok"] & is_baseline(table["impl"], baseline)]
-    reference = base.groupby("case")["median_s"].min().rename("baseline_s")
-    rows = table[table["ok"] & ~is_baseline(table["impl"], baseline)].merge(reference, on="case")
-    measured = f"speedup_vs_{baseline}"
-    ratio = rows["baseline_s"] / rows["median_s"]
-    rows["speedup"] = _column(rows, measured).fillna(ratio)
-    rows["low"], rows["high"] = _column(rows, f"{measured}_low"), _column(rows, f"{measured}_high")
-    return rows.assign(baseline=baseline)
+    fastest = base.loc[base.groupby("case")["median_s"].idxmin(), ["case", "median_s", "impl"]]
+    fastest = fastest.rename(columns={"median_s": "baseline_s", "impl": "fastest"})
+    rows = table[table["ok"] & ~is_baseline(table["impl"], baseline)].merge(fastest, on="case")
+    for column, suffix in (("speedup", ""), ("low", "_low"), ("high", "_high")):
+        rows[column] = float("nan")
+        for name in fastest["fastest"].unique():
+            measured = _column(rows, f"speedup_vs_{name}{suffix}")
+            rows[column] = rows[column].where(rows["fastest"] != name, measured)
+    rows["speedup"] = rows["speedup"].fillna(rows["baseline_s"] / rows["median_s"])
+    return rows.drop(columns="fastest").assign(baseline=baseline)
 
 
 def all_ratios(table: pd.DataFrame) -> pd.DataFrame:

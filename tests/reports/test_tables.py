@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +158,27 @@ def test_binning_keeps_every_comparison_and_the_largest_error(run_directory: Pat
     assert binned["comparisons"].sum() == len(rows)
     assert binned["used"].max() == rows["used"].max()
     assert len(binned) < len(rows)
+
+
+def test_over_the_best_full_softmax_the_measured_ratio_stands_where_plain_full_is_the_best(
+    run_directory: Path,
+) -> None:
+    path = run_directory / "timings.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    full = [line for line in lines if line["impl"] == "full" and line["status"] == "ok"]
+    paces = [0.5 if place % 2 else 2.0 for place in range(len(full))]
+    chunked = [
+        line | {"impl": "full:chunked", "median_s": pace * line["median_s"]}
+        for line, pace in zip(full, paces, strict=True)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *chunked]))
+    table = tables.cells(read_run(run_directory))
+    own = {name: tables.ratios(table, name) for name in ("full", tables.BEST_FULL)}
+    own = {name: rows[rows["impl"] == "zipfmax"].set_index("case") for name, rows in own.items()}
+    for line, pace in zip(full, paces, strict=True):
+        plain, best = (own[name].loc[line["case"]] for name in ("full", tables.BEST_FULL))
+        if pace > 1:
+            assert (best["speedup"], best["low"]) == (plain["speedup"], plain["low"])
+        else:
+            assert best["speedup"] == pytest.approx(0.5 * line["median_s"] / best["median_s"])
+            assert math.isnan(best["low"])
