@@ -85,7 +85,9 @@ class Worker:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(self._python, "-m", "zipfmax.bench.worker"),
+                    # Another interpreter imports what is installed in it, whatever PYTHONPATH says here.
+                    *((self._python,) if self._python == sys.executable else (self._python, "-I")),
+                    *("-m", "zipfmax.bench.worker"),
                     *("--name", self.name, "--threads", str(self._threads), "--fd", str(theirs.fileno())),
                 ],
                 env=worker_environment(self._threads),

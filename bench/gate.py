@@ -25,8 +25,8 @@ Record = Mapping[str, Any]
 Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
 
 # A confirmation is worth more samples than the finding it is to confirm.
-RERUN_EFFORT = Effort(seconds=4.0, least=10, most=60)
-RERUN_PROCESSES = 3
+RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
+RERUN_PROCESSES = 6
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,17 @@ AdaptiveLogSoftmaxWithLoss.forward = _waiting
     return repository
 
 
-def test_another_revision_is_installed_and_measured_beside_this_one(other_revision):
+def test_another_revision_is_installed_and_measured_beside_this_one(other_revision, monkeypatch, tmp_path):
+    path = tmp_path / "path"
+    checkout = Path(zipfmax.__file__).resolve().parent.parent
+    shutil.copytree(checkout / "impl", path / "zipfmax")
+    for name in ("reference", "bench", "reports"):
+        shutil.copytree(checkout / name, path / "zipfmax" / name, ignore=shutil.ignore_patterns("published"))
+    monkeypatch.setenv("PYTHONPATH", str(path))  # this code: it must not hide the other revision's
+    monkeypatch.setattr("zipfmax.bench.compare.PROCESSES", 1)
     with installed("HEAD", other_revision) as python:
         where = subprocess.run(
-            [python, "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],
+            [python, "-I", "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],
             check=True, capture_output=True, text=True, cwd="/",
         ).stdout.split()  # fmt: skip
         (finding,) = examine([CASE], "base", python, 1, 0.99, Effort(rounds=3))
