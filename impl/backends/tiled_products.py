@@ -54,9 +54,10 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
     n_columns = right.shape[1]
     is_transposed = left.stride(0) == 1 != left.stride(1)
     step = max(MIN_SIDE, _PART_BYTES // max(1, n_columns * out.element_size()))
+    narrow = is_transposed and n_columns < _NARROW
     # A part of a transposed tile as oneDNN's weight falls to its reference loops, a thousand times slower.
-    turned = is_transposed and n_columns < _NARROW and left.shape[0] <= step
-    if not has_faster_linear(left, n_columns) or (turned and left.shape[1] < _MIN_SUMMED_ROWS):
+    turned = narrow and left.shape[0] <= step and left.shape[1] >= _MIN_SUMMED_ROWS
+    if not has_faster_linear(left, n_columns) or (narrow and not turned):
         torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
         return
     for start in range(0, left.shape[0], step):
@@ -69,6 +70,8 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # with gaps, as of a slice of columns, it would take the loops as well
     made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return made
 
