@@ -44,6 +44,7 @@ class Options:
     rounds: int | None = None
     precision: str | None = None
     budget: float | None = None
+    replay: bool | None = None
 
     def over(self, recorded: Mapping[str, Any]) -> Self:
         """These choices, and where there is none the recorded one."""
@@ -89,7 +90,7 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
         batch=options.batch,
         div_value=options.div_value,
         dtypes=options.dtype,
-        device=_device(options.device),
+        device=_device(options.device or presets.device(options.preset)),
         seed=options.seed,
     )
     for name in axes.implementations:
@@ -109,6 +110,7 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
             rounds=options.rounds,
             precision=_precision(options.precision),
             budget_s=options.budget or axes.effort.budget_s,
+            replay=options.replay or axes.effort.replay,
         ),
         threads=options.threads or usable_cores(),
         processes=options.processes or 1,

@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Axes] = {
         classes=(10_000, 100_000, 1_000_000, 10_000_000),
         labels=("zipf:0", "zipf:0.5", "zipf:1.0", "zipf:1.5"),
         tasks=("train",),
-        implementations=("zipfmax", "torch", "full", "full:compiled"),
+        implementations=("zipfmax", "torch", "full"),
         batch=(4096,),
         dtypes=("bfloat16",),
         device="cuda",
@@ -102,7 +102,7 @@ def axes(preset: str, **chosen: object) -> Axes:
 
 def device(preset: str | None) -> str | None:
     """The device that a preset is made for, where it is not the CPU's."""
-    own = PRESETS[preset].device if preset in PRESETS else "cpu"
+    own = PRESETS[preset].device if preset is not None and preset in PRESETS else "cpu"
     return None if own == "cpu" else own
 
 

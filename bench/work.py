@@ -41,7 +41,7 @@ def count(run: Callable[[], None], device: str) -> Work:
         peak_bytes=peak_temporary_bytes(run, device),
         flops=flops.counted(run),
         launches=_kernels(run) if on_gpu else calls.operations.total(),
-        synchronisations=_waits(run) if on_gpu else calls.reads_back,
+        synchronisations=waits(run) if on_gpu else calls.reads_back,
     )
 
 
@@ -80,7 +80,7 @@ def _kernels(run: Callable[[], None]) -> int:
     )
 
 
-def _waits(run: Callable[[], None]) -> int:
+def waits(run: Callable[[], None]) -> int:
     """Times that one run makes the host wait for the device."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")

@@ -116,6 +116,13 @@ class Session:
         assert self._case is not None
         if self._refuses_capture or torch.device(self._case.device).type != "cuda":
             return None
+        from zipfmax.bench import work
+
+        if work.waits(self._runner.run):
+            self._refuses_capture = (
+                True  # not tried: a broken capture leaves the process's generator unusable
+            )
+            return None
         try:
             return timing.replayed(self._runner.run)
         except RuntimeError:

@@ -46,6 +46,16 @@ def verify(
         str | None, typer.Option(help="Only the cells whose id contains this; * and ? are wildcards.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="A dtype for every cell in place of the grid's own; repeat.")
+    ] = None,
+    matmul_precision: Annotated[
+        str, typer.Option(help="torch's of float32 products: highest, high or medium (tf32 on a GPU).")
+    ] = "highest",
+    save_results: Annotated[
+        Path | None,
+        typer.Option(help="Keep what the one --impl computed in this folder, as --against saved:FOLDER."),
+    ] = None,
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Instead, check that every planted fault is caught.")
     ] = False,
@@ -66,9 +76,9 @@ def verify(
     from zipfmax.reference.verify import Options, run
 
     if mutants:
-        if impl or against or device != "cpu":
-            raise UsageError("--mutants plants its own faults: it takes no --impl, --against or --device")
-        raise typer.Exit(planted.run(grid, cells, out, resume))
+        if impl or against:
+            raise UsageError("--mutants plants its own faults: it takes no --impl or --against")
+        raise typer.Exit(planted.run(grid, cells, out, resume, device))
     if metamorphic:
         if mutants or conformance or against or device != "cpu":
             raise UsageError(
@@ -79,13 +89,15 @@ def verify(
         if mutants or impl or against or cells or device != "cpu":
             raise UsageError("--conformance probes the peers on its own cases: it takes only --out, --resume")
         raise typer.Exit(peers.run(out, resume))
-    options = Options(grid, tuple(impl or ()), tuple(against or ()), cells, device)
-    raise typer.Exit(run(options, out, resume))
+    options = Options(
+        grid, tuple(impl or ()), tuple(against or ()), cells, device, tuple(dtype or ()), matmul_precision
+    )
+    raise typer.Exit(run(options, out, resume, save_results))
 
 
 @app.command()
 def sweep(
-    preset: Annotated[str | None, typer.Option(help="quick (the default), gate or wikitext103.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick (the default), gate, wikitext103 or gpu.")] = None,
     impl: Annotated[list[str] | None, typer.Option(help="An implementation; repeat for several.")] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help="zipf:S, uniform, wordfreq:LANG or counts:FILE; repeat.")
@@ -121,6 +133,10 @@ def sweep(
         float | None,
         typer.Option(help="Seconds that one cell may cost (60); dearer ones are recorded as such."),
     ] = None,
+    replay: Annotated[
+        bool | None,
+        typer.Option("--replay", help="On a GPU, time replays of CUDA graphs where a step can be captured."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default a new one in runs/.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
@@ -146,6 +162,7 @@ def sweep(
         rounds=rounds,
         precision=precision,
         budget=budget,
+        replay=replay,
     )
     raise typer.Exit(run(options, out, resume))
 
@@ -178,7 +195,11 @@ def gate(
     if self_test:
         from zipfmax.bench.selftest import self_test as check
 
+        if run is not None or baseline is not None:
+            raise UsageError("--self-test measures its own runs: it takes only --out and --resume")
         raise typer.Exit(check(out, resume))
+    if out is not None or resume:
+        raise UsageError("--out and --resume go with --self-test")
     if run is None or baseline is None:
         raise UsageError("gate needs a run and --baseline FILE, or --self-test")
     from zipfmax.bench.gate import gate as hold

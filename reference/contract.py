@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Distance from 1 to the next number of each dtype."""
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Distance from 1 to the next number of each dtype; "tf32" is float32 whose products round to 10 bits."""
 
 CLASSES = ("predict", "topk.classes")
 """Tensors of classes, best first. The probability of what was picked counts: a tie may fall either way."""

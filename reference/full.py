@@ -150,7 +150,7 @@ class FullRunner:
             self._weight.grad = None
             loss = self._loss(self._hidden, self._weight, self._target)
             loss.backward()  # type: ignore[no-untyped-call]
-            self._computed = {"loss": loss}
+            self._computed = {"loss": loss.detach()}  # or the graph would live on
             return
         with torch.no_grad():
             if self._case.task == "forward":

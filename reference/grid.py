@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import cycle, product
 from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
-from zipfmax.reference.case import Case
+from zipfmax.reference.case import DTYPES, Case
 
 TASKS = ("forward", "train", "log_prob", "predict")
 """What every reference's own layer has."""
@@ -41,15 +41,18 @@ _FULL_PARTITIONS: tuple[Partition, ...] = (
 )
 
 
-def grid(name: str, device: str = "cpu") -> list[Case]:
-    """The cases of a grid: "quick" or "full", each case once.
+def grid(name: str, device: str = "cpu", dtypes: Sequence[str] = ()) -> list[Case]:
+    """The cases of a grid: "quick" or "full", each case once; `dtypes` stand in for the grid's own.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name or dtype.
     """
     if name not in GRIDS:
         raise UsageError(f"unknown grid {name!r}; choose one of: {', '.join(GRIDS)}")
-    return GRIDS[name](device)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    return GRIDS[name](device, dtypes) if dtypes else GRIDS[name](device)
 
 
 def matching(cases: list[Case], pattern: str) -> list[Case]:
@@ -64,11 +67,9 @@ def matching(cases: list[Case], pattern: str) -> list[Case]:
     return found
 
 
-def quick(device: str = "cpu") -> list[Case]:
+def quick(device: str = "cpu", dtypes: Sequence[str] = ("float32", "float64")) -> list[Case]:
     """Every partition with every div_value, head_bias, dtype and task; the other fields take turns."""
-    combinations = product(
-        _QUICK_PARTITIONS, (1.0, 2.0, 4.0, 1.5, UNIFORM_TAILS), (False, True), ("float32", "float64")
-    )
+    combinations = product(_QUICK_PARTITIONS, (1.0, 2.0, 4.0, 1.5, UNIFORM_TAILS), (False, True), dtypes)
     turns = zip(
         cycle((32, 17, 48)),
         cycle((64, 33, 1, 40, 7, 50, 24)),
@@ -85,7 +86,7 @@ def quick(device: str = "cpu") -> list[Case]:
     ]
 
 
-def full(device: str = "cpu") -> list[Case]:
+def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
     """Every partition with every div_value, head_bias, dtype and task, three times over.
 
     Each time with in_features, batch size, labels and hidden state drawn from lists of awkward ones, by a
@@ -97,7 +98,7 @@ def full(device: str = "cpu") -> list[Case]:
         _FULL_PARTITIONS,
         (1.0, 1.5, 2.0, 4.0, 8.0, UNIFORM_TAILS),
         (False, True),
-        ("float64", "float32", "bfloat16", "float16"),
+        dtypes,
         TASKS,
         range(3),
     )
@@ -211,4 +212,4 @@ _HIDDEN = (
     "inf-rows",
 )
 
-GRIDS: dict[str, Callable[[str], list[Case]]] = {"quick": quick, "full": full}
+GRIDS: dict[str, Callable[..., list[Case]]] = {"quick": quick, "full": full}

@@ -55,16 +55,22 @@ class Outcome:
                 setattr(self, name, failed[0][name])
 
 
-def run(grid: str = "quick", cells: str | None = None, out: Path | None = None, resume: bool = False) -> int:
+def run(
+    grid: str = "quick",
+    cells: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+) -> int:
     """Put every mutant and the control through a grid, show the table, and leave `mutants.jsonl` in `out`.
 
     Returns:
         0 where every mutant is caught and the control passes, otherwise 1.
     """
-    cases = grids.grid(grid)
+    cases = grids.grid(grid, device)
     if cells is not None:
         cases = grids.matching(cases, cells)
-    arguments = {"grid": grid, "mutants": True, "cells": cells}
+    arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
     directory = None if out is None else RunDirectory.create(out, arguments, resume)
     classes: dict[str, type[Control]] = {CONTROL: Control, **FAULTS}
     known = [Outcome(**record) for record in directory.records("mutants")] if directory is not None else []

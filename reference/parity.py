@@ -219,15 +219,16 @@ class Truth:
     def of(cls, case: Case, inputs: Inputs, family: Family) -> Truth:
         """Evaluate the definition."""
         chosen = definition.arithmetic(_truth_precision(case))
+        counted = _counted_as(case)
         results = definition.evaluate(case, inputs, family, chosen)
         if case.task not in ("predict", "topk"):
-            return cls(family, case.dtype, results, None)
+            return cls(family, counted, results, None)
         hidden = inputs.hidden
         if family == "full":
             log_prob = definition.full_log_prob(definition.full_weight(case, inputs), hidden, chosen)
         else:
             log_prob = definition.adaptive_log_prob(case.layout, inputs.weights, hidden, chosen)
-        return cls(family, case.dtype, results, log_prob)
+        return cls(family, counted, results, log_prob)
 
     def error(self, tensor: str, values: Values) -> Size:
         """Error of a tensor; of classes the gaps to the most probable ones."""
@@ -294,8 +295,10 @@ class Reference:
     errors: dict[str, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.orders_known = ORDERS
         if self.name != "definition":
             implementation = registry.implementation(self.name)
+            self.orders_known = getattr(implementation, "orders", ORDERS)
             if implementation.family != self.truth.family:
                 self.reason = f"computes {implementation.family} softmax, which is another function"
             else:
@@ -305,7 +308,8 @@ class Reference:
 
     def widen(self) -> bool:
         """Evaluate in one more order; False once there are enough, or it cannot."""
-        number, self.orders = self.orders, self.orders + 1
+        number = self.orders if not self.orders_known <= self.orders < ORDERS else ORDERS
+        self.orders = number + 1
         if number >= ORDERS + PLAIN or self.reason is not None:
             return False
         if number >= ORDERS:
@@ -359,6 +363,12 @@ def _is_hopeless(verdict: Verdict) -> bool:
     if verdict.error is None or verdict.budget is None:
         return True
     return not verdict.error <= _HOPELESS * verdict.budget
+
+
+def _counted_as(case: Case) -> str:
+    """The dtype whose eps the contract takes: a GPU's float32 products may be asked to round to tf32."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return case.dtype if exact or case.dtype != "float32" or case.device == "cpu" else "tf32"
 
 
 def _truth_precision(case: Case) -> str:

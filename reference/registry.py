@@ -29,7 +29,7 @@ _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "full:cce": ("full", "CutCrossEntropy", ()),
 }
 
-USER_FORMS = "package.module:Class or path/file.py:Class"
+USER_FORMS = "saved:DIR, package.module:Class or path/file.py:Class"
 
 
 def names() -> list[str]:
@@ -41,8 +41,9 @@ def implementation(name: str) -> Implementation:
     """The implementation of that name.
 
     Args:
-        name: a built-in name, or a torch module class with torch.nn's constructor and parameter names, given
-            as `package.module:Class` or `path/file.py:Class`.
+        name: a built-in name; `saved:DIR` for results that `zipfmax.reference.saved` kept; or a torch module
+            class with torch.nn's constructor and parameter names, given as `package.module:Class` or
+            `path/file.py:Class`.
 
     Raises:
         UsageError: unknown name, or a class that cannot be found or imported.
@@ -51,6 +52,10 @@ def implementation(name: str) -> Implementation:
         module, attribute, arguments = _FACTORIES[name]
         factory = getattr(importlib.import_module(f"zipfmax.reference.{module}"), attribute)
         return cast(Implementation, factory(*arguments))
+    if name.startswith("saved:"):
+        from zipfmax.reference.saved import PREFIX, SavedResults
+
+        return SavedResults(Path(name.removeprefix(PREFIX)))
     place, _, attribute = name.rpartition(":")
     if not place or place in {known.partition(":")[0] for known in _FACTORIES}:
         raise UsageError(

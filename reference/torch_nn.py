@@ -112,7 +112,8 @@ class TorchRunner:
             parameter.grad = None
         output, loss = self.module(self._hidden, self._target)
         loss.backward()
-        self._computed = {"output": output, "loss": loss}
+        # Detached, or the graph would live on, and its nodes would tie a CUDA graph to this run's stream.
+        self._computed = {"output": output.detach(), "loss": loss.detach()}
 
     def _topk(self) -> tuple[Tensor, Tensor]:
         """The module's own topk, or where it has none the best of all its log-probabilities."""

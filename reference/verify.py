@@ -46,7 +46,7 @@ class Options:
     dtypes: tuple[str, ...] = ()
     """In place of the grid's own; empty keeps them."""
     matmul_precision: str = "highest"
-    """torch's of float32 products. Below "highest" the definition is no fair reference: torch is."""
+    """torch's of float32 products. On a GPU the contract takes tf32's eps where it is not "highest"."""
 
     def implementations(self) -> tuple[str, ...]:
         """The names to put to the test; on a CPU without Triton's backend, which needs a GPU."""

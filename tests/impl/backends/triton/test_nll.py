@@ -120,6 +120,15 @@ def test_a_row_that_is_not_finite_spoils_no_other_row(bad: float, device: torch.
     assert dirty["output"][7].isnan()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_shows_in_its_cluster_of_one_class(bad: float, device: torch.device) -> None:
+    layout = ClusterLayout(17, 203, (1, 2, 202), div_value=1.0)
+    weights, hidden, target = draw(layout, 40, torch.float32, device)
+    target[:] = torch.arange(40) % 3
+    hidden[target == 1] = bad
+    check(layout, weights, hidden, target)
+
+
 @pytest.mark.parametrize("scale", [30.0, 300.0])
 def test_logits_far_from_the_first_tile_are_done_again(scale: float, device: torch.device) -> None:
     layout = ClusterLayout(16, 300, (10,), 1.0)
