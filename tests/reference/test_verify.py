@@ -212,6 +212,6 @@ def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tmp
         "predict",
     ):
         assert {(tensor, "definition"), (tensor, "torch")} <= passed
-    skipped = [r for r in records if r["status"] == "skipped"]
-    assert all(r["dtype"] == "float64" and "not in float64" in r["reason"] for r in skipped)
+    unserved = {(r["dtype"], r["reason"].rpartition(", ")[2]) for r in records if r["tensor"] == parity.WHOLE}
+    assert unserved == ({("float64", "not in float64")} if grid == "quick" else set())
     assert {r["dtype"] for r in records if r["status"] == "pass"} == {dtype}
