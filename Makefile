@@ -36,8 +36,8 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the work
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p zipfmax
 	PYTHONPATH=build/types $(BIN)/lint-imports
 
-compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU
-	$(BIN)/zipfmax compile
+compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; COMPILE=--quick for the largest
+	$(BIN)/zipfmax compile $(COMPILE)
 
 gate: $(VENV)/.ready  ## measure the gate's cells here and compare them with the committed baseline
 	rm -rf reports/out/gate
