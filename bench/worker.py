@@ -119,9 +119,8 @@ class Session:
         from zipfmax.bench import work
 
         if work.waits(self._runner.run):
-            self._refuses_capture = (
-                True  # not tried: a broken capture leaves the process's generator unusable
-            )
+            # Not tried: a broken capture leaves the process's random generator unusable.
+            self._refuses_capture = True
             return None
         try:
             return timing.replayed(self._runner.run)
