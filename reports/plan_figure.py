@@ -54,6 +54,8 @@ def plan_figure(record: Mapping[str, Any], *, theme: Theme = LIGHT) -> Figure:
             f"N = {record['batch_size']:,}, {record['task']}"
         ),
     )
+    lowest_ms = min(chosen_ms, record["full_s"] * 1e3)
+    axes.set_ylim(bottom=0.7 * lowest_ms)  # room for the cutoffs below the star
     axes.legend()
     return figure
 
