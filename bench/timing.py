@@ -124,7 +124,7 @@ def replayed(run: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay  # type: ignore[no-any-return]
+    return graph.replay
 
 
 def timer_for(device: str) -> Timer:

@@ -75,7 +75,7 @@ class PartCost:
         )
 
     @classmethod
-    def of(cls, coefficients: Sequence[float], widths: tuple[int, ...] = WIDE) -> PartCost:
+    def of(cls, coefficients: Sequence[float] | Floats, widths: tuple[int, ...] = WIDE) -> PartCost:
         """The inverse of `coefficients`."""
         call, product, weight, far_weight, per_input, *logit = map(float, coefficients)
         n_far = len(NEAR_LOGITS)
@@ -179,10 +179,10 @@ class CostModel:
         """Reads `to_record` back."""
 
         def part(name: str) -> PartCost:
-            values = record[name]
-            return PartCost(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            )
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in record[name].items()
+            }
+            return PartCost(**values)
 
         return cls(part("head"), part("tail"), part("full"))
 

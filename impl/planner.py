@@ -223,7 +223,7 @@ class Search:
         share_below = self._cumulative[candidates]
         head = self.model.head.at_width(self.in_features)
         slot = head.per_class + head.per_logit * self.batch_size + price * self.in_features
-        head_cost = head(candidates.astype(np.float64), np.float64(self.batch_size))
+        head_cost = head(candidates.astype(np.float64), np.array(float(self.batch_size)))
         allowed = share_below >= self.min_shortlist_share
         if first is not None:
             allowed &= candidates == first

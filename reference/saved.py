@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,8 @@ def save(directory: Path, case: Case, implementation: Implementation, inputs: In
     runner.run()
     told = {_DIGEST: _digest(inputs), _OF: implementation.name, _FAMILY: implementation.family}
     directory.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        _file(directory, case), **runner.results(), **{k: np.array(v) for k, v in told.items()}
-    )
+    arrays: dict[str, Any] = {**runner.results(), **{k: np.array(v) for k, v in told.items()}}
+    np.savez_compressed(_file(directory, case), **arrays)
 
 
 class SavedResults:

@@ -83,4 +83,4 @@ def _mkl_lags_behind() -> bool:
         return False
     processor = describe()
     is_amd = str(processor.get("cpu_name", "")).startswith("AMD")
-    return is_amd and bool(processor.get("avx512_f")) and torch.backends.mkl.is_available()
+    return is_amd and bool(processor.get("avx512_f")) and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
