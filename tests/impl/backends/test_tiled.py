@@ -226,7 +226,7 @@ def test_a_retained_graph_gives_the_same_gradients_again():
     hidden, target = batch_of(LAYOUT, 30)
     loss = 5 * layer(hidden.requires_grad_(), target).loss
     leaves = [hidden, *layer.parameters()]
-    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    first = [gradient.clone() for gradient in torch.autograd.grad(loss, leaves, retain_graph=True)]
     second = torch.autograd.grad(loss, leaves)
     for once, again in zip(first, second, strict=True):
         torch.testing.assert_close(once, again)
@@ -276,6 +276,29 @@ def test_a_frozen_layer_and_input_need_no_graph_and_no_products_of_a_backward():
     assert flops(True) == 3 * flops(False)
 
 
+@pytest.mark.parametrize("frozen", ["hidden", "weights"])
+def test_what_is_frozen_saves_its_products(frozen):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(hidden_grad, weight_grad):
+        weights = weights_of(LAYOUT).map(lambda tensor: tensor.requires_grad_(weight_grad))
+        hidden, target = batch_of(LAYOUT, 40)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            tiled.nll(LAYOUT, weights, hidden.requires_grad_(hidden_grad), target)[1].backward()
+        return counter.get_total_flops(), target
+
+    (everything, target), (some, _) = flops(True, True), flops(frozen != "hidden", frozen != "weights")
+    if frozen == "weights":
+        assert 3 * some == 2 * everything  # of logits, gradient of the input and of the weight, the last
+        return
+    saved = 2 * 40 * LAYOUT.in_features * LAYOUT.head_size
+    for tail in LAYOUT:
+        n_rows = int(((target >= tail.start) & (target < tail.stop)).sum())
+        saved += 2 * n_rows * LAYOUT.in_features * tail.projection_size
+    assert everything - some == saved
+
+
 @pytest.mark.parametrize("factor", [1e3, 1e6])
 def test_logits_of_any_size_give_exact_log_probabilities(factor, small_workspace):
     weights = weights_of(LAYOUT, torch.float32).map(lambda tensor: tensor * factor**0.5)
@@ -284,6 +307,28 @@ def test_logits_of_any_size_give_exact_log_probabilities(factor, small_workspace
     output, _ = tiled.nll(LAYOUT, weights, hidden, target)
     assert (expected < -100).any()
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("shift", "dtype"),
+    [(s, d) for d in (torch.float32, torch.float64) for s in (-115.0, -60.0, 60.0, 115.0)]
+    + [(s, torch.float64) for s in (-500.0, 500.0)],
+)
+def test_logits_far_from_zero_are_as_probable_as_near_it(shift, dtype, small_workspace):
+    """Sums of their exponentials leave the range of the dtype, or come near its ends."""
+    weights = weights_of(LAYOUT, dtype)
+    for bias in (weights.head_bias, *(tail.output_bias for tail in weights.tails)):
+        bias.add_(shift)
+    hidden, target = batch_of(LAYOUT, 40, dtype)
+    assert_agrees(LAYOUT, weights, hidden, target)
+
+
+def test_float16_logits_near_the_end_of_their_range_stay_finite(small_workspace):
+    weights = weights_of(LAYOUT, torch.float16).map(torch.zeros_like)
+    weights.head_bias[0] = -50_000
+    hidden, target = batch_of(LAYOUT, 40, torch.float16)
+    output, _ = tiled.nll(LAYOUT, weights, hidden, torch.zeros_like(target), dtype=torch.float32)
+    torch.testing.assert_close(output, torch.full((40,), -50_000.0), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("banned", [slice(0, 5), slice(20, 30), slice(0, 109)])
