@@ -6,6 +6,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from zipfmax.reference.paddle_nn import import_paddle
+
 
 class Arrays:
     """Named random float64 arrays, drawn in the order in which they are asked for."""
@@ -25,9 +27,11 @@ class Arrays:
 
 @pytest.fixture
 def keras():
-    """Keras. Triton, where there is one, is loaded first: after TensorFlow it crashes the process."""
+    """Keras. Triton and Paddle, where they are, are loaded first: after TensorFlow they crash the process."""
     if find_spec("triton"):
         importlib.import_module("triton")
+    if find_spec("paddle"):
+        import_paddle()
     return pytest.importorskip("tensorflow").keras
 
 
