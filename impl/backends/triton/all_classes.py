@@ -58,10 +58,10 @@ def tail_log_prob_kernel(
     inside = v < n_classes
     h_tile = h_ptr + row.to(tl.int64)[:, None] * WIDTH + k[None, :]
     w_tile = w_ptr + v.to(tl.int64)[:, None] * K + k[None, :]
-    w = load_classes(w_tile, inside, k, 0, K, BK, True)
+    w = load_classes(w_tile, inside, k, 0, K, BK, CHUNKS, True)
     s = dot(tl.load(h_tile), tl.trans(w), PRECISION, UPCAST)
     for chunk in range(1, CHUNKS):
-        w = load_classes(w_tile, inside, k, chunk * BK, K, BK, True)
+        w = load_classes(w_tile, inside, k, chunk * BK, K, BK, CHUNKS, True)
         s = dot_add(tl.load(h_tile + chunk * BK), tl.trans(w), s, PRECISION, UPCAST)
     if HAS_BIAS:
         s += tl.load(bias_ptr + v, mask=inside, other=0.0).to(tl.float32)[None, :]

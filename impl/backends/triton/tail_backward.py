@@ -65,7 +65,7 @@ def tail_weight_gradient_kernel(
     r = tl.arange(0, BM)
     k = tl.arange(0, BK)
     w_tile = w_ptr + v.to(tl.int64)[:, None] * K + k[None, :]
-    w = load_classes(w_tile, inside, k, 0, K, BK, True)
+    w = load_classes(w_tile, inside, k, 0, K, BK, CHUNKS, True)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + v, mask=inside, other=0.0).to(tl.float32) * LOG2E
     total = tl.zeros([BV, BK], tl.float32)
@@ -76,7 +76,7 @@ def tail_weight_gradient_kernel(
         h = tl.load(h_tile)
         s = dot(w, tl.trans(h), PRECISION, UPCAST)
         for chunk in range(1, CHUNKS):
-            w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, True)
+            w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, CHUNKS, True)
             s = dot_add(w_chunk, tl.trans(tl.load(h_tile + chunk * BK)), s, PRECISION, UPCAST)
         p = s * LOG2E - tl.load(base_ptr + slot)[None, :]
         if HAS_BIAS:

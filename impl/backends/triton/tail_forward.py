@@ -36,9 +36,11 @@ ARGMAX = 2
 
 
 @triton.jit
-def load_classes(w_tile, inside, k, first, K: tl.constexpr, BK: tl.constexpr, MASKED: tl.constexpr):
+def load_classes(
+    w_tile, inside, k, first, K: tl.constexpr, BK: tl.constexpr, CHUNKS: tl.constexpr, MASKED: tl.constexpr
+):
     """Columns first to first + BK of a tile of W2, zero beyond K and, with MASKED, in rows not `inside`."""
-    if K > 0 and K % BK == 0:
+    if K == CHUNKS * BK:
         if MASKED:
             w = tl.load(w_tile + first, mask=inside[:, None], other=0.0)
         else:
@@ -74,7 +76,7 @@ def _scores(
     """
     s = dot(h, tl.trans(w), PRECISION, UPCAST)
     for chunk in range(1, CHUNKS):
-        w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, MASKED)
+        w_chunk = load_classes(w_tile, inside, k, chunk * BK, K, BK, CHUNKS, MASKED)
         s = dot_add(tl.load(h_tile + chunk * BK), tl.trans(w_chunk), s, PRECISION, UPCAST)
     if HAS_BIAS:
         if MASKED:
@@ -142,17 +144,17 @@ def _stream(
     whole = begin + (end - begin) // BN * BN
     w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
     for v in range(begin, whole, BN):
-        w = load_classes(w_tile, n, k, 0, K, BK, False)
+        w = load_classes(w_tile, n, k, 0, K, BK, CHUNKS, False)
         s = _scores(
             h_tile, h, w_tile, w, bias_ptr + v + n, n, k, K, BK, CHUNKS, HAS_BIAS, False, PRECISION, UPCAST
         )
         if CHUNKS > 1 and MODE == 1:
-            w = load_classes(w_tile, n, k, slice_first, K, BK, False)
+            w = load_classes(w_tile, n, k, slice_first, K, BK, CHUNKS, False)
         peak, total, extra = _fold(s, w, v, peak, total, extra, MODE, ANCHORED, PRECISION, UPCAST)
         w_tile += BN * K
     if whole < end:
         inside = whole + n < end
-        w = load_classes(w_tile, inside, k, 0, K, BK, True)
+        w = load_classes(w_tile, inside, k, 0, K, BK, CHUNKS, True)
         s = _scores(
             h_tile,
             h,
@@ -170,7 +172,7 @@ def _stream(
             UPCAST,
         )
         if CHUNKS > 1 and MODE == 1:
-            w = load_classes(w_tile, inside, k, slice_first, K, BK, True)
+            w = load_classes(w_tile, inside, k, slice_first, K, BK, CHUNKS, True)
         peak, total, extra = _fold(s, w, whole, peak, total, extra, MODE, ANCHORED, PRECISION, UPCAST)
     return peak, total, extra
 
@@ -242,7 +244,7 @@ def tail_forward_kernel(
     if ANCHOR:
         inside = begin + n < end
         w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
-        w = load_classes(w_tile, inside, k, 0, K, BK, True)
+        w = load_classes(w_tile, inside, k, 0, K, BK, CHUNKS, True)
         s = _scores(
             h_tile,
             h,
