@@ -182,7 +182,7 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--preset", "slow"], ["unknown preset 'slow'", "quick, gate, wikitext103"]),
+        (["--preset", "slow"], ["unknown preset 'slow'", "quick, gate, gpu, wikitext103"]),
         (["--impl", "torhc"], ["unknown implementation 'torhc'", "torch"]),
         (["--labels", "zips:1"], ["unknown labels 'zips:1'", "zipf:S"]),
         (["--task", "training"], ["unknown task 'training'", "train"]),
@@ -209,7 +209,7 @@ def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
 
 def test_wrong_use_ends_with_status_2_and_one_line():
     done = sweep("--preset", "slow", expect=2)
-    assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, gate, wikitext103\n"
+    assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, gate, gpu, wikitext103\n"
 
 
 def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +103,9 @@ def test_the_kernels_gradients_visit_the_tails_twice_more(hidden, weight, produc
     )  # fmt: skip
     counted = flops._nll_gradients(*arguments)
     assert counted == flops.layer_flops(rows(CASE), weights(CASE), flops.Products(*products))
+
+
+def test_the_kernels_change_no_other_implementations_count(monkeypatch):
+    before = work.count(runner("zipfmax:tiled").run, "cpu").flops
+    monkeypatch.setitem(sys.modules, flops._KERNELS, None)
+    assert work.count(runner("zipfmax:tiled").run, "cpu").flops == before

@@ -52,7 +52,7 @@ def nll(
     trained = torch.is_grad_enabled() and (want_hidden or want_weights)
     if trained and reduction != "none":
         mean = reduction == "mean"
-        if torch.compiler.is_compiling():
+        if is_traced():
             output, loss, *_ = operators.nll_train(
                 hidden, target, tensors, present, bounds, ignore_index, mean, want_hidden, want_weights
             )
@@ -69,6 +69,11 @@ def nll(
     if reduction == "mean":
         loss = loss / (hidden.shape[0] if ignore_index is None else (target != ignore_index).sum())
     return output.to(dtype), loss.to(dtype)
+
+
+def is_traced() -> bool:
+    """Whether a training step must be one operator, past which nothing is launched: in a compiled graph."""
+    return torch.compiler.is_compiling()
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
