@@ -169,6 +169,8 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (out / "workers.log").exists():
         time.sleep(0.05)
