@@ -72,11 +72,11 @@ def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: floa
         names = [name for name in runs if name not in failed]
         order.shuffle(names)
         for name in names:
-            seconds, wall_s = timer(runs[name])
+            device_s, wall_s = timer(runs[name])
             if timer.throttled():
                 throttled[name] += 1
             else:
-                samples[name].append(seconds)
+                samples[name].append(device_s)
                 walls[name].append(wall_s)
         if time.monotonic() - begun > seconds:
             break
