@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zipfmax.reports.panels import TASK_TITLES, colour_of, legend, plain_ticks, series, task_panels
@@ -27,16 +28,7 @@ def occupancy(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
         for part, values in shares.iterrows():
             position = int(str(part))
             name = "head" if position == 0 else f"tail {position}"
-            colour = colour_of(theme, position)
-            axes.barh(
-                labels, 100 * values, left=100 * left, color=colour, edgecolor=theme.surface, label=name
-            )
-            for label, value, start in zip(labels, values, left, strict=True):
-                if value > 0.12:
-                    middle = 100 * (start + value / 2)
-                    axes.text(
-                        middle, label, f"{100 * value:.0f}", color=theme.surface, ha="center", va="center"
-                    )
+            _stack(axes, labels, values, left, colour_of(theme, position), name, theme)
             left = left + values.fillna(0.0)
         axes.set_title(f"{count(classes)} classes")
         axes.set_xlabel("share of labels, %")
@@ -51,33 +43,7 @@ def roofline(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
 
     `rows` has `intensity`, `flops_per_s` and `limit_flops_per_s`.
     """
-    figure, panels = task_panels(rows, theme)
-    panels[0][1].set_ylabel("GFLOP/s")
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, name in enumerate(dict.fromkeys(rows["impl"])):
-            points = here[here["impl"] == name]
-            look = {**series(theme, position, name), "linestyle": "none", "alpha": 0.8}
-            axes.plot(points["intensity"], points["flops_per_s"] / 1e9, **look)
-        limit = here.drop_duplicates("case").sort_values("intensity")
-        axes.plot(
-            limit["intensity"],
-            limit["limit_flops_per_s"] / 1e9,
-            marker="_",
-            markersize=14,
-            markeredgewidth=2,
-            linestyle="none",
-            color=theme.ink,
-            label="the limit, measured",
-        )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        plain_ticks(axes.xaxis)
-        plain_ticks(axes.yaxis)
-        axes.set_xlabel("FLOPs per byte of the products")
-        axes.grid(visible=True, which="major", axis="both")
-    legend(figure, panels, "implementation")
-    return figure
+    return _roofline(rows, "impl", "case", ("implementation", "FLOPs per byte of the products"), theme)
 
 
 @in_colours
@@ -101,16 +67,8 @@ def time_split(parts: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
             left = pd.Series(0.0, index=labels)
             for position, name in enumerate(order):
                 width = shares[name].fillna(0) if name in shares else 0.0 * left
-                look = theme.muted if name == OTHER else colour_of(theme, position)
-                axes.barh(
-                    labels, 100 * width, left=100 * left, color=look, edgecolor=theme.surface, label=name
-                )
-                for label, value, start in zip(labels, width, left, strict=True):
-                    if value > 0.12:
-                        middle = 100 * (start + value / 2)
-                        axes.text(
-                            middle, label, f"{100 * value:.0f}", color=theme.surface, ha="center", va="center"
-                        )
+                colour = theme.muted if name == OTHER else colour_of(theme, position)
+                _stack(axes, labels, width, left, colour, name, theme)
                 left = left + width
             axes.set_title(f"{TASK_TITLES.get(task, task).split(' (')[0]}, {count(classes)} classes")
             axes.grid(visible=False)
@@ -123,17 +81,26 @@ def time_split(parts: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
 @in_colours
 def part_roofline(parts: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """FLOPs a second against FLOPs a byte of head and tails apart: measured, and of their bare products."""
-    figure, panels = task_panels(parts, theme)
+    return _roofline(parts, "part", None, ("part", "FLOPs per byte of the part's products"), theme)
+
+
+def _roofline(
+    rows: pd.DataFrame, series_of: str, limit_once: str | None, titles: tuple[str, str], theme: Theme
+) -> Figure:
+    """A series for each value of `series_of`, and the limit: once for each value of `limit_once`."""
+    legend_title, x_title = titles
+    figure, panels = task_panels(rows, theme)
     panels[0][1].set_ylabel("GFLOP/s")
     for task, axes in panels:
-        here = parts[parts["task"] == task]
-        for position, name in enumerate(dict.fromkeys(parts["part"])):
-            points = here[here["part"] == name]
+        here = rows[rows["task"] == task]
+        for position, name in enumerate(dict.fromkeys(rows[series_of])):
+            points = here[here[series_of] == name]
             look = {**series(theme, position, name), "linestyle": "none", "alpha": 0.8}
             axes.plot(points["intensity"], points["flops_per_s"] / 1e9, **look)
+        limit = here if limit_once is None else here.drop_duplicates(limit_once)
         axes.plot(
-            here["intensity"],
-            here["limit_flops_per_s"] / 1e9,
+            limit["intensity"],
+            limit["limit_flops_per_s"] / 1e9,
             marker="_",
             markersize=14,
             markeredgewidth=2,
@@ -145,7 +112,18 @@ def part_roofline(parts: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
         axes.set_yscale("log")
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
-        axes.set_xlabel("FLOPs per byte of the part's products")
+        axes.set_xlabel(x_title)
         axes.grid(visible=True, which="major", axis="both")
-    legend(figure, panels, "part")
+    legend(figure, panels, legend_title)
     return figure
+
+
+def _stack(
+    axes: Axes, labels: list[str], shares: pd.Series, left: pd.Series, colour: str, name: str, theme: Theme
+) -> None:
+    """One part of every label's bar, from `left`, with its percentage where there is room."""
+    axes.barh(labels, 100 * shares, left=100 * left, color=colour, edgecolor=theme.surface, label=name)
+    for label, value, start in zip(labels, shares, left, strict=True):
+        if value > 0.12:
+            middle = 100 * (start + value / 2)
+            axes.text(middle, label, f"{100 * value:.0f}", color=theme.surface, ha="center", va="center")

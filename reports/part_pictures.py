@@ -14,6 +14,15 @@ from zipfmax.reports.style import amount, count, percent, seconds, size
 _PANELS = 4
 """Panels beside each other that can still be read."""
 
+_PART: dict[str, tuple[str, Format]] = {
+    "task": ("task", text),
+    "n_classes": ("classes", count),
+    "labels_name": ("labels", text),
+    "part": ("part", text),
+    "part_rows": ("rows", count),
+}
+"""The columns that say which part of which cell a line of a table is."""
+
 HOW_SPLIT = (
     "Measured beside the samples, on one batch: the step with every label in the shortlist is the head, with "
     "routing and loss; what one tail's labels add to it is that tail; the fastest of a few passes. These "
@@ -61,11 +70,7 @@ def time_split(rows: pd.DataFrame, name: str, caption: str) -> list[Picture]:
     )
     whole = pd.concat([split, rest], ignore_index=True)
     columns: dict[str, tuple[str, Format]] = {
-        "task": ("task", text),
-        "n_classes": ("classes", count),
-        "labels_name": ("labels", text),
-        "part": ("part", text),
-        "part_rows": ("rows", count),
+        **_PART,
         "seconds": ("time", seconds),
         "share": ("of the step", percent),
         "part_limit_s": ("its bare products", seconds),
@@ -124,11 +129,7 @@ def _roofline(rows: pd.DataFrame, caption: str) -> Picture:
         share=[part.flops for part in each["parts"]] / total,
     )
     columns: dict[str, tuple[str, Format]] = {
-        "task": ("task", text),
-        "n_classes": ("classes", count),
-        "labels_name": ("labels", text),
-        "part": ("part", text),
-        "part_rows": ("rows", count),
+        **_PART,
         "width": ("width", count),
         "columns": ("columns", count),
         "part_flops": ("FLOPs", amount),
@@ -163,11 +164,7 @@ def _part_roofline(rows: pd.DataFrame, name: str, caption: str) -> list[Picture]
         shown_intensity=split["intensity"].map("{:.3g}".format),
     )
     columns: dict[str, tuple[str, Format]] = {
-        "task": ("task", text),
-        "n_classes": ("classes", count),
-        "labels_name": ("labels", text),
-        "part": ("part", text),
-        "part_rows": ("rows", count),
+        **_PART,
         "shown_intensity": ("FLOPs per byte", text),
         "flops_per_s": ("FLOPs a second", amount),
         "limit_flops_per_s": ("at the limit", amount),
