@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -119,9 +121,12 @@ def _roofline(
 
 
 def _stack(
-    axes: Axes, labels: list[str], shares: pd.Series, left: pd.Series, colour: str, name: str, theme: Theme
+    axes: Axes, labels: Any, shares: pd.Series, left: pd.Series, colour: str, name: str, theme: Theme
 ) -> None:
-    """One part of every label's bar, from `left`, with its percentage where there is room."""
+    """One part of every label's bar, from `left`, with its percentage where there is room.
+
+    `labels` are text; Matplotlib takes them for places, which its types do not know.
+    """
     axes.barh(labels, 100 * shares, left=100 * left, color=colour, edgecolor=theme.surface, label=name)
     for label, value, start in zip(labels, shares, left, strict=True):
         if value > 0.12:
