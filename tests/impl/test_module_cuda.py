@@ -1,5 +1,8 @@
 """The layer on a GPU: what `test_module_ecosystem.py` asks for on a CPU, through the GPU's operators."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -100,3 +103,20 @@ def test_a_target_on_the_host_is_refused():
     hidden, target = batch()
     with pytest.raises(RuntimeError, match="targets are on cpu, but inputs are on cuda"):
         make()(hidden, target.cpu())
+
+
+@pytest.mark.parametrize("wrong", [-1, 600, 2**40])
+def test_a_target_out_of_range_is_a_device_side_assertion_and_no_stray_access(wrong):
+    code = f"""
+import torch
+from zipfmax import AdaptiveLogSoftmaxWithLoss
+layer = AdaptiveLogSoftmaxWithLoss(*{SHAPE}, device="cuda")
+target = torch.tensor([5, {wrong}, 20], device="cuda")
+layer(torch.randn(3, 64, device="cuda"), target).loss.backward()
+torch.cuda.synchronize()
+"""
+    # In a process of its own: an assertion on the device ends the process's CUDA context.
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "device-side assert" in ended.stderr, ended.stderr
+    assert "illegal" not in ended.stderr, ended.stderr

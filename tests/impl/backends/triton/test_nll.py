@@ -189,7 +189,7 @@ def test_a_second_derivative_raises(what: str, device: torch.device) -> None:
 @pytest.mark.parametrize("wrong", [-1, 90, 2**40])
 def test_a_target_out_of_range_raises(wrong: int, device: torch.device) -> None:
     if device.type == "cuda":
-        pytest.skip("a device-side assertion ends the process's CUDA context")
+        pytest.skip("a device-side assertion ends the process's CUDA context: see test_module_cuda.py")
     weights, hidden, target = draw(LAYOUT, 5, torch.float32, device)
     target[3] = wrong
     with pytest.raises(RuntimeError, match=r"Target values should be in \[0, 89\]"):

@@ -35,6 +35,8 @@ def test_rows_are_partitioned_stably(n_rows: int, ignore_index: int | None, devi
 
 
 @pytest.mark.parametrize("wrong", [-1, 300, 2**40])
-def test_a_wrong_target_is_reported_and_gets_no_slot(wrong: int) -> None:
+def test_a_wrong_target_is_reported(wrong: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("a device-side assertion ends the process's CUDA context: see test_module_cuda.py")
     with pytest.raises(RuntimeError, match=r"Target values should be in \[0, 299\]"):
         route(torch.tensor([5, wrong, 20]), (10, 300), None)
