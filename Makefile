@@ -41,7 +41,7 @@ compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; 
 
 gate: $(VENV)/.ready  ## measure the gate's cells here and compare them with the committed baseline
 	rm -rf reports/out/gate
-	$(BIN)/zipfmax sweep --preset gate --processes 4 --threads 1 --out reports/out/gate
+	$(BIN)/zipfmax sweep --preset gate --processes 6 --threads 1 --out reports/out/gate
 	$(BIN)/zipfmax gate reports/out/gate --baseline bench/baselines/cpu.jsonl
 
 clean:  ## remove what the other targets made

@@ -55,13 +55,14 @@ def cell_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return cell
 
 
+def is_kept(record: Mapping[str, Any]) -> bool:
+    """Whether a baseline has a line for it: it ran, and is of no peer."""
+    return record["status"] == "ok" and record["impl"] not in _PEERS
+
+
 def baseline_of(records: Iterable[Mapping[str, Any]], machine: Mapping[str, Any]) -> Baseline:
     """The baseline that a run makes: its cells that ran, of all implementations that are no peers."""
-    cells = {
-        (record["case"], record["impl"]): cell_of(record)
-        for record in records
-        if record["status"] == "ok" and record["impl"] not in _PEERS
-    }
+    cells = {(record["case"], record["impl"]): cell_of(record) for record in records if is_kept(record)}
     if not cells:
         raise UsageError("the run has no finished cell of zipfmax or of a user's implementation to keep")
     return Baseline(cells, {"format": FORMAT, **machine})

@@ -48,7 +48,7 @@ RUNS_OF_A_SHORT_SAMPLE = 5
 SPLIT_SHARE = 0.1
 """Share of an implementation's seconds on a case that may be spent, beside them, on timing its parts."""
 
-# Importing a framework, drawing weights and counting work are not the implementation's cost.
+# Importing a framework, drawing weights, compiling kernels, counting work: not the implementation's cost.
 _ALLOWANCE_S = 180.0
 
 
@@ -280,7 +280,7 @@ class Coordinator:
         """Each implementation ready for a case and warm, unless that already is beyond it.
 
         A first run that takes longer than the least number of rounds could within the budget is broken off
-        and ends the cell.
+        and ends the cell; on a GPU the second, since the first compiles.
         """
         found = {name: Measurement() for name in names}
         for name, measurement in found.items():
@@ -324,10 +324,12 @@ class Coordinator:
         reply = worker.ask(protocol.Prepare(case), _ALLOWANCE_S)
         if isinstance(reply, protocol.Prepared):
             longest_s = effort.budget_s / effort.least_rounds
-            reply = worker.ask(protocol.WarmUp(), longest_s)
+            # On a GPU the first run compiles kernels, unless this machine has them already.
+            compiles = case.device != "cpu"
+            reply = worker.ask(protocol.WarmUp(), longest_s + _ALLOWANCE_S * compiles)
             if isinstance(reply, protocol.Timed):
                 measurement.warm_up_s = reply.wall_s
-                if reply.wall_s < PERHAPS_COLD_S:
+                if compiles or reply.wall_s < PERHAPS_COLD_S:
                     reply = worker.ask(protocol.WarmUp(), longest_s)
         match reply:
             case protocol.Timed(_, wall_s):

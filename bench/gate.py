@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from zipfmax.bench.coordinator import Coordinator, Effort, usable_cores
 from zipfmax.bench.judge import Finding
 from zipfmax.bench.protocol import LIMIT
 from zipfmax.errors import UsageError
+from zipfmax.reference import machine
 from zipfmax.reference.case import Case
 from zipfmax.reference.rundir import RUN_FILE, RunDirectory
 
@@ -27,6 +28,8 @@ Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
 # A confirmation is worth more samples than the finding it is to confirm.
 RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
 RERUN_PROCESSES = 6
+SHARP = 0.025
+"""Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def gate(
         baseline: the file to hold it against, or with `update` to write.
         update: make the run the baseline.
         threshold: relative slowdown that is let pass.
-        rerun: measure what looks slower again, in fresh processes, and count it only if it does then too.
+        rerun: measure again, in fresh processes, what looks slower, to count it only if it does then too;
+            what may be slower and has not been shown to be; and with `update` what is not known well
+            enough. A run of another machine is judged as it is.
         junit, summary: files to write, JUnit XML and Markdown.
 
     Raises:
@@ -67,14 +72,18 @@ def gate(
     run = read_run(source)
     for note in run.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    again = measure_again(run.records) if rerun else None
+    if again and not _is_of_this_machine(run):
+        again = None
+        console.print("note: the run is of another machine: nothing is measured again", highlight=False)
     if update:
-        made = baselines.baseline_of(run.records.values(), run.machine)
+        records = sharpened(run.records, again) if again else run.records
+        made = baselines.baseline_of(records.values(), run.machine)
         write(baseline, made.text())
         console.print(f"wrote {len(made.cells)} cells to {baseline}", highlight=False, markup=False)
         return 0
     expected = baselines.read(baseline)
     notes = [*run.notes, *differences(expected.header, run.machine)]
-    again = measure_again(run.records) if rerun else None
     findings = examine(expected, run.records, threshold, again)
     gate_report.show(findings, notes, console)
     if junit is not None:
@@ -87,20 +96,39 @@ def gate(
 def examine(
     expected: Baseline, found: Mapping[Key, Record], threshold: float, rerun: Rerun | None
 ) -> list[Finding]:
-    """A finding for every cell of the baseline; what is slower has been so twice."""
+    """A finding for every cell of the baseline; what is slower has been so twice.
+
+    What may be slower, and has been shown neither to be nor not to be, is measured again first: one process
+    in a bad place makes an interval from six wide.
+    """
     findings = {
         key: judge.judge(cell, found.get(key), threshold) for key, cell in sorted(expected.cells.items())
     }
-    slower = [key for key, finding in findings.items() if finding.outcome == "slower"]
-    if slower and rerun is not None:
-        for key, record in rerun(slower).items():
-            second = judge.judge(expected.cells[key], record, threshold)
-            if second.outcome == "slower":
-                findings[key] = Finding(*key, "slower", f"{findings[key].text}; again {second.text}")
-            else:
-                text = f"not confirmed: first {findings[key].text}, then {second.text}"
-                findings[key] = Finding(*key, second.outcome, text, second.update)
+    if rerun is None:
+        return list(findings.values())
+
+    def judged_again(keys: Sequence[Key]) -> dict[Key, Finding]:
+        records = rerun(keys) if keys else {}
+        return {key: judge.judge(expected.cells[key], record, threshold) for key, record in records.items()}
+
+    doubtful = [key for key, one in findings.items() if one.doubtful]
+    for key, second in judged_again(doubtful).items():
+        findings[key] = replace(second, text=f"in doubt: first {findings[key].text}, then {second.text}")
+    slower = [key for key, one in findings.items() if one.outcome == "slower"]
+    for key, second in judged_again(slower).items():
+        first = findings[key].text
+        confirmed = second.outcome == "slower"
+        text = f"{first}; again {second.text}"
+        findings[key] = replace(second, text=text if confirmed else f"not confirmed: {text}")
     return list(findings.values())
+
+
+def sharpened(found: Mapping[Key, Record], rerun: Rerun) -> Mapping[Key, Record]:
+    """The records, with those measured again whose ratios are too uncertain to hold later runs against."""
+    kept = [record for record in found.values() if baselines.is_kept(record)]
+    blurred = [(one["case"], one["impl"]) for one in kept if judge.blur(one) > SHARP]
+    again = rerun(blurred) if blurred else {}
+    return {**found, **{key: record for key, record in again.items() if record["status"] == "ok"}}
 
 
 def measure_again(found: Mapping[Key, Record]) -> Rerun:
@@ -148,8 +176,8 @@ def _read_directory(source: Path) -> Run:
         warnings.simplefilter("always")
         lines = directory.records("timings")
     found = _by_key(source, lines)
-    machine = machine_of(directory.run.get("machine", {}), directory.run.get("versions", {}), lines)
-    return Run(found, machine, [str(warning.message) for warning in caught])
+    measured_on = machine_of(directory.run.get("machine", {}), directory.run.get("versions", {}), lines)
+    return Run(found, measured_on, [str(warning.message) for warning in caught])
 
 
 def _read_benchmark_json(source: Path) -> Run:
@@ -171,13 +199,13 @@ def _read_benchmark_json(source: Path) -> Run:
 
 
 def machine_of(
-    machine: Mapping[str, Any], versions: Mapping[str, Any], lines: Sequence[Record]
+    about: Mapping[str, Any], versions: Mapping[str, Any], lines: Sequence[Record]
 ) -> dict[str, Any]:
     """What figures depend on: the processor, the GPUs, the threads and the versions of what computes."""
     threads = sorted({line["threads"] for line in lines if line.get("threads")})
     return {
-        "cpu": machine.get("cpu"),
-        "gpus": machine.get("gpus"),
+        "cpu": about.get("cpu"),
+        "gpus": about.get("gpus"),
         "threads": threads[0] if len(threads) == 1 else threads,
         **{name: versions.get(name) for name in ("torch", "numpy", "triton")},
     }
@@ -190,6 +218,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name, value in now.items()
         if then.get(name) != value
     ]
+
+
+def _is_of_this_machine(run: Run) -> bool:
+    here = machine.describe()
+    return all(run.machine[name] in (None, here[name]) for name in ("cpu", "gpus"))
 
 
 def write(file: Path, text: str) -> None:

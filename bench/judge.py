@@ -28,6 +28,8 @@ class Finding:
     text: str
     update: str | None = None
     """The line that would make the baseline agree, for figures that changed."""
+    doubtful: bool = False
+    """Whether a sharper measurement might well say "slower"."""
 
     @property
     def failed(self) -> bool:
@@ -52,6 +54,12 @@ class Change:
         if self.log - self.uncertainty > margin:
             return 1
         return -1 if self.log + self.uncertainty < -margin else 0
+
+    def doubtful(self, threshold: float) -> bool:
+        """Nearer to a slowdown that counts than to none, and neither has been shown."""
+        margin = max(math.log1p(threshold), self.floor)
+        likely = self.log > margin / 2 and self.log + self.uncertainty > margin
+        return likely and self.beyond(threshold) == 0
 
     def __str__(self) -> str:
         low, high = (math.expm1(self.log + sign * self.uncertainty) for sign in (-1, 1))
@@ -84,7 +92,20 @@ def judge(cell: Mapping[str, Any], record: Mapping[str, Any] | None, threshold: 
         return Finding(case, impl, "ok", "its time was not kept")
     best = min(changes, key=lambda change: change.uncertainty + change.floor)
     outcome: Outcome = {1: "slower", 0: "ok", -1: "faster"}[best.beyond(threshold)]  # type: ignore[assignment]
-    return Finding(case, impl, outcome, str(best))
+    return Finding(case, impl, outcome, str(best), doubtful=best.doubtful(threshold))
+
+
+def blur(record: Mapping[str, Any]) -> float:
+    """Half-width of the interval of a cell's log-ratio to the reference that it is known best against.
+
+    Infinite where it has no interval.
+    """
+    widths = []
+    for reference in STEADY:
+        low, high = (record.get(f"speedup_vs_{reference}_{end}") for end in ("low", "high"))
+        if record["impl"] != reference and low is not None and high is not None:
+            widths.append(math.log(high / low) / 2)
+    return min(widths, default=math.inf)
 
 
 def change_of(cell: Mapping[str, Any], record: Mapping[str, Any], reference: str) -> Change | None:

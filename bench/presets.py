@@ -51,7 +51,7 @@ PRESETS: Mapping[str, Axes] = {
         # How memory grows with the batch.
         also=({"classes": (50_000,), "labels": ("zipf:1.0",), "tasks": ("train",), "batch": (512, 1024)},),
     ),
-    # Small cells whose counted figures and ratios a gate keeps, with at least four replicate processes.
+    # Small cells whose counted figures and ratios a gate keeps, with at least six replicate processes.
     "gate": Axes(
         classes=(10_000,),
         labels=("zipf:1.0", "zipf:1.3"),

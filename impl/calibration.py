@@ -23,13 +23,14 @@ from zipfmax.steps import FullTrial, StepTimer, Trial
 
 Floats = npt.NDArray[np.float64]
 
-FORMAT = 2
+FORMAT = 4
 """Of the cached file; a model of another format is measured anew."""
 
 # How many trials of each kind: together they take about ten seconds a round on two cores.
 HEADS = 20
 TAILS_OF_A_WIDTH = 7
 WHOLES = 24
+STACKS = 24
 FULLS = 14
 WIDE_TAILS = (128, 256, 512)
 MOST_PRODUCTS = 2e9
@@ -79,6 +80,7 @@ def calibrate(
     chooser = random.Random(0)
     most = MOST_PRODUCTS if device.type == "cpu" else MOST_PRODUCTS_GPU
     parts = [*_head_trials(chooser, most), *_tail_trials(chooser, most), *_whole_trials(chooser, most)]
+    parts += _stack_trials(chooser, most)
     held_out = [trial for trial in _whole_trials(chooser, most) if trial not in parts]
     full = _full_trials(chooser, most)
     began = time.monotonic()
@@ -174,7 +176,7 @@ def _features(trial: Trial) -> Floats:
 def _head_trials(chooser: random.Random, most: float) -> list[Trial]:
     """Heads with a tail that no label is in, their shortlists spread evenly on a logarithmic axis."""
     trials = []
-    for shortlist in _spread(chooser, HEADS, 1 << 6, min(1 << 15, int(most / SMALLEST_BATCH))):
+    for shortlist in _spread(chooser, HEADS, 1 << 3, min(1 << 16, int(most / SMALLEST_BATCH))):
 
         def trial(shortlist: int = shortlist) -> Trial:
             width, batch = _shape(chooser)
@@ -219,6 +221,23 @@ def _whole_trials(chooser: random.Random, most: float) -> list[Trial]:
         return Trial(layout, tuple(rows.tolist()))
 
     return [_affordable(trial, most) for _ in range(WHOLES)]
+
+
+def _stack_trials(chooser: random.Random, most: float) -> list[Trial]:
+    """Several small tails of any widths: only these tell what a tail costs from what a step costs."""
+
+    def trial() -> Trial:
+        width, batch = _shape(chooser)
+        bounds = [int(2 ** chooser.uniform(2, 9))]
+        for _ in range(chooser.randint(2, 5)):
+            bounds.append(bounds[-1] + int(2 ** chooser.uniform(4, 13)))
+        n_tails = len(bounds) - 1
+        widths = tuple(chooser.choice(TAIL_WIDTHS) for _ in range(n_tails))
+        rows = [max(1, int(batch / n_tails * 2 ** chooser.uniform(-7, -1))) for _ in range(n_tails)]
+        layout = ClusterLayout(width, bounds[-1], tuple(bounds[:-1]), projection_sizes=widths)
+        return Trial(layout, (batch - sum(rows), *rows))
+
+    return [_affordable(trial, most) for _ in range(STACKS)]
 
 
 def _full_trials(chooser: random.Random, most: float) -> list[FullTrial]:

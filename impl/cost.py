@@ -7,7 +7,9 @@ g(k, B) = max(c + lambda * k0 * B0, c + lambda * k * B): a constant, then propor
 - a logit costs an exponential and its way through the cache whatever its width, and a narrow product runs far
   below the peak, in steps that depend on the library: so a logit has a price of its own for each width;
 - a weight is read, and in training its gradient written, however few rows there are: most of a rare tail;
-- logits and weights beyond the first few megabytes leave the caches and cost more each.
+- logits and weights beyond the first few megabytes leave the caches and cost more each;
+- so do logits of long rows: few such rows fit a block, so its gradient products read and write a weight's
+  gradient for the sake of few rows.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ Floats = npt.NDArray[np.float64]
 
 NEAR_LOGITS = (1 << 21, 1 << 24)
 """Logits of one part beyond which each costs more: they leave the caches, then they take several blocks."""
+LONG_ROW = 1 << 15
+"""Logits of one row beyond which each costs `per_long_logit` more."""
 NEAR_WEIGHTS = 1 << 20
 """Weights of one part beyond which each costs `per_far_weight` more."""
 TAIL_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -47,6 +51,8 @@ class PartCost:
     """Those beyond `NEAR_WEIGHTS`, on top."""
     per_input: float
     """rows * width of the layer's input, gathered, and in training scattered."""
+    per_long_logit: float
+    """rows * classes beyond `LONG_ROW`, on top of `per_logit`"""
     per_far_logit: tuple[float, ...]
     """Logits, rows * classes, beyond each of `NEAR_LOGITS`, on top of `per_logit`."""
     per_logit: tuple[float, ...]
@@ -61,7 +67,7 @@ class PartCost:
         return float(np.dot(self.coefficients(), work))
 
     def coefficients(self) -> Floats:
-        """[7 + len(widths)], in the order of `part_features`."""
+        """[8 + len(widths)], in the order of `part_features`."""
         return np.array(
             [
                 self.call,
@@ -69,6 +75,7 @@ class PartCost:
                 self.per_weight,
                 self.per_far_weight,
                 self.per_input,
+                self.per_long_logit,
                 *self.per_far_logit,
                 *self.per_logit,
             ]
@@ -77,11 +84,9 @@ class PartCost:
     @classmethod
     def of(cls, coefficients: Sequence[float] | Floats, widths: tuple[int, ...] = WIDE) -> PartCost:
         """The inverse of `coefficients`."""
-        call, product, weight, far_weight, per_input, *logit = map(float, coefficients)
-        n_far = len(NEAR_LOGITS)
-        return cls(
-            call, product, weight, far_weight, per_input, tuple(logit[:n_far]), tuple(logit[n_far:]), widths
-        )
+        numbers = list(map(float, coefficients))
+        single, far = numbers[:6], 6 + len(NEAR_LOGITS)
+        return cls(*single, tuple(numbers[6:far]), tuple(numbers[far:]), widths)
 
     def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
         """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""
@@ -95,6 +100,7 @@ class PartCost:
             per_row=self.per_product * projection + self.per_input * (projected_from or width),
             per_logit=self.per_product * width + logit_price,
             far_classes=((NEAR_WEIGHTS / width - projected_from, self.per_far_weight * width),),
+            long_rows=((LONG_ROW, self.per_long_logit),),
             far_logits=tuple(zip(NEAR_LOGITS, self.per_far_logit, strict=True)),
         )
 
@@ -108,19 +114,19 @@ def part_features(
     slots: int = 0,
     widths: tuple[int, ...] = WIDE,
 ) -> Floats:
-    """The work of one part, [7 + len(widths)]: what a `PartCost`'s numbers multiply.
+    """The work of one part, [8 + len(widths)]: what a `PartCost`'s numbers multiply.
 
     Args:
         rows: hidden states scored.
         classes: logits of each.
         width: of the hidden state that is scored.
         projected_from: in_features of the projection in front, as a tail has one; 0 for none.
-        slots: logits beside the classes, as the head has one a tail. Never counted as far: so a tail adds
-            the same to every head, and the search stays exact.
+        slots: logits beside the classes, as the head has one a tail. Never counted as far or long:
+            so a tail adds the same to every head, and the search stays exact.
         widths: as the `PartCost` has them.
     """
     if width == 0:  # a uniform tail: nothing is scored
-        return np.array([1.0, *[0.0] * (6 + len(widths))])
+        return np.array([1.0, *[0.0] * (7 + len(widths))])
     projection = projected_from * width
     weights, logits = classes * width + projection, rows * classes
     return np.array(
@@ -130,6 +136,7 @@ def part_features(
             weights + slots * width,
             max(0.0, weights - NEAR_WEIGHTS),
             rows * (projected_from or width),
+            rows * max(0, classes - LONG_ROW),
             *(max(0.0, logits - near) for near in NEAR_LOGITS),
             *(rows * (classes + slots) * _shares(width, widths)),
         ]

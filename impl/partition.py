@@ -4,15 +4,17 @@ A tail that holds the labels a <= y < b costs
 
     w(a, b) = constant + per_class * (b - a) + (per_row + per_logit * (b - a)) * N * (F(b) - F(a))
 
-with F the cumulative share of the labels, and more for each class and each logit beyond some number of them.
+with F the cumulative share of the labels, and more for each class and each logit beyond some number of them,
+in all or in a row.
 The terms in b - a and in F(b) - F(a) alone are a function of a plus a function of b, and for F increasing
 their product, the number of logits, satisfies the quadrangle inequality
 
     w(a, c) + w(b, d) <= w(a, d) + w(b, c)    for a <= b <= c <= d.
 
-So does every convex increasing function of a number that satisfies it and grows with the cluster, as the
-surcharges are. Hence the best start of a cluster moves right when its end does (Yao 1980). Divide and conquer
-over the ends then finds every minimum of a layer in O(C log C) for C candidate cutoffs, in place of O(C**2).
+So does every convex increasing function of a number that satisfies it and grows with the cluster, and so do
+rows times a convex increasing function of b - a, as the surcharges are. Hence the best start of a cluster
+moves right when its end does (Yao 1980). Divide and conquer over the ends then finds every minimum of a layer
+in O(C log C) for C candidate cutoffs, in place of O(C**2).
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class ClusterCost:
     per_logit: float
     far_classes: tuple[tuple[float, float], ...] = ()
     """Pairs (beyond, seconds): more for each class beyond a number of them."""
+    long_rows: tuple[tuple[float, float], ...] = ()
+    """The same for each row: rows times the classes beyond."""
     far_logits: tuple[tuple[float, float], ...] = ()
     """The same for logits."""
 
@@ -46,6 +50,8 @@ class ClusterCost:
         cost = self.constant + self.per_class * classes + self.per_row * rows + self.per_logit * logits
         for beyond, seconds in self.far_classes:
             cost = cost + seconds * np.maximum(classes - beyond, 0.0)
+        for beyond, seconds in self.long_rows:
+            cost = cost + seconds * rows * np.maximum(classes - beyond, 0.0)
         for beyond, seconds in self.far_logits:
             cost = cost + seconds * np.maximum(logits - beyond, 0.0)
         return cost

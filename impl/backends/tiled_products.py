@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_SIDE = 16
-"""Rows and columns of a product's result below which oneDNN has no advantage."""
+"""Rows of a product's result below which oneDNN has no advantage. Fewer columns cost it as much as these."""
+MIN_COLUMNS = 2
+"""A single column is a vector, which MKL is good at; with two to fifteen it is 3 to 8 times slower."""
 MIN_MULTIPLICATIONS = 2**21
-"""Likewise of its multiplications."""
+"""Multiplications below which oneDNN has no advantage."""
 
 _NARROW = 192  # columns of a weight's gradient below which its transpose is the faster product
-_MIN_SUMMED_ROWS = 128  # for a transpose to pay
+_MIN_SUMMED_ROWS, _MIN_SUMMED_ROWS_OF_FEW_COLUMNS = 128, 32  # for a transpose to pay
 _PART_BYTES = 8 * 2**20  # of a product on its way to where it is added
 
 
@@ -28,8 +30,9 @@ def has_faster_linear(x: Tensor, n_outputs: int) -> bool:
     """Whether `linear` of x [n, K] and a weight [n_outputs, K] is faster than `torch.mm` into a buffer."""
     n_rows, n_inputs = x.shape
     return (
-        n_rows * n_inputs * n_outputs >= MIN_MULTIPLICATIONS
-        and min(n_rows, n_outputs) >= MIN_SIDE
+        n_rows * n_inputs * max(n_outputs, MIN_SIDE) >= MIN_MULTIPLICATIONS
+        and n_rows >= MIN_SIDE
+        and n_outputs >= MIN_COLUMNS
         and onednn_serves(x)
     )
 
@@ -56,7 +59,8 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
     step = max(MIN_SIDE, _PART_BYTES // max(1, n_columns * out.element_size()))
     narrow = is_transposed and n_columns < _NARROW
     # A part of a transposed tile as oneDNN's weight falls to its reference loops, a thousand times slower.
-    turned = narrow and left.shape[0] <= step and left.shape[1] >= _MIN_SUMMED_ROWS
+    least = _MIN_SUMMED_ROWS if n_columns >= MIN_SIDE else _MIN_SUMMED_ROWS_OF_FEW_COLUMNS
+    turned = narrow and left.shape[0] <= step and left.shape[1] >= least
     if not has_faster_linear(left, n_columns) or (narrow and not turned):
         torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
         return

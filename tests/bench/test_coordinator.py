@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,31 @@ def test_a_first_run_past_the_budget_is_broken_off():
         assert found[name].status == "over_budget"
         assert "no answer within 1 s" in found[name].reason
         assert time.monotonic() - started < 60  # it would sleep for ten minutes
+
+
+class Noted:
+    """In a worker's place: answers each request as told, and notes how long it might have taken."""
+
+    def __init__(self) -> None:
+        self.limits = []
+
+    def ask(self, request, timeout_s):
+        if isinstance(request, protocol.Prepare):
+            return protocol.Prepared()
+        self.limits.append(timeout_s)
+        return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits), ())
+
+
+@pytest.mark.parametrize(("device", "slack"), [("cpu", [0]), ("cuda", [100, 0])])
+def test_only_on_a_gpu_a_first_run_may_take_as_long_as_compiling_does(device, slack):
+    worker = Noted()
+    coordinator = Coordinator.borrowing({"torch": [worker]}, threads=1, order=random.Random(0))
+    found = coordinator.prepare(replace(CASE, device=device), ["torch"], Effort(least=5, budget_s=60.0))
+    assert [limit >= 12 + more for limit, more in zip(worker.limits, slack, strict=True)] == [True] * len(
+        slack
+    )
+    assert worker.limits[-1] == 12
+    assert found["torch"].run_s == 30.0 / len(slack)
 
 
 def test_rounds_are_complete_paired_and_drawn_from_the_same_labels():

@@ -105,6 +105,52 @@ def test_a_slowdown_counts_only_if_it_recurs():
     assert "not confirmed" in passed[0].text
 
 
+def answering(*answers: dict):
+    """A rerun that gives the records in turn, and the cells that it was asked for."""
+    asked, left = [], list(answers)
+
+    def rerun(keys):
+        asked.append(list(keys))
+        return {key: left.pop(0) for key in keys}
+
+    return rerun, asked
+
+
+CELL = ("train-a", "zipfmax")
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome", "words"),
+    [
+        ([1.8, 1.8], "slower", "in doubt.*then.*again"),
+        ([1.8, 2.0], "ok", "not confirmed: in doubt"),
+        ([2.0], "ok", "in doubt"),
+    ],
+)
+def test_a_cell_in_doubt_is_measured_again_and_fails_only_if_then_slower_twice(answers, outcome, words):
+    rerun, asked = answering(*(record(ratio=ratio) for ratio in answers))
+    finding = examine(record(ratio=1.8, width=0.1), record("train-b"), rerun=rerun)[0]
+    assert (finding.outcome, asked) == (outcome, [[CELL]] * len(answers))
+    assert re.search(words, finding.text)
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(2.0, 0.1), (1.97, 0.1), (1.93, 0.005), (2.2, 0.3)])
+def test_what_is_nearer_to_no_change_or_surely_within_the_threshold_is_not_measured_again(ratio, width):
+    rerun, asked = answering()
+    assert outcomes(examine(record(ratio=ratio, width=width), record("train-b"), rerun=rerun)) == ["ok"] * 2
+    assert asked == []
+
+
+def test_a_baseline_is_made_of_ratios_that_are_known_well_enough():
+    blurred, failed = record("train-a", width=0.1), record("train-c", width=0.1)
+    peer = record("train-a", "torch", width=0.1)
+    rerun, asked = answering(record("train-a", ratio=1.9), record("train-c", status="failed"))
+    found = gate.sharpened(keyed(blurred, record("train-b"), failed, peer), rerun)
+    assert asked == [[CELL, ("train-c", "zipfmax")]]
+    assert [line["speedup_vs_full"] for line in found.values()] == [1.9, 2.0, 2.0, 2.0]
+    assert all(line["status"] == "ok" for line in found.values())
+
+
 @pytest.mark.parametrize("figure", baseline.FIGURES)
 @pytest.mark.parametrize("change", [-1, 1, None])
 def test_a_counted_figure_that_differs_fails_in_both_directions(figure, change):
@@ -213,6 +259,20 @@ def test_a_failure_names_the_cell_the_figures_and_the_line_to_update(run, tmp_pa
     assert "FAILED: 1 changed, 1 ok" in output
     assert '"flops": 5001' in output
     assert ElementTree.parse(junit).getroot()[0].get("failures") == "1"
+
+
+def test_a_run_of_another_machine_is_judged_as_it_is(run, tmp_path, monkeypatch):
+    file = tmp_path / "baseline.jsonl"
+    invoke(run.path, "--baseline", file, "--update")
+    other = RunDirectory.create(tmp_path / "other", {})
+    other.append_all("timings", [record("train-a", ratio=1.5), record("train-b")])
+    monkeypatch.setattr(gate, "measure_again", lambda found: answering(record(ratio=2.0))[0])
+    assert invoke(other.path, "--baseline", file)[0] == 0  # what is here disagrees
+    there = {**gate.machine.describe(), "cpu": "another"}
+    monkeypatch.setattr(gate.machine, "describe", lambda: there)
+    status, output = invoke(other.path, "--baseline", file)
+    assert status == 1
+    assert "another machine" in output
 
 
 def test_another_machine_or_version_is_named():

@@ -162,6 +162,31 @@ def test_labels_with_too_few_classes_are_skipped_with_the_reason(tmp_path):
     assert "have 3 classes, fewer than 60" in lines(out)[0]["reason"]
 
 
+def test_full_softmax_that_ran_out_of_memory_is_not_tried_again_for_other_labels(tmp_path):
+    out = tmp_path / "run"
+    chosen = [
+        *SMALL,
+        "--impl",
+        "full",
+        "--impl",
+        "torch",
+        "--task",
+        "train",
+        "--rounds",
+        "3",
+        "--out",
+        str(out),
+    ]
+    sweep(*chosen, "--labels", "zipf:1.0")
+    file = out / "timings.jsonl"
+    ended = [{**line, "status": "out_of_memory", "reason": "76 GiB", "median_s": None} for line in lines(out)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in ended))
+    sweep(*chosen, "--labels", "zipf:1.0", "--labels", "zipf:0.5", "--resume")
+    full, torch = (next(one for one in lines(out)[2:] if one["impl"] == name) for name in ("full", "torch"))
+    assert (full["status"], full["reason"]) == ("out_of_memory", "as with other labels before: 76 GiB")
+    assert torch["status"] == "ok"  # of an adaptive layer the labels decide the memory
+
+
 def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(

@@ -13,7 +13,9 @@ from zipfmax.partition import ClusterCost, best_partitions
 seconds = st.floats(0, 10).map(lambda value: round(value, 6))
 surcharges = st.lists(st.tuples(st.floats(-20, 20), seconds), max_size=2).map(tuple)
 tail_costs = st.lists(
-    st.builds(ClusterCost, seconds, seconds, seconds, seconds, surcharges, surcharges), min_size=1, max_size=4
+    st.builds(ClusterCost, seconds, seconds, seconds, seconds, surcharges, surcharges, surcharges),
+    min_size=1,
+    max_size=4,
 )
 
 
@@ -34,6 +36,7 @@ def cost_of(chosen, candidates, rows_below, head_cost, slot_cost, tails):
         rows = rows_below[stop] - rows_below[start]
         cost += tail.constant + tail.per_class * classes + (tail.per_row + tail.per_logit * classes) * rows
         cost += sum(price * max(0.0, classes - beyond) for beyond, price in tail.far_classes)
+        cost += sum(price * rows * max(0.0, classes - beyond) for beyond, price in tail.long_rows)
         cost += sum(price * max(0.0, classes * rows - beyond) for beyond, price in tail.far_logits)
     return cost
 

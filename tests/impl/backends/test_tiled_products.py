@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(
 def library(request, monkeypatch):
     """Every float32 product by one library, whatever the processor and the size."""
     monkeypatch.setattr(products, "_mkl_lags_behind", lambda: request.param == "oneDNN")
-    for name in ("MIN_MULTIPLICATIONS", "MIN_SIDE", "_MIN_SUMMED_ROWS"):
-        monkeypatch.setattr(products, name, 1)
+    for name in vars(products):
+        if name.lstrip("_").startswith("MIN_"):
+            monkeypatch.setattr(products, name, 1)
     return request.param
 
 
@@ -43,7 +44,7 @@ def test_linear_is_the_product_plus_bias(library, n, bias):
 @pytest.mark.parametrize("part_bytes", [1, 800, 2**23])
 @pytest.mark.parametrize("beta", [0, 1])
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("columns", [1, 20, 191, 192, 200])
+@pytest.mark.parametrize("columns", [1, 2, 5, 20, 191, 192, 200])
 def test_a_product_is_added_or_written(library, columns, transposed, beta, part_bytes, monkeypatch):
     monkeypatch.setattr(products, "_PART_BYTES", part_bytes)
     left = normal(50, 33).t() if transposed else normal(33, 50)
@@ -55,7 +56,7 @@ def test_a_product_is_added_or_written(library, columns, transposed, beta, part_
     assert_close(out, exact + before.double() if beta else exact)
 
 
-@pytest.mark.parametrize("columns", [20, 200])
+@pytest.mark.parametrize("columns", [3, 20, 200])
 def test_no_weight_that_onednn_would_take_its_reference_loops_for_is_handed_to_it(columns, monkeypatch):
     """Its weights have no gaps: for a slice of a transposed tile its loops are a thousand times slower."""
     handed = []
@@ -115,11 +116,27 @@ def test_small_products_other_dtypes_and_a_disabled_onednn_have_torch_mm(monkeyp
     x = normal(256, 256)
     assert products.has_faster_linear(x, 256)
     assert not products.has_faster_linear(x, 8)
+    assert products.has_faster_linear(normal(256, 1024), 2)
+    assert not products.has_faster_linear(normal(256, 1024), 1)
     assert not products.has_faster_linear(x[:8], 4096)
     assert not products.has_faster_linear(x.bfloat16(), 256)
     assert not products.has_faster_linear(x.double(), 256)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not products.has_faster_linear(x, 256)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "columns", "is_turned"),
+    [(32, 2, True), (31, 2, False), (32, 15, True), (32, 16, False), (128, 16, True), (512, 1, False)],
+)
+def test_a_narrow_weights_gradient_is_onednns_from_few_rows_on(n_rows, columns, is_turned, monkeypatch):
+    monkeypatch.setattr(products, "_mkl_lags_behind", lambda: True)
+    asked, onednn = [], products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *given: asked.append(given) or onednn(*given))
+    tile, x, out = normal(n_rows, 8192), normal(n_rows, columns, seed=1), torch.empty(8192, columns)
+    products.add_product(out, tile.t(), x, alpha=1.0, beta=0)
+    assert_close(out, tile.t().double() @ x.double())
+    assert bool(asked) == is_turned
 
 
 @pytest.mark.parametrize(
