@@ -30,10 +30,10 @@ PHASES = ("promises", "parity", "times", "counters", "sweep")
 
 
 def sweep(out: Path, budget_s: float) -> Iterator[Record]:
-    """`zipfmax sweep --preset gpu`, stopped when its time is over, and the page of what it measured."""
+    """`zipfmax sweep --preset gpu --replay`, stopped when its time is over, and the page of what it found."""
     run = out / "run"
     begun = time.monotonic()
-    command = [sys.executable, "-m", "zipfmax", "sweep", "--preset", "gpu", "--out", str(run)]
+    command = [sys.executable, "-m", "zipfmax", "sweep", "--preset", "gpu", "--replay", "--out", str(run)]
     with (out / "sweep.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
