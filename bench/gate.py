@@ -28,7 +28,7 @@ Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
 # A confirmation is worth more samples than the finding it is to confirm.
 RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
 RERUN_PROCESSES = 6
-SHARP = 0.025
+SHARP = 0.03
 """Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
 
 

@@ -23,12 +23,12 @@ from zipfmax.steps import FullTrial, StepTimer, Trial
 
 Floats = npt.NDArray[np.float64]
 
-FORMAT = 4
+FORMAT = 3
 """Of the cached file; a model of another format is measured anew."""
 
 # How many trials of each kind: together they take about ten seconds a round on two cores.
 HEADS = 20
-TAILS_OF_A_WIDTH = 7
+TAILS_OF_A_WIDTH = 9
 WHOLES = 24
 STACKS = 24
 FULLS = 14
@@ -187,16 +187,19 @@ def _head_trials(chooser: random.Random, most: float) -> list[Trial]:
 
 
 def _tail_trials(chooser: random.Random, most: float) -> list[Trial]:
-    """Single tails of every width behind a small head, their classes spread as the shortlists are."""
+    """Single tails of every width, their classes spread as the shortlists are.
+
+    Behind a head of 16 columns and with many of the rows: or the head's time would hide the price of a logit.
+    """
     trials = []
     for width in (*TAIL_WIDTHS, *WIDE_TAILS):
-        largest = min(1 << 18, int(most / (8 * max(width, 16))))
-        for classes in _spread(chooser, TAILS_OF_A_WIDTH, 1 << 6, largest):
+        largest = min(1 << 18, int(most / (64 * max(width, 16))))
+        for classes in _spread(chooser, TAILS_OF_A_WIDTH, 1 << 8, largest):
 
             def trial(width: int = width, classes: int = classes) -> Trial:
-                in_features, batch = _shape(chooser, at_least=width)
-                rows = max(1, int(batch * 2 ** chooser.uniform(-7, 0)))
-                layout = ClusterLayout(in_features, 64 + classes, (64,), projection_sizes=(width,))
+                in_features, batch = _shape(chooser, at_least=width, at_most=max(256, width))
+                rows = int(batch * 2 ** chooser.uniform(-3, 0))
+                layout = ClusterLayout(in_features, 16 + classes, (16,), projection_sizes=(width,))
                 return Trial(layout, (batch - rows, rows))
 
             trials.append(_affordable(trial, most))
@@ -264,8 +267,8 @@ def _affordable(draw: Callable[[], Trial], most: float) -> Trial:
     return trial
 
 
-def _shape(chooser: random.Random, at_least: int = 0) -> tuple[int, int]:
-    widths = [width for width in (128, 256, 512, 1024) if width >= at_least]
+def _shape(chooser: random.Random, at_least: int = 0, at_most: int = 1024) -> tuple[int, int]:
+    widths = [width for width in (128, 256, 512, 1024) if at_least <= width <= at_most]
     return chooser.choice(widths), chooser.choice([256, 512, 1024, 2048, 4096])
 
 
