@@ -22,7 +22,8 @@ MIN_MULTIPLICATIONS = 2**21
 """Multiplications below which oneDNN has no advantage."""
 
 _NARROW = 192  # columns of a weight's gradient below which its transpose is the faster product
-_MIN_SUMMED_ROWS, _MIN_SUMMED_ROWS_OF_FEW_COLUMNS = 128, 32  # for a transpose to pay
+# Rows to sum from which a transpose pays, by the columns that a product has at most.
+_MIN_SUMMED_ROWS = ((8, 20), (15, 48), (_NARROW - 1, 128))
 _PART_BYTES = 8 * 2**20  # of a product on its way to where it is added
 
 
@@ -57,10 +58,10 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
     n_columns = right.shape[1]
     is_transposed = left.stride(0) == 1 != left.stride(1)
     step = max(MIN_SIDE, _PART_BYTES // max(1, n_columns * out.element_size()))
-    narrow = is_transposed and n_columns < _NARROW
+    least = next((rows for columns, rows in _MIN_SUMMED_ROWS if n_columns <= columns and is_transposed), None)
+    narrow = least is not None
     # A part of a transposed tile as oneDNN's weight falls to its reference loops, a thousand times slower.
-    least = _MIN_SUMMED_ROWS if n_columns >= MIN_SIDE else _MIN_SUMMED_ROWS_OF_FEW_COLUMNS
-    turned = narrow and left.shape[0] <= step and left.shape[1] >= least
+    turned = least is not None and left.shape[0] <= step and left.shape[1] >= least
     if not has_faster_linear(left, n_columns) or (narrow and not turned):
         torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
         return

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.skipif(
 def library(request, monkeypatch):
     """Every float32 product by one library, whatever the processor and the size."""
     monkeypatch.setattr(products, "_mkl_lags_behind", lambda: request.param == "oneDNN")
-    for name in vars(products):
-        if name.lstrip("_").startswith("MIN_"):
-            monkeypatch.setattr(products, name, 1)
+    for name in ("MIN_MULTIPLICATIONS", "MIN_SIDE", "MIN_COLUMNS"):
+        monkeypatch.setattr(products, name, 1)
+    monkeypatch.setattr(products, "_MIN_SUMMED_ROWS", ((products._NARROW - 1, 1),))
     return request.param
 
 
@@ -127,7 +127,15 @@ def test_small_products_other_dtypes_and_a_disabled_onednn_have_torch_mm(monkeyp
 
 @pytest.mark.parametrize(
     ("n_rows", "columns", "is_turned"),
-    [(32, 2, True), (31, 2, False), (32, 15, True), (32, 16, False), (128, 16, True), (512, 1, False)],
+    [
+        (20, 2, True),
+        (19, 2, False),
+        (20, 9, False),
+        (48, 15, True),
+        (48, 16, False),
+        (128, 16, True),
+        (512, 1, False),
+    ],
 )
 def test_a_narrow_weights_gradient_is_onednns_from_few_rows_on(n_rows, columns, is_turned, monkeypatch):
     monkeypatch.setattr(products, "_mkl_lags_behind", lambda: True)
