@@ -166,8 +166,8 @@ class Sweep:
         if listed is not None and listed < case.n_classes:
             reason = f"labels {case.labels} have {listed:,} classes, fewer than {case.n_classes:,}"
             return Measurement("skipped", reason)
-        if reason := self._exhausted.get((name, _shape(case))):
-            return Measurement("out_of_memory", f"as with other labels before: {reason}")
+        if exhausted := self._exhausted.get((name, _shape(case))):
+            return Measurement("out_of_memory", f"as with other labels before: {exhausted}")
         effort, run_s = self._plan.effort, self._costs.predict(name, case)
         if run_s is not None and run_s * effort.least_rounds > effort.budget_s:
             reason = (

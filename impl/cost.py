@@ -84,9 +84,9 @@ class PartCost:
     @classmethod
     def of(cls, coefficients: Sequence[float] | Floats, widths: tuple[int, ...] = WIDE) -> PartCost:
         """The inverse of `coefficients`."""
-        numbers = list(map(float, coefficients))
-        single, far = numbers[:6], 6 + len(NEAR_LOGITS)
-        return cls(*single, tuple(numbers[6:far]), tuple(numbers[far:]), widths)
+        call, product, weight, far_weight, per_input, long_logit, *logit = map(float, coefficients)
+        far, near = tuple(logit[: len(NEAR_LOGITS)]), tuple(logit[len(NEAR_LOGITS) :])
+        return cls(call, product, weight, far_weight, per_input, long_logit, far, near, widths)
 
     def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
         """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""
