@@ -46,13 +46,19 @@ def cell_of(record: Mapping[str, Any]) -> dict[str, Any]:
     cell: dict[str, Any] = {"case": record["case"], "impl": record["impl"]}
     for reference in STEADY:
         name = f"speedup_vs_{reference}"
-        values = [record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high")]
+        values = interval_of(record, reference)
         if record["impl"] != reference and values[0] is not None:
             cell[name] = [None if value is None else round(value, 4) for value in values]
     for figure in FIGURES:
         if record.get(figure) is not None:
             cell[figure] = record[figure]
     return cell
+
+
+def interval_of(record: Mapping[str, Any], reference: str) -> list[float | None]:
+    """A timing line's speedup against a reference: [ratio, low, high], None for what it lacks."""
+    name = f"speedup_vs_{reference}"
+    return [record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high")]
 
 
 def is_kept(record: Mapping[str, Any]) -> bool:

@@ -326,7 +326,7 @@ class Coordinator:
             longest_s = effort.budget_s / effort.least_rounds
             # On a GPU the first run compiles kernels, unless this machine has them already.
             compiles = case.device != "cpu"
-            reply = worker.ask(protocol.WarmUp(), longest_s + _ALLOWANCE_S * compiles)
+            reply = worker.ask(protocol.WarmUp(), longest_s + (_ALLOWANCE_S if compiles else 0.0))
             if isinstance(reply, protocol.Timed):
                 measurement.warm_up_s = reply.wall_s
                 if compiles or reply.wall_s < PERHAPS_COLD_S:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zipfmax.bench.baseline import FIGURES, cell_of
+from zipfmax.bench.baseline import FIGURES, cell_of, interval_of
 from zipfmax.bench.records import STEADY
 
 THRESHOLD = 0.05
@@ -100,19 +100,15 @@ def blur(record: Mapping[str, Any]) -> float:
 
     Infinite where it has no interval.
     """
-    widths = []
-    for reference in STEADY:
-        low, high = (record.get(f"speedup_vs_{reference}_{end}") for end in ("low", "high"))
-        if record["impl"] != reference and low is not None and high is not None:
-            widths.append(math.log(high / low) / 2)
-    return min(widths, default=math.inf)
+    intervals = [interval_of(record, reference) for reference in STEADY if reference != record["impl"]]
+    return min((_log_ratio(*known)[1] for known in intervals if None not in known), default=math.inf)
 
 
 def change_of(cell: Mapping[str, Any], record: Mapping[str, Any], reference: str) -> Change | None:
     """The change of a cell's relative time, or None where either side has no interval for this reference."""
     name = f"speedup_vs_{reference}"
     then = cell.get(name)
-    now = [record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high")]
+    now = interval_of(record, reference)
     if then is None or None in then or None in now:
         return None
     (before, before_width), (after, after_width) = _log_ratio(*then), _log_ratio(*now)

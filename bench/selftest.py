@@ -24,7 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zipfmax.bench import judge, presets, protocol, records
-from zipfmax.bench.baseline import Baseline, Key, cell_of
+from zipfmax.bench.baseline import Baseline, cell_of
 from zipfmax.bench.coordinator import Coordinator, Worker
 from zipfmax.bench.gate import examine, measure_again, sharpened
 from zipfmax.bench.judge import Finding, Outcome
@@ -190,17 +190,11 @@ class Bench:
         """Measure a baseline and a run and judge them: whether it failed, and what was said of which cell."""
         started = time.monotonic()
         then, now = self._sides(kind)
-        base: dict[Key, records.Record] = {}
-        found: dict[Key, records.Record] = {}
-        for case in CASES:
-            base[case.id, OURS] = self._measure(case, OURS, then)
-        for case in CASES:
-            name = measured(kind, case)
-            found[case.id, name] = self._measure(case, name, now)
-        expected = {}
-        for case, record in zip(CASES, sharpened(base, measure_again(base)).values(), strict=True):
-            name = measured(kind, case)
-            expected[case.id, name] = {**cell_of(record), "impl": name}
+        base = {(case.id, OURS): self._measure(case, OURS, then) for case in CASES}
+        keys = [(case.id, measured(kind, case)) for case in CASES]
+        found = {key: self._measure(case, key[1], now) for case, key in zip(CASES, keys, strict=True)}
+        sharp = sharpened(base, measure_again(base))
+        expected = {(case, name): {**cell_of(sharp[case, OURS]), "impl": name} for case, name in keys}
         if kind.renamed:
             found["renamed", OURS] = found.pop((CASES[0].id, OURS))
         findings = examine(Baseline(expected), found, judge.THRESHOLD, measure_again(found))

@@ -93,7 +93,7 @@ class Sweep:
         self._console = console
         self._families = {name: registry.implementation(name).family for name in plan.implementations}
         self._costs = CostModel(self._families)
-        self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason, by shape
+        self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason
         for line in plan.directory.records("timings"):
             self._learn(line)
 
@@ -166,7 +166,7 @@ class Sweep:
         if listed is not None and listed < case.n_classes:
             reason = f"labels {case.labels} have {listed:,} classes, fewer than {case.n_classes:,}"
             return Measurement("skipped", reason)
-        if exhausted := self._exhausted.get((name, _shape(case))):
+        if exhausted := self._exhausted.get((name, case.without_labels)):
             return Measurement("out_of_memory", f"as with other labels before: {exhausted}")
         effort, run_s = self._plan.effort, self._costs.predict(name, case)
         if run_s is not None and run_s * effort.least_rounds > effort.budget_s:
@@ -181,8 +181,8 @@ class Sweep:
         seconds = line["median_s"]
         if line["status"] == "out_of_memory" and self._families.get(line["impl"]) == "full":
             # Full softmax does the same whatever the labels are, and drawing its weight again takes a minute.
-            shape = _shape(Case.from_fields(line))
-            self._exhausted.setdefault((line["impl"], shape), line["reason"])
+            key = line["impl"], Case.from_fields(line).without_labels
+            self._exhausted.setdefault(key, line["reason"])
         if line["status"] == "over_budget":
             seconds = self._plan.effort.budget_s / self._plan.effort.least_rounds
         if seconds and line["impl"] in self._families:
@@ -199,11 +199,6 @@ def describe(case: Case) -> str:
     """A case in the words of a progress line."""
     shape = f"V={case.n_classes:,} d={case.in_features} N={case.batch_size}"
     return f"{case.task} {shape} {case.labels} {case.dtype}"
-
-
-def _shape(case: Case) -> Case:
-    """What is common to the cases that differ only in labels."""
-    return replace(case, labels="uniform")
 
 
 def _say(console: Console, text: str) -> None:

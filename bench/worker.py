@@ -48,7 +48,7 @@ class Session:
 
     def __init__(self, name: str) -> None:
         self._implementation = _implementation(name)
-        self._held: tuple[object, ...] | None = None
+        self._held: Case | None = None  # what the runner's weights are for
         self._case: Case | None = None
         self._runner: Runner | None = None
         self._weighed: protocol.Work | None = None
@@ -78,7 +78,7 @@ class Session:
         reason = self._implementation.lacks(case)
         if reason is not None:
             return protocol.Lacking(reason)
-        held = _weights_key(case)
+        held = case.without_labels
         if held != self._held:
             # Let go of the old weights before the new ones are drawn: both need not fit.
             self._runner = self._held = self._weighed = None
@@ -207,13 +207,6 @@ def _implementation(name: str) -> Implementation | None:
 
         return Limit()
     return registry.implementation(name)
-
-
-def _weights_key(case: Case) -> tuple[object, ...]:
-    """What a runner is built for: cases that differ only in labels share it."""
-    fields = case.to_fields()
-    del fields["labels"]
-    return tuple(map(str, fields.values()))
 
 
 def _failure(error: Exception) -> protocol.Failure:

@@ -79,8 +79,8 @@ def calibrate(
     timer = StepTimer(device, dtype, task, backend)
     chooser = random.Random(0)
     most = MOST_PRODUCTS if device.type == "cpu" else MOST_PRODUCTS_GPU
-    parts = [*_head_trials(chooser, most), *_tail_trials(chooser, most), *_whole_trials(chooser, most)]
-    parts += _stack_trials(chooser, most)
+    kinds = (_head_trials, _tail_trials, _whole_trials, _stack_trials)
+    parts = [trial for kind in kinds for trial in kind(chooser, most)]
     held_out = [trial for trial in _whole_trials(chooser, most) if trial not in parts]
     full = _full_trials(chooser, most)
     began = time.monotonic()
@@ -193,6 +193,7 @@ def _tail_trials(chooser: random.Random, most: float) -> list[Trial]:
     """
     trials = []
     for width in (*TAIL_WIDTHS, *WIDE_TAILS):
+        # Half of what the fewest rows, 256 / 8, can afford: or no draw might be affordable.
         largest = min(1 << 18, int(most / (64 * max(width, 16))))
         for classes in _spread(chooser, TAILS_OF_A_WIDTH, 1 << 8, largest):
 

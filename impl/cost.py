@@ -85,8 +85,9 @@ class PartCost:
     def of(cls, coefficients: Sequence[float] | Floats, widths: tuple[int, ...] = WIDE) -> PartCost:
         """The inverse of `coefficients`."""
         call, product, weight, far_weight, per_input, long_logit, *logit = map(float, coefficients)
-        far, near = tuple(logit[: len(NEAR_LOGITS)]), tuple(logit[len(NEAR_LOGITS) :])
-        return cls(call, product, weight, far_weight, per_input, long_logit, far, near, widths)
+        n_far = len(NEAR_LOGITS)
+        per_far_logit, per_logit = tuple(logit[:n_far]), tuple(logit[n_far:])
+        return cls(call, product, weight, far_weight, per_input, long_logit, per_far_logit, per_logit, widths)
 
     def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
         """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""

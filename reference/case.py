@@ -6,7 +6,7 @@ A case is plain values, so it travels as JSON; its id is the same in parity, tim
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -76,6 +76,11 @@ class Case:
     def k(self) -> int:
         """Classes that the task "topk" asks for."""
         return min(TOPK, self.n_classes)
+
+    @property
+    def without_labels(self) -> Case:
+        """The same for all cases that differ in labels alone: what weights are drawn for."""
+        return replace(self, labels="uniform")
 
     @cached_property
     def id(self) -> str:

@@ -58,10 +58,9 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
     n_columns = right.shape[1]
     is_transposed = left.stride(0) == 1 != left.stride(1)
     step = max(MIN_SIDE, _PART_BYTES // max(1, n_columns * out.element_size()))
-    least = next((rows for columns, rows in _MIN_SUMMED_ROWS if n_columns <= columns and is_transposed), None)
-    narrow = least is not None
+    narrow = is_transposed and n_columns < _NARROW
     # A part of a transposed tile as oneDNN's weight falls to its reference loops, a thousand times slower.
-    turned = least is not None and left.shape[0] <= step and left.shape[1] >= least
+    turned = narrow and left.shape[0] <= step and left.shape[1] >= _min_summed_rows(n_columns)
     if not has_faster_linear(left, n_columns) or (narrow and not turned):
         torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
         return
@@ -72,6 +71,10 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, *, alpha: float, beta:
             part.add_(product.contiguous(), alpha=alpha)
         else:
             part.copy_(product).mul_(alpha)
+
+
+def _min_summed_rows(n_columns: int) -> int:
+    return next(rows for columns, rows in _MIN_SUMMED_ROWS if n_columns <= columns)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

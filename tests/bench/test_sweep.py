@@ -166,10 +166,7 @@ def test_full_softmax_that_ran_out_of_memory_is_not_tried_again_for_other_labels
     out = tmp_path / "run"
     chosen = [
         *SMALL,
-        "--impl",
-        "full",
-        "--impl",
-        "torch",
+        *options("--impl", "full", "torch"),
         "--task",
         "train",
         "--rounds",

@@ -110,15 +110,19 @@ def check(
     for name, expected in truth.items():
         while fault := beyond_contract(ours[name], expected, [each[name] for each in usual]):
             assert len(usual) <= EVALUATIONS, f"{name}: {fault}"
-            generator = torch.Generator(hidden.device).manual_seed(len(usual))
-            moved = [mapped(weights, lambda t: by_a_rounding(t, generator)), by_a_rounding(hidden, generator)]  # noqa: B023
+            moved = moved_by_a_rounding(weights, hidden, seed=len(usual))
             usual.append(run(eager, layout, *moved, target, differentiate, **options))
 
 
-def by_a_rounding(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Values moved by up to one unit in their last place, at random."""
-    shift = 2 * torch.rand(values.shape, generator=generator, device=values.device, dtype=torch.float64) - 1
-    return (values.double() * (1 + torch.finfo(values.dtype).eps * shift)).to(values.dtype)
+def moved_by_a_rounding(weights: Weights, hidden: Tensor, seed: int) -> tuple[Weights, Tensor]:
+    """Both with each value moved by up to one unit in its last place, at random."""
+    generator = torch.Generator(hidden.device).manual_seed(seed)
+
+    def moved(values: Tensor) -> Tensor:
+        drawn = torch.rand(values.shape, generator=generator, device=values.device, dtype=torch.float64)
+        return (values.double() * (1 + torch.finfo(values.dtype).eps * (2 * drawn - 1))).to(values.dtype)
+
+    return mapped(weights, moved), moved(hidden)
 
 
 def within_contract(name: str, ours: Tensor, truth: Tensor, usual: Tensor) -> None:
