@@ -2,7 +2,7 @@
 
 Three products for training (logits, gradient of the input, gradient of the weight) and one for a forward, of
 the head, of each projection and of each tail's output, at the rows that the loaded batch really gives each
-cluster; plus one exponential a logit. In the case's dtype, by torch, into buffers that exist and are warm;
+cluster; plus one exponential a logit. In the case's dtype, by torch, into memory that is at hand and warm;
 where oneDNN's product is the faster one (see `zipfmax.backends.tiled_products`), it takes that one's place.
 Nothing is gathered, reduced or normalised.
 
@@ -99,7 +99,8 @@ class LimitRunner:
         rows = np.bincount(layout.parts(target), minlength=1 + layout.n_clusters)
         self._products = products(layout, rows)
         largest = max(product.rows * product.outputs for product in self._products)
-        if self._logits.numel() < largest:
+        # A GPU's allocator has memory at hand anyway, and a buffer kept would be missing to the other workers.
+        if torch.device(self._case.device).type == "cpu" and self._logits.numel() < largest:
             self._logits = torch.empty(0, **self._options)  # frees the smaller one first
             self._logits = torch.empty(largest, **self._options)
         self._inputs = [self._normal(product.rows, product.inputs) for product in self._products]
@@ -143,6 +144,8 @@ class LimitRunner:
         """x times weight transposed: into the warm buffer, or a tile of its own from the faster library."""
         if has_faster_linear(x, weight.shape[0]):
             return linear(x, weight)
+        if x.device.type != "cpu":
+            return torch.mm(x, weight.t())
         z = self._logits[: x.shape[0] * weight.shape[0]].view(x.shape[0], weight.shape[0])
         return torch.mm(x, weight.t(), out=z)
 

@@ -190,9 +190,10 @@ class Sweep:
 
     def _weight(self, case: Case) -> float:
         """Expected seconds on a slow machine; only the proportions matter."""
-        flops = sum(product_flops(family, case) for family in self._families.values())
         effort = self._plan.effort
-        return 1.0 + max(len(self._families) * effort.seconds, effort.least_rounds * flops / 1e11)
+        rate = 1e11 if case.device == "cpu" else 1e14
+        runs_s = (effort.least_rounds * product_flops(own, case) / rate for own in self._families.values())
+        return 1.0 + sum(min(max(effort.seconds, own), effort.budget_s) for own in runs_s)
 
 
 def describe(case: Case) -> str:

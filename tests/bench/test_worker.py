@@ -1,0 +1,62 @@
+"""A worker answers, and leaves what it shares with others as it found it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zipfmax.bench import protocol
+from zipfmax.bench.worker import Session
+from zipfmax.reference.case import Case
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+REQUESTS = [protocol.WarmUp(), protocol.Sample(0), protocol.Weigh()]
+
+
+def test_cached_memory_of_a_gpu_is_given_back_after_every_answer(monkeypatch):
+    session = Session("torch")
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    for request in [protocol.Prepare(Case(60, 8, 16, (10, 30), task="train")), *REQUESTS]:
+        session.answer(request)
+        assert len(given_back) == 1, request
+        given_back.clear()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["torch", "full", "limit"])
+def test_on_a_gpu_a_worker_keeps_no_memory_for_later_between_requests(name):
+    case = Case(50_000, 64, 2048, (5_000, 20_000), task="train", device="cuda", labels="zipf:1.0")
+    session = Session(name)
+    session.answer(protocol.Prepare(case))
+    needed_bytes = session.answer(protocol.Weigh()).peak_bytes
+    held_bytes = torch.cuda.memory_allocated()
+    for request in REQUESTS:
+        session.answer(request)
+        assert torch.cuda.memory_reserved() < held_bytes + needed_bytes / 2, request
+
+
+@needs_gpu
+def test_on_a_gpu_a_sample_is_timed_with_its_memory_at_hand():
+    case = Case(50_000, 64, 2048, (5_000, 20_000), task="train", device="cuda", labels="zipf:1.0")
+    session = Session("full")
+    session.answer(protocol.Prepare(case))
+    session.answer(protocol.WarmUp())
+    session._run_s = 1.0  # as if it were too long to be repeated for its own sake
+    taken = []
+    timer = session._timer
+
+    class Watching:
+        def __call__(self, run):
+            before = torch.cuda.memory_stats()["num_device_alloc"]
+            times = timer(run)
+            taken.append(torch.cuda.memory_stats()["num_device_alloc"] - before)
+            return times
+
+        def throttled(self):
+            return False
+
+    session._timer = Watching()
+    session.answer(protocol.Sample(0))
+    assert taken == [0]
