@@ -251,14 +251,16 @@ class Coordinator:
         self._order = random.Random(seed)
 
     @classmethod
-    def borrowing(cls, workers: Mapping[str, Sequence[Worker]], threads: int, order: random.Random) -> Self:
+    def borrowing(
+        cls, workers: Mapping[str, Sequence[Worker]], threads: int, order: random.Random | None = None
+    ) -> Self:
         """One that measures with workers that its caller starts and ends: equally many of every name."""
         counts = {len(own) for own in workers.values()}
         if len(counts) != 1:
             raise ValueError(f"every name should have equally many workers, got {sorted(counts)}")
         made = cls((), threads, counts.pop())
         made._workers = {name: list(own) for name, own in workers.items()}
-        made._order = order
+        made._order = order or made._order
         return made
 
     def __enter__(self) -> Self:

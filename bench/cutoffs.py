@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from zipfmax.bench import protocol
-from zipfmax.bench.coordinator import Worker, usable_cores
+from zipfmax.bench.coordinator import Coordinator, Effort, Measurement, Worker, usable_cores
 from zipfmax.bench.presets import customary_cutoffs
 from zipfmax.bench.statistics import speedup
 from zipfmax.calibration import Calibration, calibrated
@@ -27,7 +25,7 @@ from zipfmax.reference.case import Case
 from zipfmax.steps import TASKS
 
 ROUNDS = 9
-_PREPARE_LIMIT_S = 300.0
+_RUN_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -205,27 +203,25 @@ def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str,
 def _race(
     entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int
 ) -> dict[str, dict[tuple[int, int], float]]:
+    """Seconds of each entry, by process and round."""
     workers = {name: Worker(implementation, threads) for name, (implementation, _) in entries.items()}
-    seconds: dict[str, dict[tuple[int, int], float]] = {name: {} for name in entries}
-    order = random.Random(0)
+    effort = Effort(rounds=rounds, budget_s=rounds * _RUN_LIMIT_S)
+    found: dict[str, Measurement] = {}
     try:
-        for name, worker in workers.items():
-            _expect(worker.ask(protocol.Prepare(entries[name][1]), _PREPARE_LIMIT_S), name)
-        for round in range(1, rounds + 1):
-            for name in order.sample(list(workers), len(workers)):
-                reply = _expect(workers[name].ask(protocol.Sample(round), _PREPARE_LIMIT_S), name)
-                assert isinstance(reply, protocol.Timed)
-                seconds[name][0, round] = reply.seconds
+        coordinator = Coordinator.borrowing({name: [worker] for name, worker in workers.items()}, threads)
+        for name, (_, case) in entries.items():
+            found |= coordinator.prepare(case, [name], effort)
+        coordinator.sample(found, effort)
     finally:
         for worker in workers.values():
             worker.close()
-    return seconds
-
-
-def _expect(reply: protocol.Reply, name: str) -> protocol.Reply:
-    if isinstance(reply, (protocol.Failure, protocol.Lacking)):
-        raise UsageError(f"{name} could not be measured: {reply.reason}")
-    return reply
+    for name, measurement in found.items():
+        if not measurement.ok:
+            raise UsageError(f"{name} could not be measured: {measurement.reason}")
+    return {
+        name: {(sample.process, sample.round): sample.seconds for sample in measurement.samples}
+        for name, measurement in found.items()
+    }
 
 
 def python_line(plan: Plan) -> str:
