@@ -23,7 +23,7 @@ from zipfmax.steps import FullTrial, StepTimer, Trial
 
 Floats = npt.NDArray[np.float64]
 
-FORMAT = 5
+FORMAT = 6
 """Of the cached file; a model of another format is measured anew."""
 
 # How many trials of each kind: together they take about ten seconds a round on two cores.

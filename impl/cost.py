@@ -7,6 +7,9 @@ g(k, B) = max(c + lambda * k0 * B0, c + lambda * k * B): a constant, then propor
 - a logit costs an exponential and its way through the cache whatever its width, and a narrow product runs far
   below the peak, in steps that depend on the library: so a logit has a price of its own for each width;
 - a weight is read, and in training its gradient written, however few rows there are: most of a rare tail;
+- a small product runs below the peak and a larger one less so: the root of the number of logits is charged,
+  between the constant and the logits (without it, steps of 2 ms with middling clusters were predicted 15 % too
+  cheap against those with tiny and large ones); products of a single column are a vector's, and free of it;
 - logits and weights beyond the first few megabytes leave the caches and cost more each;
 - so do logits of long rows: few such rows fit a block, so its gradient products read and write a weight's
   gradient for the sake of few rows.
@@ -53,6 +56,8 @@ class PartCost:
     """rows * width of the layer's input, gathered, and in training scattered."""
     per_long_logit: float
     """rows * classes beyond `LONG_ROW`, on top of `per_logit`"""
+    per_root_logit: float
+    """the square root of rows * classes, where width > 1"""
     per_far_logit: tuple[float, ...]
     """Logits, rows * classes, beyond each of `NEAR_LOGITS`, on top of `per_logit`."""
     per_logit: tuple[float, ...]
@@ -67,7 +72,7 @@ class PartCost:
         return float(np.dot(self.coefficients(), work))
 
     def coefficients(self) -> Floats:
-        """[8 + len(widths)], in the order of `part_features`."""
+        """[9 + len(widths)], in the order of `part_features`."""
         return np.array(
             [
                 self.call,
@@ -76,6 +81,7 @@ class PartCost:
                 self.per_far_weight,
                 self.per_input,
                 self.per_long_logit,
+                self.per_root_logit,
                 *self.per_far_logit,
                 *self.per_logit,
             ]
@@ -84,10 +90,10 @@ class PartCost:
     @classmethod
     def of(cls, coefficients: Sequence[float] | Floats, widths: tuple[int, ...] = WIDE) -> PartCost:
         """The inverse of `coefficients`."""
-        call, product, weight, far_weight, per_input, long_logit, *logit = map(float, coefficients)
-        n_far = len(NEAR_LOGITS)
-        per_far_logit, per_logit = tuple(logit[:n_far]), tuple(logit[n_far:])
-        return cls(call, product, weight, far_weight, per_input, long_logit, per_far_logit, per_logit, widths)
+        values = [float(value) for value in coefficients]
+        far = len(values) - len(widths) - len(NEAR_LOGITS)
+        per_logit = len(values) - len(widths)
+        return cls(*values[:far], tuple(values[far:per_logit]), tuple(values[per_logit:]), widths)
 
     def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
         """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""
@@ -100,6 +106,7 @@ class PartCost:
             per_class=self.per_weight * width,
             per_row=self.per_product * projection + self.per_input * (projected_from or width),
             per_logit=self.per_product * width + logit_price,
+            per_root_logit=self.per_root_logit if width > 1 else 0.0,
             far_classes=((NEAR_WEIGHTS / width - projected_from, self.per_far_weight * width),),
             long_rows=((LONG_ROW, self.per_long_logit),),
             far_logits=tuple(zip(NEAR_LOGITS, self.per_far_logit, strict=True)),
@@ -115,7 +122,7 @@ def part_features(
     slots: int = 0,
     widths: tuple[int, ...] = WIDE,
 ) -> Floats:
-    """The work of one part, [8 + len(widths)]: what a `PartCost`'s numbers multiply.
+    """The work of one part, [9 + len(widths)]: what a `PartCost`'s numbers multiply.
 
     Args:
         rows: hidden states scored.
@@ -127,7 +134,7 @@ def part_features(
         widths: as the `PartCost` has them.
     """
     if width == 0:  # a uniform tail: nothing is scored
-        return np.array([1.0, *[0.0] * (7 + len(widths))])
+        return np.array([1.0, *[0.0] * (8 + len(widths))])
     projection = projected_from * width
     weights, logits = classes * width + projection, rows * classes
     return np.array(
@@ -138,6 +145,7 @@ def part_features(
             max(0.0, weights - NEAR_WEIGHTS),
             rows * (projected_from or width),
             rows * max(0, classes - LONG_ROW),
+            logits**0.5 if width > 1 else 0.0,
             *(max(0.0, logits - near) for near in NEAR_LOGITS),
             *(rows * (classes + slots) * _shares(width, widths)),
         ]

@@ -2,19 +2,21 @@
 
 A tail that holds the labels a <= y < b costs
 
-    w(a, b) = constant + per_class * (b - a) + (per_row + per_logit * (b - a)) * N * (F(b) - F(a))
+    w(a, b) = constant + per_class * C + per_row * R + per_logit * C * R + per_root_logit * sqrt(C * R)
 
-with F the cumulative share of the labels, and more for each class and each logit beyond some number of them,
-in all or in a row.
+with C = b - a its classes, R = N * (F(b) - F(a)) its rows and F the cumulative share of the labels, and more
+for each class and each logit beyond some number of them, in all or in a row.
 The terms in b - a and in F(b) - F(a) alone are a function of a plus a function of b, and for F increasing
 their product, the number of logits, satisfies the quadrangle inequality
 
     w(a, c) + w(b, d) <= w(a, d) + w(b, c)    for a <= b <= c <= d.
 
 So does every convex increasing function of a number that satisfies it and grows with the cluster, and so do
-rows times a convex increasing function of b - a, as the surcharges are. Hence the best start of a cluster
-moves right when its end does (Yao 1980). Divide and conquer over the ends then finds every minimum of a layer
-in O(C log C) for C candidate cutoffs, in place of O(C**2).
+rows times a convex increasing function of b - a, as the surcharges are. The root satisfies it because labels
+come by falling frequency: its mixed derivative in a and b is (p - m)(m - q) / (4 C m ** 1.5), where the rows
+per class m of the cluster lie between those of its first class, p, and of its last, q. Hence the best start
+of a cluster moves right when its end does (Yao 1980). Divide and conquer over the ends then finds every
+minimum of a layer in O(C log C) for C candidate cutoffs, in place of O(C**2).
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class ClusterCost:
     per_class: float
     per_row: float
     per_logit: float
+    per_root_logit: float = 0.0
+    """Times the square root of the number of logits."""
     far_classes: tuple[tuple[float, float], ...] = ()
     """Pairs (beyond, seconds): more for each class beyond a number of them."""
     long_rows: tuple[tuple[float, float], ...] = ()
@@ -48,6 +52,8 @@ class ClusterCost:
         """Cost of clusters with that many classes and expected rows, elementwise."""
         logits = classes * rows
         cost = self.constant + self.per_class * classes + self.per_row * rows + self.per_logit * logits
+        if self.per_root_logit:
+            cost = cost + self.per_root_logit * np.sqrt(logits)
         for beyond, seconds in self.far_classes:
             cost = cost + seconds * np.maximum(classes - beyond, 0.0)
         for beyond, seconds in self.long_rows:
@@ -76,7 +82,7 @@ def best_partitions(
 
     Args:
         candidates: [C] increasing label ranks; all but the last may be cutoffs, the last is n_classes.
-        rows_below: [C] expected rows of a batch whose label is below each candidate, increasing.
+        rows_below: [C] expected rows of a batch whose label is below each candidate; increasing, ever less.
         head_cost: [C] seconds of a head with that shortlist and no slots.
         slot_cost: seconds that each tail adds to the head.
         tail_costs: one a level, the most frequent tail first.

@@ -23,6 +23,9 @@ from zipfmax.weights import TailWeights, Weights
 
 TASKS = ("train", "forward")
 
+WARM_RUNS, WARM_S = 3, 0.02
+"""Untimed runs of a step until so many, or so many seconds, are over: a short one is warm after the third."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -81,7 +84,7 @@ class StepTimer:
         on_sample: Callable[[], None] | None = None,
         samples_a_round: int = 2,
     ) -> dict[Trial | FullTrial, float]:
-        """Median seconds of each trial: a few samples a round, after one untimed run, in random order.
+        """Median seconds of each trial: a few samples a round, after untimed runs, in random order.
 
         Args:
             trials: all different.
@@ -94,7 +97,7 @@ class StepTimer:
         while not enough(rounds):
             for trial in order.sample(trials, len(trials)):
                 run = self.step(trial)  # built anew, so that only one trial's gradients are in memory
-                run()
+                self._warm(run)
                 samples[trial].extend(self._seconds(run) for _ in range(samples_a_round))
                 if on_sample is not None:
                     on_sample()
@@ -150,6 +153,13 @@ class StepTimer:
                 loss()
 
         return train if self.train else forward
+
+    def _warm(self, run: Callable[[], None]) -> None:
+        spent_s = 0.0
+        for _ in range(WARM_RUNS):
+            spent_s += self._seconds(run)
+            if spent_s > WARM_S:
+                return
 
     def _seconds(self, run: Callable[[], None]) -> float:
         self._synchronize()

@@ -13,9 +13,9 @@ from zipfmax.steps import StepTimer, Trial
 
 PRICES = (2e-10, 9e-10, 8e-10, 7e-10, 6e-10, 5e-10, 4e-10)
 MODEL = CostModel(
-    head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 1e-9, 1e-10, (2e-10, 0.0), (5e-10,)),
-    tail=PartCost(2e-4, 2e-11, 3e-10, 6e-10, 2e-9, 2e-10, (4e-10, 3e-10), PRICES, TAIL_WIDTHS),
-    full=PartCost(3e-4, 3e-11, 1e-10, 5e-10, 1e-9, 3e-10, (2e-9, 0.0), (7e-10,)),
+    head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 1e-9, 1e-10, 3e-7, (2e-10, 0.0), (5e-10,)),
+    tail=PartCost(2e-4, 2e-11, 3e-10, 6e-10, 2e-9, 2e-10, 5e-7, (4e-10, 3e-10), PRICES, TAIL_WIDTHS),
+    full=PartCost(3e-4, 3e-11, 1e-10, 5e-10, 1e-9, 3e-10, 2e-7, (2e-9, 0.0), (7e-10,)),
 )
 N_FITTED = (
     calibration.HEADS

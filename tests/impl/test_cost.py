@@ -13,20 +13,22 @@ from zipfmax.cost import TAIL_WIDTHS, CostModel, PartCost, fit_nonnegative, part
 
 PRICES = (2e-10, 9e-10, 8e-10, 7e-10, 6e-10, 5e-10, 4e-10)
 MODEL = CostModel(
-    head=PartCost(1e-4, 3e-11, 4e-10, 0.0, 1e-9, 0.0, (0.0, 0.0), (5e-10,)),
-    tail=PartCost(2e-4, 2e-11, 3e-10, 7e-10, 2e-9, 2e-10, (3e-10, 5e-10), PRICES, TAIL_WIDTHS),
-    full=PartCost(0.0, 3e-11, 1e-10, 0.0, 0.0, 0.0, (4e-9, 0.0), (7e-10,)),
+    head=PartCost(1e-4, 3e-11, 4e-10, 0.0, 1e-9, 0.0, 3e-7, (0.0, 0.0), (5e-10,)),
+    tail=PartCost(2e-4, 2e-11, 3e-10, 7e-10, 2e-9, 2e-10, 5e-7, (3e-10, 5e-10), PRICES, TAIL_WIDTHS),
+    full=PartCost(0.0, 3e-11, 1e-10, 0.0, 0.0, 0.0, 2e-7, (4e-9, 0.0), (7e-10,)),
 )
 
 
 def test_a_step_is_the_head_and_every_tail_counted_by_hand():
     layout = ClusterLayout(in_features=64, n_classes=1000, cutoffs=(100, 300), div_value=4.0)
     head = 1e-4 + 3e-11 * 50 * 102 * 64 + 5e-10 * 50 * 102 + 4e-10 * 102 * 64 + 1e-9 * 50 * 64
+    head += 3e-7 * (50 * 100) ** 0.5
     tails = 0.0
     for rows, classes, width, price in ((10, 200, 16, 6e-10), (5, 700, 4, 8e-10)):
         products = rows * (classes * width + 64 * width)
         weights = classes * width + 64 * width
         tails += 2e-4 + 2e-11 * products + price * rows * classes + 3e-10 * weights + 2e-9 * rows * 64
+        tails += 5e-7 * (rows * classes) ** 0.5
     assert_allclose(MODEL.adaptive_s(layout, [35, 10, 5]), head + tails, rtol=1e-12)
 
 
@@ -65,7 +67,8 @@ def test_a_slot_adds_the_same_to_every_head(shortlist, rows, slots):
 
 def test_a_projection_as_wide_as_its_input_is_still_counted():
     assert_allclose(
-        part_features(3, 5, 8, projected_from=8), [1, 3 * (5 * 8 + 64), 5 * 8 + 64, 0, 24, 0, 0, 0, 15]
+        part_features(3, 5, 8, projected_from=8),
+        [1, 3 * (5 * 8 + 64), 5 * 8 + 64, 0, 24, 0, 15**0.5, 0, 0, 15],
     )
 
 
@@ -73,7 +76,7 @@ def test_the_fit_recovers_the_coefficients_of_exact_measurements():
     generator = np.random.default_rng(0)
     shapes = 10 ** generator.uniform(1, [3.9, 4.8, 3.5], (60, 3))
     features = np.stack([part_features(*shape) for shape in shapes])
-    truth = np.array([1e-4, 3e-11, 4e-10, 2e-10, 1e-9, 7e-10, 3e-10, 6e-10, 5e-10])
+    truth = np.array([1e-4, 3e-11, 4e-10, 2e-10, 1e-9, 7e-10, 4e-7, 3e-10, 6e-10, 5e-10])
     assert_allclose(fit_nonnegative(features, features @ truth), truth, rtol=1e-6)
 
 

@@ -13,7 +13,7 @@ from zipfmax.partition import ClusterCost, best_partitions
 seconds = st.floats(0, 10).map(lambda value: round(value, 6))
 surcharges = st.lists(st.tuples(st.floats(-20, 20), seconds), max_size=2).map(tuple)
 tail_costs = st.lists(
-    st.builds(ClusterCost, seconds, seconds, seconds, seconds, surcharges, surcharges, surcharges),
+    st.builds(ClusterCost, *[seconds] * 5, surcharges, surcharges, surcharges),
     min_size=1,
     max_size=4,
 )
@@ -21,9 +21,10 @@ tail_costs = st.lists(
 
 @st.composite
 def problems(draw):
-    """Candidates with gaps, counts with ties and zeros, and any non-negative costs."""
+    """Candidates with gaps, falling counts with ties and zeros, and any non-negative costs."""
     gaps = draw(st.lists(st.integers(1, 5), min_size=2, max_size=10))
-    rows = sorted(draw(st.lists(seconds, min_size=len(gaps), max_size=len(gaps))), reverse=True)
+    rows_a_class = sorted(draw(st.lists(seconds, min_size=len(gaps), max_size=len(gaps))), reverse=True)
+    rows = np.multiply(gaps, rows_a_class)
     head = draw(st.lists(seconds, min_size=len(gaps), max_size=len(gaps)))
     return np.cumsum(gaps), np.cumsum(rows), np.array(head), draw(seconds), draw(tail_costs)
 
@@ -35,6 +36,7 @@ def cost_of(chosen, candidates, rows_below, head_cost, slot_cost, tails):
         classes = float(candidates[stop] - candidates[start])
         rows = rows_below[stop] - rows_below[start]
         cost += tail.constant + tail.per_class * classes + (tail.per_row + tail.per_logit * classes) * rows
+        cost += tail.per_root_logit * (classes * rows) ** 0.5
         cost += sum(price * max(0.0, classes - beyond) for beyond, price in tail.far_classes)
         cost += sum(price * rows * max(0.0, classes - beyond) for beyond, price in tail.long_rows)
         cost += sum(price * max(0.0, classes * rows - beyond) for beyond, price in tail.far_logits)
@@ -50,6 +52,20 @@ def test_the_program_finds_the_cost_of_exhaustive_search_for_every_number_of_tai
         choices = combinations(range(len(candidates) - 1), n_tails)
         cheapest = min(cost_of(chosen, *problem) for chosen in choices)
         assert_allclose(partition.cost_s, cheapest, rtol=1e-12, atol=1e-12)
+
+
+@given(problems())
+def test_costs_of_falling_counts_satisfy_the_quadrangle_inequality(problem):
+    candidates, rows_below, _, _, tails = problem
+
+    def cost(tail, start, stop):
+        classes = np.array(float(candidates[stop] - candidates[start]))
+        return float(tail(classes, rows_below[stop] - rows_below[start]))
+
+    for a, b, c, d in combinations(range(len(candidates)), 4):
+        for tail in tails:
+            crossed, nested = cost(tail, a, c) + cost(tail, b, d), cost(tail, a, d) + cost(tail, b, c)
+            assert crossed <= nested + 1e-9 * (1 + nested)
 
 
 @given(problems())

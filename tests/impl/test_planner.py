@@ -15,9 +15,9 @@ from zipfmax.cost import CostModel, PartCost
 from zipfmax.planner import candidate_cutoffs, plan_cutoffs
 
 MODEL = CostModel(
-    head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 0.0, 0.0, (1e-10, 0.0), (5e-10,)),
-    tail=PartCost(2e-4, 2e-11, 4e-10, 5e-10, 1e-9, 2e-10, (3e-10, 2e-10), (6e-10,)),
-    full=PartCost(1e-4, 3e-11, 1e-10, 0.0, 0.0, 0.0, (0.0, 0.0), (7e-10,)),
+    head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 0.0, 0.0, 3e-7, (1e-10, 0.0), (5e-10,)),
+    tail=PartCost(2e-4, 2e-11, 4e-10, 5e-10, 1e-9, 2e-10, 5e-7, (3e-10, 2e-10), (6e-10,)),
+    full=PartCost(1e-4, 3e-11, 1e-10, 0.0, 0.0, 0.0, 2e-7, (0.0, 0.0), (7e-10,)),
 )
 
 

@@ -46,13 +46,21 @@ def test_a_training_step_backpropagates_and_a_forward_step_does_not(monkeypatch)
 
 
 def test_the_median_is_taken_over_all_rounds(monkeypatch):
-    clock = iter([5.0, 1.0, 2.0, 9.0, 3.0, 4.0])
+    cold = 100.0
+    clock = iter([cold, 5.0, 1.0, cold, 2.0, 9.0, cold, 3.0, 4.0])
     own = timer("forward")
     monkeypatch.setattr(own, "_seconds", lambda run: next(clock))
     taken = []
     medians = own.medians([TRIAL], lambda rounds: rounds == 3, on_sample=lambda: taken.append(1))
     assert medians == {TRIAL: 3.5}
     assert len(taken) == 3
+
+
+def test_a_short_step_is_warmed_by_three_untimed_runs(monkeypatch):
+    clock = iter([0.009, 0.008, 0.007, 0.003, 0.001])
+    own = timer("forward")
+    monkeypatch.setattr(own, "_seconds", lambda run: next(clock))
+    assert own.medians([TRIAL], lambda rounds: rounds == 1) == {TRIAL: 0.002}
 
 
 def test_an_unknown_task_is_refused():
