@@ -121,7 +121,7 @@ def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
 def examine(
     cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort = EFFORT
 ) -> list[Finding]:
-    """One finding a case; what is slower has been so in two sets of processes.
+    """One finding a case; what is slower, or may be, has been measured again.
 
     Args:
         cases: to measure.
@@ -131,30 +131,27 @@ def examine(
         threshold: relative slowdown that is let pass.
         effort: how long to measure each case.
     """
-    measured = _measured(cases, base, python, threads, threshold, effort)
-    findings = {case.id: finding for case, finding in measured}
-    slower = [case for case in cases if findings[case.id].outcome == "slower"]
-    for case, second in _measured(slower, base, python, threads, threshold, effort):
-        first = findings[case.id]
-        words = "again" if second.outcome == "slower" else "not confirmed:"
-        findings[case.id] = Finding(
-            case.id, first.impl, second.outcome, f"{first.text}; {words} {second.text}"
-        )
-    return list(findings.values())
+
+    def measured(keys: Sequence[str]) -> dict[str, Finding]:
+        chosen = [case for case in cases if case.id in keys]
+        return _measured(chosen, base, python, threads, threshold, effort)
+
+    return list(judge.twice(measured([case.id for case in cases]), measured).values())
 
 
 def _measured(
     cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort
-) -> Iterator[tuple[Case, Finding]]:
-    if not cases:
-        return
+) -> dict[str, Finding]:
+    """A finding for each case's id, from processes of their own."""
     other = f"{IMPLEMENTATION}@{base}"
     names = [IMPLEMENTATION, other]
+    findings = {}
     with Coordinator(names, threads, PROCESSES, pythons={other: python}) as coordinator:
         for case in cases:
             found = coordinator.prepare(case, names, effort)
             coordinator.sample(found, effort)
-            yield case, verdict(case, base, found[other], found[IMPLEMENTATION], threshold)
+            findings[case.id] = verdict(case, base, found[other], found[IMPLEMENTATION], threshold)
+    return findings
 
 
 def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshold: float) -> Finding:
@@ -173,7 +170,8 @@ def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshol
     if grown:
         return Finding(case.id, IMPLEMENTATION, "changed", text)
     outcome = {1: "slower", 0: "ok", -1: "faster"}[change.beyond(threshold)]
-    return Finding(case.id, IMPLEMENTATION, outcome, text)  # type: ignore[arg-type]
+    doubtful = change.doubtful(threshold)
+    return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)  # type: ignore[arg-type]
 
 
 def _slowdown(ratio: statistics.Ratio) -> tuple[float, float]:

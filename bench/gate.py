@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
 # A confirmation is worth more samples than the finding it is to confirm.
 RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
 RERUN_PROCESSES = 6
-SHARP = 0.03
+SHARP = 0.04
 """Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
 
 
@@ -96,11 +96,7 @@ def gate(
 def examine(
     expected: Baseline, found: Mapping[Key, Record], threshold: float, rerun: Rerun | None
 ) -> list[Finding]:
-    """A finding for every cell of the baseline; what is slower has been so twice.
-
-    What may be slower, and has been shown neither to be nor not to be, is measured again first: one process
-    in a bad place makes an interval from six wide.
-    """
+    """A finding for every cell of the baseline; what is slower, or may be, has been measured again."""
     findings = {
         key: judge.judge(cell, found.get(key), threshold) for key, cell in sorted(expected.cells.items())
     }
@@ -108,19 +104,9 @@ def examine(
         return list(findings.values())
 
     def judged_again(keys: Sequence[Key]) -> dict[Key, Finding]:
-        records = rerun(keys) if keys else {}
-        return {key: judge.judge(expected.cells[key], record, threshold) for key, record in records.items()}
+        return {key: judge.judge(expected.cells[key], one, threshold) for key, one in rerun(keys).items()}
 
-    doubtful = [key for key, one in findings.items() if one.doubtful]
-    for key, second in judged_again(doubtful).items():
-        findings[key] = replace(second, text=f"in doubt: first {findings[key].text}, then {second.text}")
-    slower = [key for key, one in findings.items() if one.outcome == "slower"]
-    for key, second in judged_again(slower).items():
-        first = findings[key].text
-        confirmed = second.outcome == "slower"
-        text = f"{first}; again {second.text}"
-        findings[key] = replace(second, text=text if confirmed else f"not confirmed: {text}")
-    return list(findings.values())
+    return list(judge.twice(findings, judged_again).values())
 
 
 def sharpened(found: Mapping[Key, Record], rerun: Rerun) -> Mapping[Key, Record]:
