@@ -1,9 +1,9 @@
 """`python -m zipfmax.bench.plan_proof`: planned cutoffs against the best that a brute-force search finds.
 
-For each label distribution and shape every partition of a coarse geometric grid is timed, by successive
-halving: all of them once, the fastest few again and again with fresh samples. Then the winner, the plan and
-the literature's cutoffs meet in interleaved rounds of samples that chose none of them, so neither a lucky
-sample nor a drift of the machine decides.
+For each label distribution and shape every partition of a coarse geometric grid is timed on one batch, by
+successive halving: all of them once, the fastest few again and again with fresh samples. Then the winner, the
+plan and the literature's cutoffs meet on batches that chose none of them, in interleaved rounds, so neither a
+lucky sample, nor a batch that spares a cluster, nor a drift of the machine decides.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations, groupby, product
+from itertools import chain, combinations, groupby, product
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
@@ -43,7 +44,8 @@ FINEST = 10
 """The grid's cutoffs are n_classes over 2, 4, ..., 2**FINEST."""
 HALVING = ((16, 2), (5, 5))
 """How many of the fastest partitions are timed again, and in how many rounds."""
-FINAL_ROUNDS = 8
+FINAL_BATCHES, FINAL_ROUNDS = 6, 2
+"""Fresh batches on which the finalists meet, and how many rounds on each; the batches' mean counts."""
 HOPELESS = 1.1
 """Partitions whose head alone takes longer than this times the fastest step so far are not tried."""
 
@@ -115,19 +117,26 @@ class Prover:
         probabilities = label_distributions.distribution(labels, n_classes)
         plan = plan_cutoffs(probabilities, in_features, batch_size, model=self._calibration.model)
         literature = customary_cutoffs(n_classes)
-        drawn = label_distributions.draw(probabilities, batch_size, np.random.default_rng(0))
+        batches = [
+            label_distributions.draw(probabilities, batch_size, np.random.default_rng(seed))
+            for seed in range(1 + FINAL_BATCHES)
+        ]
 
-        def trial(cutoffs: Sequence[int]) -> Trial:
+        def trial(cutoffs: Sequence[int], batch: int) -> Trial:
             layout = ClusterLayout(in_features, n_classes, tuple(cutoffs))
-            rows = np.bincount(layout.parts(drawn), minlength=1 + layout.n_clusters)
+            rows = np.bincount(layout.parts(batches[batch]), minlength=1 + layout.n_clusters)
             return Trial(layout, tuple(rows.tolist()))
 
-        searched = self._search([trial(cutoffs) for cutoffs in grid(n_classes)])
-        best = self._halve(searched)
-        own, customary = trial(plan.cutoffs), trial(literature)
-        seconds = self._timer.medians(
-            list(dict.fromkeys([own, best, customary])), lambda rounds: rounds == FINAL_ROUNDS
+        searched = self._search([trial(cutoffs, 0) for cutoffs in grid(n_classes)])
+        best = self._halve(searched).layout.cutoffs
+        finals = {
+            cutoffs: [trial(cutoffs, batch) for batch in range(1, 1 + FINAL_BATCHES)]
+            for cutoffs in (plan.cutoffs, best, literature)
+        }
+        by_trial = self._timer.medians(
+            list(dict.fromkeys(chain(*finals.values()))), lambda rounds: rounds == FINAL_ROUNDS
         )
+        seconds = {cutoffs: fmean(by_trial[one] for one in own) for cutoffs, own in finals.items()}
         return Outcome(
             labels=name,
             n_classes=n_classes,
@@ -136,12 +145,12 @@ class Prover:
             task=self._task,
             plan=plan.cutoffs,
             predicted_s=plan.predicted_s,
-            plan_s=seconds[own],
-            best=best.layout.cutoffs,
+            plan_s=seconds[plan.cutoffs],
+            best=best,
             best_s=seconds[best],
             tried=len(searched),
             literature=literature,
-            literature_s=seconds[customary],
+            literature_s=seconds[literature],
             full_predicted_s=plan.full_s,
             full_s=self._full(FullTrial(batch_size, in_features, n_classes)),
             machine=self._calibration.identity,
