@@ -8,8 +8,8 @@ g(k, B) = max(c + lambda * k0 * B0, c + lambda * k * B): a constant, then propor
   below the peak, in steps that depend on the library: so a logit has a price of its own for each width;
 - a weight is read, and in training its gradient written, however few rows there are: most of a rare tail;
 - a small product runs below the peak and a larger one less so: the root of the number of logits is charged,
-  between the constant and the logits (without it, steps of 2 ms with middling clusters were predicted 15 % too
-  cheap against those with tiny and large ones); products of a single column are a vector's, and free of it;
+  between the constant and the logits (without it, steps of 2 ms with middling clusters were predicted 15 %
+  too cheap against those with tiny and large ones); products of a single column are a vector's, free of it;
 - logits and weights beyond the first few megabytes leave the caches and cost more each;
 - so do logits of long rows: few such rows fit a block, so its gradient products read and write a weight's
   gradient for the sake of few rows.
