@@ -13,7 +13,7 @@ their product, the number of logits, satisfies the quadrangle inequality
 
 So does every convex increasing function of a number that satisfies it and grows with the cluster, and so do
 rows times a convex increasing function of b - a, as the surcharges are. The root satisfies it because labels
-come by falling frequency: its mixed derivative in a and b is (p - m)(m - q) / (4 C m ** 1.5), where the rows
+come by falling frequency: its mixed derivative in a and b is -(p - m)(m - q) / (4 C m ** 1.5), where the rows
 per class m of the cluster lie between those of its first class, p, and of its last, q. Hence the best start
 of a cluster moves right when its end does (Yao 1980). Divide and conquer over the ends then finds every
 minimum of a layer in O(C log C) for C candidate cutoffs, in place of O(C**2).
