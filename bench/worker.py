@@ -64,7 +64,7 @@ class Session:
         seems to need more than there is.
         """
         reply = self._answer(request)
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
         return reply
 

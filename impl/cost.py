@@ -90,10 +90,20 @@ class PartCost:
     @classmethod
     def of(cls, coefficients: Sequence[float] | Floats, widths: tuple[int, ...] = WIDE) -> PartCost:
         """The inverse of `coefficients`."""
-        values = [float(value) for value in coefficients]
-        far = len(values) - len(widths) - len(NEAR_LOGITS)
-        per_logit = len(values) - len(widths)
-        return cls(*values[:far], tuple(values[far:per_logit]), tuple(values[per_logit:]), widths)
+        call, product, weight, far_weight, per_input, long_logit, root, *logit = map(float, coefficients)
+        n_far = len(NEAR_LOGITS)
+        return cls(
+            call,
+            product,
+            weight,
+            far_weight,
+            per_input,
+            long_logit,
+            root,
+            per_far_logit=tuple(logit[:n_far]),
+            per_logit=tuple(logit[n_far:]),
+            widths=widths,
+        )
 
     def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
         """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""
