@@ -65,12 +65,7 @@ class Change:
 
     def doubtful(self, threshold: float) -> bool:
         """Nearer to a slowdown that counts than to none, in an interval that has room for both."""
-        margin = self._margin(threshold)
-        return (
-            self.log > margin / 2
-            and self.log - self.uncertainty <= 0
-            and self.log + self.uncertainty > margin
-        )
+        return self._margin(threshold) / 2 < self.log <= self.uncertainty
 
     def _margin(self, threshold: float) -> float:
         return max(math.log1p(threshold), self.floor)
