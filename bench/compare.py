@@ -169,9 +169,8 @@ def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshol
     text = "; ".join([str(change), *(text for text, _ in changes)])
     if grown:
         return Finding(case.id, IMPLEMENTATION, "changed", text)
-    outcome = {1: "slower", 0: "ok", -1: "faster"}[change.beyond(threshold)]
-    doubtful = change.doubtful(threshold)
-    return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)  # type: ignore[arg-type]
+    outcome, doubtful = change.outcome(threshold), change.doubtful(threshold)
+    return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)
 
 
 def _slowdown(ratio: statistics.Ratio) -> tuple[float, float]:

@@ -260,7 +260,8 @@ class Coordinator:
             raise ValueError(f"every name should have equally many workers, got {sorted(counts)}")
         made = cls((), threads, counts.pop())
         made._workers = {name: list(own) for name, own in workers.items()}
-        made._order = order or made._order
+        if order is not None:
+            made._order = order
         return made
 
     def __enter__(self) -> Self:
@@ -297,6 +298,7 @@ class Coordinator:
         effort: Effort,
         satisfied: Callable[[], bool] | None = None,
         split: Collection[str] = (),
+        count_work: bool = True,
     ) -> None:
         """Rounds of samples of what `prepare` has made ready, in random order; then its work is counted.
 
@@ -305,6 +307,7 @@ class Coordinator:
             effort: when to stop.
             satisfied: asked after each round from the least number on; True stops too.
             split: the implementations whose head and tails are then timed apart.
+            count_work: whether `Measurement.work` is wanted; it takes further runs.
         """
         round = 0
         while names := [
@@ -319,7 +322,7 @@ class Coordinator:
         for name, measurement in found.items():
             if measurement.ok and name in split:
                 self._split(self._workers[name][0], measurement, effort)
-            if measurement.ok:
+            if measurement.ok and count_work:
                 self._count_work(self._workers[name][0], measurement, effort)
 
     def _make_ready(self, worker: Worker, case: Case, measurement: Measurement, effort: Effort) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from zipfmax.bench.coordinator import Coordinator, Effort, Measurement, Worker, usable_cores
 from zipfmax.bench.presets import customary_cutoffs
-from zipfmax.bench.statistics import speedup
+from zipfmax.bench.records import measured_ratio
 from zipfmax.calibration import Calibration, calibrated
 from zipfmax.errors import UsageError
 from zipfmax.planner import Plan, plan_cutoffs
@@ -186,13 +186,13 @@ def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str,
         "literature": ("zipfmax", case(literature)),
         "full": ("full", case(plan.cutoffs)),
     }
-    seconds = _race(entries, options.threads or usable_cores(), rounds)
+    found = _race(entries, options.threads or usable_cores(), rounds)
     result: dict[str, dict[str, Any]] = {}
     for name, (_, timed) in entries.items():
-        ratio = speedup(seconds["full"], seconds[name])
+        ratio = measured_ratio(found["full"], found[name])
         result[name] = {
             "cutoffs": None if name == "full" else list(timed.cutoffs),
-            "median_s": statistics.median(seconds[name].values()),
+            "median_s": statistics.median(sample.seconds for sample in found[name].samples),
             "speedup_vs_full": ratio and ratio.estimate,
             "speedup_vs_full_low": ratio and ratio.low,
             "speedup_vs_full_high": ratio and ratio.high,
@@ -200,10 +200,8 @@ def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str,
     return result
 
 
-def _race(
-    entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int
-) -> dict[str, dict[tuple[int, int], float]]:
-    """Seconds of each entry, by process and round."""
+def _race(entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int) -> dict[str, Measurement]:
+    """Each entry measured, in a process of its own."""
     workers = {name: Worker(implementation, threads) for name, (implementation, _) in entries.items()}
     effort = Effort(rounds=rounds, budget_s=rounds * _RUN_LIMIT_S)
     found: dict[str, Measurement] = {}
@@ -211,17 +209,14 @@ def _race(
         coordinator = Coordinator.borrowing({name: [worker] for name, worker in workers.items()}, threads)
         for name, (_, case) in entries.items():
             found |= coordinator.prepare(case, [name], effort)
-        coordinator.sample(found, effort)
+        coordinator.sample(found, effort, count_work=False)
     finally:
         for worker in workers.values():
             worker.close()
     for name, measurement in found.items():
         if not measurement.ok:
             raise UsageError(f"{name} could not be measured: {measurement.reason}")
-    return {
-        name: {(sample.process, sample.round): sample.seconds for sample in measurement.samples}
-        for name, measurement in found.items()
-    }
+    return found
 
 
 def python_line(plan: Plan) -> str:

@@ -51,17 +51,16 @@ class Change:
     floor: float
     """Log-ratio between replicates of the same program, which no change below can be told from."""
 
-    def beyond(self, threshold: float) -> int:
-        """1 for surely slower and by more than max(threshold, floor), -1 for surely faster by more, else 0.
+    def outcome(self, threshold: float) -> Outcome:
+        """Slower or faster if surely so and by more than max(threshold, floor), else "ok".
 
         Sure is that there is a change; how large it is the estimate says. To ask that the whole interval lie
         beyond the threshold would let a slowdown of twice the threshold pass where six processes differ by
         some per cent, as they do.
         """
-        margin = self._margin(threshold)
-        if abs(self.log) <= max(margin, self.uncertainty):
-            return 0
-        return 1 if self.log > 0 else -1
+        if abs(self.log) <= max(self._margin(threshold), self.uncertainty):
+            return "ok"
+        return "slower" if self.log > 0 else "faster"
 
     def doubtful(self, threshold: float) -> bool:
         """Nearer to a slowdown that counts than to none, in an interval that has room for both."""
@@ -100,8 +99,7 @@ def judge(cell: Mapping[str, Any], record: Mapping[str, Any] | None, threshold: 
     if not changes:
         return Finding(case, impl, "ok", "its time was not kept")
     best = min(changes, key=lambda change: change.uncertainty + change.floor)
-    outcome: Outcome = {1: "slower", 0: "ok", -1: "faster"}[best.beyond(threshold)]  # type: ignore[assignment]
-    return Finding(case, impl, outcome, str(best), doubtful=best.doubtful(threshold))
+    return Finding(case, impl, best.outcome(threshold), str(best), doubtful=best.doubtful(threshold))
 
 
 def twice(findings: Mapping[K, Finding], again: Again[K]) -> dict[K, Finding]:

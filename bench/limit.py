@@ -100,7 +100,7 @@ class LimitRunner:
         self._products = products(layout, rows)
         largest = max(product.rows * product.outputs for product in self._products)
         # A GPU's allocator has memory at hand anyway, and a buffer kept would be missing to other workers.
-        if torch.device(self._case.device).type == "cpu" and self._logits.numel() < largest:
+        if self._logits.device.type == "cpu" and self._logits.numel() < largest:
             self._logits = torch.empty(0, **self._options)  # frees the smaller one first
             self._logits = torch.empty(largest, **self._options)
         self._inputs = [self._normal(product.rows, product.inputs) for product in self._products]

@@ -174,6 +174,15 @@ def test_a_worker_counts_the_work_of_a_run():
     assert work.flops == 3 * 2 * CASE.batch_size * CASE.in_features * CASE.n_classes
 
 
+@pytest.mark.parametrize("count_work", [True, False])
+def test_work_is_counted_only_where_it_is_wanted(count_work):
+    with Coordinator(["torch"], threads=1) as coordinator:
+        found = coordinator.prepare(CASE, ["torch"], EFFORT)
+        coordinator.sample(found, EFFORT, count_work=count_work)
+    assert (found["torch"].work.flops is not None) == count_work
+    assert len(found["torch"].samples) == EFFORT.rounds
+
+
 def _alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
