@@ -31,10 +31,8 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the work
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	rm -rf build
-	$(BIN)/pip install --quiet --no-deps --target build/types .
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p zipfmax
-	PYTHONPATH=build/types $(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; COMPILE=--quick for the largest
 	$(BIN)/zipfmax compile $(COMPILE)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import zipfmax
-from zipfmax.bench.compare import examine, installed, verdict
-from zipfmax.bench.coordinator import Effort, Measurement, Sample
-from zipfmax.bench.protocol import Work
 from zipfmax.errors import UsageError
-from zipfmax.reference.case import Case
+from zipfmax_bench.compare import examine, installed, verdict
+from zipfmax_bench.coordinator import Effort, Measurement, Sample
+from zipfmax_bench.protocol import Work
+from zipfmax_reference.case import Case
 
 CASE = Case(60, 8, 16, (10, 30))
 WORK = Work(peak_bytes=100, flops=200, launches=10, synchronisations=1)
@@ -60,7 +60,7 @@ def test_an_unknown_revision_is_refused():
 @pytest.fixture
 def other_revision(tmp_path):
     """A checkout whose commit is this code, but for a layer that waits for its loss in every forward."""
-    checkout = Path(zipfmax.__file__).resolve().parent.parent
+    checkout = Path(zipfmax.__file__).resolve().parents[2]
     if not (checkout / "pyproject.toml").exists():
         pytest.skip("zipfmax is installed from a wheel: there is no source to make a revision of")
     repository = tmp_path / "repository"
@@ -97,12 +97,12 @@ AdaptiveLogSoftmaxWithLoss.forward = _waiting
 
 def test_another_revision_is_installed_and_measured_beside_this_one(other_revision, monkeypatch, tmp_path):
     path = tmp_path / "path"
-    checkout = Path(zipfmax.__file__).resolve().parent.parent
+    checkout = Path(zipfmax.__file__).resolve().parents[2]
     shutil.copytree(checkout / "impl", path / "zipfmax")
     for name in ("reference", "bench", "reports"):
         shutil.copytree(checkout / name, path / "zipfmax" / name, ignore=shutil.ignore_patterns("published"))
     monkeypatch.setenv("PYTHONPATH", str(path))  # this code: it must not hide the other revision's
-    monkeypatch.setattr("zipfmax.bench.compare.PROCESSES", 1)
+    monkeypatch.setattr("zipfmax_bench.compare.PROCESSES", 1)
     with installed("HEAD", other_revision) as python:
         where = subprocess.run(
             [python, "-I", "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from zipfmax.bench import protocol
-from zipfmax.bench.coordinator import Coordinator, Effort, Worker, worker_environment
-from zipfmax.reference.case import Case
+from zipfmax_bench import protocol
+from zipfmax_bench.coordinator import Coordinator, Effort, Worker, worker_environment
+from zipfmax_reference.case import Case
 
 FAULTY = Path(__file__).parent / "faulty.py"
 CASE = Case(60, 8, 16, (10, 30), labels="zipf:1.0", task="train")
@@ -142,9 +142,9 @@ def test_every_framework_gets_the_same_thread_count():
 def test_workers_end_when_the_coordinator_is_killed(tmp_path):
     script = (
         "import time\n"
-        "from zipfmax.bench.coordinator import Worker\n"
-        "from zipfmax.bench import protocol\n"
-        "from zipfmax.reference.case import Case\n"
+        "from zipfmax_bench.coordinator import Worker\n"
+        "from zipfmax_bench import protocol\n"
+        "from zipfmax_reference.case import Case\n"
         f"worker = Worker({faulty('Hangs')!r}, 1)\n"
         "worker.ask(protocol.Prepare(Case(60, 8, 16, (10, 30))))\n"
         "print(worker.pid, flush=True)\n"

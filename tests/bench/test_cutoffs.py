@@ -11,12 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, cli
-from zipfmax.bench import cutoffs
-from zipfmax.bench.cutoffs import PlanOptions
 from zipfmax.calibration import Calibration
 from zipfmax.cost import CostModel, PartCost
 from zipfmax.errors import UsageError
 from zipfmax.planner import plan_cutoffs
+from zipfmax_bench import cutoffs
+from zipfmax_bench.cutoffs import PlanOptions
 
 MODEL = CostModel(
     head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 0.0, 0.0, 3e-7, (1e-10, 0.0), (5e-10,)),

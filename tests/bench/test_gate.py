@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from zipfmax.bench import baseline, gate, gate_report, judge
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
-from zipfmax.reference.rundir import RunDirectory
+from zipfmax_bench import baseline, gate, gate_report, judge
+from zipfmax_reference.rundir import RunDirectory
 
 MACHINE = {"cpu": "here", "gpus": [], "threads": 1, "torch": "2", "numpy": "2", "triton": None}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zipfmax.bench import gpu_steps
+from zipfmax_bench import gpu_steps
 
 
 class Timer:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from zipfmax.bench.limit import Limit, products
 from zipfmax.clusters import ClusterLayout
-from zipfmax.reference.case import Case
-from zipfmax.reference.inputs import draw_batch, draw_inputs
+from zipfmax_bench.limit import Limit, products
+from zipfmax_reference.case import Case
+from zipfmax_reference.inputs import draw_batch, draw_inputs
 
 CASE = Case(n_classes=300, in_features=32, batch_size=50, cutoffs=(20, 100), div_value=4.0)
 

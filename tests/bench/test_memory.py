@@ -5,7 +5,7 @@ import torch
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.backends import tiled
-from zipfmax.bench.memory import peak_temporary_bytes
+from zipfmax_bench.memory import peak_temporary_bytes
 
 MIB = 2**20
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from zipfmax.bench.cost import product_flops
-from zipfmax.bench.parity import DEFINITION_FLOPS, ParityGuard, checked_case
-from zipfmax.reference.case import Case
-from zipfmax.reference.rundir import RunDirectory
+from zipfmax_bench.cost import product_flops
+from zipfmax_bench.parity import DEFINITION_FLOPS, ParityGuard, checked_case
+from zipfmax_reference.case import Case
+from zipfmax_reference.rundir import RunDirectory
 
 CASE = Case(60, 8, 16, (10, 30), labels="uniform", task="train")
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipfmax.bench import presets
-from zipfmax.bench.cost import product_flops
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
+from zipfmax_bench import presets
+from zipfmax_bench.cost import product_flops
 
 
 def test_the_quick_preset_spans_what_it_promises():

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from zipfmax.bench.suite import Cell, Clock
+from zipfmax_bench.suite import Cell, Clock
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def benchmarked(tmp_path_factory):
     """Two implementations of one task, run outside the checkout as from an installed package."""
     folder = tmp_path_factory.mktemp("benchmarked")
     done = run(
-        *("-m", "pytest", "--pyargs", "zipfmax.bench", "--benchmark", "--benchmark-threads", "1"),
+        *("-m", "pytest", "--pyargs", "zipfmax_bench", "--benchmark", "--benchmark-threads", "1"),
         *("-k", "predict and (seed0-torch or seed0-full)", "--benchmark-json", "out.json"),
         cwd=folder,
     )
@@ -66,7 +66,7 @@ def test_the_machine_info_holds_the_threads_and_the_gpus(benchmarked):
 
 
 def test_without_the_flag_no_benchmark_is_collected(tmp_path):
-    done = run("-m", "pytest", "--pyargs", "zipfmax.bench", "--collect-only", "-q", cwd=tmp_path)
+    done = run("-m", "pytest", "--pyargs", "zipfmax_bench", "--collect-only", "-q", cwd=tmp_path)
     assert done.returncode == 5, done.stdout  # pytest's status for nothing collected
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipfmax.bench import statistics
+from zipfmax_bench import statistics
 
 
 def series(values, processes=1):

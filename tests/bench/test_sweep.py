@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from zipfmax.bench import plan, presets
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
-from zipfmax.reference.rundir import RunDirectory
+from zipfmax_bench import plan, presets
+from zipfmax_reference.rundir import RunDirectory
 
 FAULTY = Path(__file__).parent / "faulty.py"
 COMMAND = [sys.executable, "-m", "zipfmax", "sweep"]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from zipfmax.bench import tiled_grid
-from zipfmax.bench.tiled_grid import OURS, cases, markdown, rows, summary
+from zipfmax_bench import tiled_grid
+from zipfmax_bench.tiled_grid import OURS, cases, markdown, rows, summary
 
 WHOLE = ((10_000, 50_000, 267_735), tiled_grid.SKEWS, ("float32", "bfloat16"), ("train", "forward"))
 
@@ -74,7 +74,7 @@ def test_an_unknown_vocabulary_is_wrong_use(tmp_path):
 
 def test_the_command_says_what_it_takes():
     asked = subprocess.run(
-        [sys.executable, "-m", "zipfmax.bench.tiled_grid", "--help"],
+        [sys.executable, "-m", "zipfmax_bench.tiled_grid", "--help"],
         capture_output=True,
         text=True,
         check=True,

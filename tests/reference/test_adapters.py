@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from zipfmax.reference import contract, definition, registry
-from zipfmax.reference.case import TASKS, Case
-from zipfmax.reference.inputs import draw_batch, draw_inputs
-from zipfmax.reference.torch_nn import ParameterMismatchError, tensor, users_layer
+from zipfmax_reference import contract, definition, registry
+from zipfmax_reference.case import TASKS, Case
+from zipfmax_reference.inputs import draw_batch, draw_inputs
+from zipfmax_reference.torch_nn import ParameterMismatchError, tensor, users_layer
 
 CASE = Case(60, 13, 37, (7, 20, 45), 1.5, True, "float64")
 NAMES = [name for name in registry.names() if name != "full:compiled"]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipfmax.reference.case import DTYPES, TASKS, Case
+from zipfmax_reference.case import DTYPES, TASKS, Case
 
 
 def test_the_id_names_every_field():

@@ -5,10 +5,10 @@ import signal
 import numpy as np
 import pytest
 
-from zipfmax.reference import definition
-from zipfmax.reference.case import Case
-from zipfmax.reference.child import Child
-from zipfmax.reference.inputs import draw_batch, draw_inputs
+from zipfmax_reference import definition
+from zipfmax_reference.case import Case
+from zipfmax_reference.child import Child
+from zipfmax_reference.inputs import draw_batch, draw_inputs
 
 CASE = Case(60, 12, 9, (7, 20), dtype="float64")
 
@@ -16,7 +16,7 @@ CASE = Case(60, 12, 9, (7, 20), dtype="float64")
 @pytest.fixture(scope="module")
 def child():
     # The definition's own runner, so that the process and not a framework is what is tested.
-    return Child("zipfmax.reference.definition:DefinitionRunner")
+    return Child("zipfmax_reference.definition:DefinitionRunner")
 
 
 def test_a_runner_in_a_child_gives_what_it_gives_here(child):
@@ -58,7 +58,7 @@ def test_what_a_runner_raises_is_raised_here_and_the_child_lives_on(child):
 
 
 def test_a_child_that_is_killed_is_an_error_and_the_next_call_starts_another():
-    child = Child("zipfmax.reference.definition:DefinitionRunner")
+    child = Child("zipfmax_reference.definition:DefinitionRunner")
     runner = child.build(CASE, draw_inputs(CASE))
     os.kill(child._process.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="died with status -9"):

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from zipfmax.reference import conformance, probes, registry, stability
-from zipfmax.reference.case import Case
-from zipfmax.reference.rundir import RunDirectory
-from zipfmax.reference.torch_nn import users_layer
+from zipfmax_reference import conformance, probes, registry, stability
+from zipfmax_reference.case import Case
+from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.torch_nn import users_layer
 
 
 def test_an_agreement_is_told_with_its_margin_and_a_difference_with_its_tensor(monkeypatch):

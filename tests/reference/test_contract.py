@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from zipfmax.reference import contract
-from zipfmax.reference.contract import EPS, Size
+from zipfmax_reference import contract
+from zipfmax_reference.contract import EPS, Size
 
 TRUTH = np.array([1.0, -2.0, 0.5, 0.0])
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from zipfmax.reference import definition
-from zipfmax.reference.case import Case
-from zipfmax.reference.implementation import Inputs
-from zipfmax.reference.inputs import FULL_WEIGHT, draw_inputs
+from zipfmax_reference import definition
+from zipfmax_reference.case import Case
+from zipfmax_reference.implementation import Inputs
+from zipfmax_reference.inputs import FULL_WEIGHT, draw_inputs
 
 CASES = [
     Case(23, 6, 17, (4, 9, 15), 2.0, True, "float64", labels="uniform"),

@@ -1,6 +1,6 @@
 import torch
 
-from zipfmax.reference import doctor, registry
+from zipfmax_reference import doctor, registry
 
 
 def test_every_implementation_is_named_with_what_it_can_do(capsys):

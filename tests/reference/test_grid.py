@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
-from zipfmax.reference import grid
-from zipfmax.reference.case import DTYPES
-from zipfmax.reference.grid import TASKS
-from zipfmax.reference.labels import distribution
+from zipfmax_reference import grid
+from zipfmax_reference.case import DTYPES
+from zipfmax_reference.grid import TASKS
+from zipfmax_reference.labels import distribution
 
 QUICK, FULL = grid.grid("quick"), grid.grid("full")
 

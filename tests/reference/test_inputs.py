@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from zipfmax.reference import definition
-from zipfmax.reference.case import DTYPES, Case
-from zipfmax.reference.inputs import FULL_WEIGHT, draw_batch, draw_inputs
+from zipfmax_reference import definition
+from zipfmax_reference.case import DTYPES, Case
+from zipfmax_reference.inputs import FULL_WEIGHT, draw_batch, draw_inputs
 
 CASE = Case(203, 13, 37, (7, 30, 202), head_bias=True)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zipfmax.errors import UsageError
-from zipfmax.reference.labels import Stream, distribution, draw, generator, vocabulary_size
+from zipfmax_reference.labels import Stream, distribution, draw, generator, vocabulary_size
 
 
 def test_zipf_is_the_power_law():

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from zipfmax.reference import metamorphic, registry
-from zipfmax.reference.case import Case
-from zipfmax.reference.faults import FAULTS
-from zipfmax.reference.mutants import CONTROL  # importing it plants the faults
-from zipfmax.reference.rundir import RunDirectory
-from zipfmax.reference.torch_nn import users_layer
+from zipfmax_reference import metamorphic, registry
+from zipfmax_reference.case import Case
+from zipfmax_reference.faults import FAULTS
+from zipfmax_reference.mutants import CONTROL  # importing it plants the faults
+from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.torch_nn import users_layer
 
 CASES = [Case(20_000, 24, 6, (200, 3000), 4.0, True, dtype) for dtype in ("float32", "float64")]
 

@@ -2,10 +2,10 @@ import re
 
 import pytest
 
-from zipfmax.reference import faults_forward, faults_results, mutants
-from zipfmax.reference import grid as grids
-from zipfmax.reference.faults import FAULTS, Control
-from zipfmax.reference.rundir import RunDirectory
+from zipfmax_reference import faults_forward, faults_results, mutants
+from zipfmax_reference import grid as grids
+from zipfmax_reference.faults import FAULTS, Control
+from zipfmax_reference.rundir import RunDirectory
 
 # The control's own parts, and a slice of the quick grid in which every fault shows.
 SLICE = [case for case in grids.grid("quick") if case.n_classes in (60, 203)]

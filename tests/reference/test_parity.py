@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipfmax.reference import definition, registry
-from zipfmax.reference import grid as grids
-from zipfmax.reference.case import DTYPES, TASKS, Case
-from zipfmax.reference.inputs import draw_inputs
-from zipfmax.reference.parity import WHOLE, Oracle, Order, assert_parity, check
-from zipfmax.reference.torch_nn import users_layer
+from zipfmax_reference import definition, registry
+from zipfmax_reference import grid as grids
+from zipfmax_reference.case import DTYPES, TASKS, Case
+from zipfmax_reference.inputs import draw_inputs
+from zipfmax_reference.parity import WHOLE, Oracle, Order, assert_parity, check
+from zipfmax_reference.torch_nn import users_layer
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True)
 
@@ -180,7 +180,7 @@ def test_what_an_implementation_lacks_is_recorded_as_skipped_with_its_reason():
 
 
 def test_labels_that_this_machine_lacks_are_recorded_as_skipped(monkeypatch):
-    from zipfmax.reference import labels
+    from zipfmax_reference import labels
 
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     labels._word_frequencies.cache_clear()
@@ -303,6 +303,6 @@ def test_parity_is_a_fixture_of_pytest(pytester):
             assert_parity(Half(8, 20, [4, 9]))
         """
     )
-    result = pytester.runpytest_inprocess("-p", "zipfmax.reference.fixtures")
+    result = pytester.runpytest_inprocess("-p", "zipfmax_reference.fixtures")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*log_prob against definition*"])

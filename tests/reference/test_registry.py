@@ -3,8 +3,8 @@ import textwrap
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax.reference import registry
-from zipfmax.reference.case import Case
+from zipfmax_reference import registry
+from zipfmax_reference.case import Case
 
 CASE = Case(60, 12, 9, (7, 20), head_bias=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax.reference.rundir import FORMAT, RunDirectory
+from zipfmax_reference.rundir import FORMAT, RunDirectory
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 def test_a_process_killed_at_once_after_append_loses_nothing(tmp_path):
     program = textwrap.dedent("""
         import os, signal, sys
-        from zipfmax.reference.rundir import RunDirectory
+        from zipfmax_reference.rundir import RunDirectory
         directory = RunDirectory.create(sys.argv[1], {})
         for number in range(5):
             directory.append("parity", {"case": number})

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax.reference import parity, registry
-from zipfmax.reference.case import Case
-from zipfmax.reference.inputs import draw_inputs
-from zipfmax.reference.saved import save
+from zipfmax_reference import parity, registry
+from zipfmax_reference.case import Case
+from zipfmax_reference.inputs import draw_inputs
+from zipfmax_reference.saved import save
 
 CASE = Case(60, 12, 9, (7, 20), head_bias=True)
 

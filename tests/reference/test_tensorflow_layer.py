@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from zipfmax.reference import registry
-from zipfmax.reference.case import TASKS, Case
-from zipfmax.reference.parity import check
+from zipfmax_reference import registry
+from zipfmax_reference.case import TASKS, Case
+from zipfmax_reference.parity import check
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True, "float64")
 

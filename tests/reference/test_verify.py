@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
-from zipfmax.reference import grid as grids
-from zipfmax.reference import parity, verify
-from zipfmax.reference.rundir import RunDirectory
+from zipfmax_reference import grid as grids
+from zipfmax_reference import parity, verify
+from zipfmax_reference.rundir import RunDirectory
 
 CELLS = "V203-*-div1.5-bias-float32"
 ONE = ("definition",)
@@ -112,7 +112,7 @@ def test_a_failure_found_before_the_interruption_still_fails(tmp_path, wrong_lay
 
 
 def test_a_missing_framework_is_skipped_in_plain_words(monkeypatch, capsys):
-    from zipfmax.reference import paddle_nn
+    from zipfmax_reference import paddle_nn
 
     monkeypatch.setattr(paddle_nn, "find_spec", lambda name: None)
     assert verify.run(options(against=("definition", "paddle"))) == 0
@@ -120,7 +120,7 @@ def test_a_missing_framework_is_skipped_in_plain_words(monkeypatch, capsys):
 
 
 def test_an_implementation_that_can_do_nothing_here_is_shown_with_its_reason(monkeypatch, capsys):
-    from zipfmax.reference import paddle_nn
+    from zipfmax_reference import paddle_nn
 
     monkeypatch.setattr(paddle_nn, "find_spec", lambda name: None)
     assert verify.run(options(impl=("paddle",))) == 0

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from zipfmax.reports import figures, tables
-from zipfmax.reports.parts import parts_of
-from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import DARK, LIGHT, factor, percent, seconds, size
-from zipfmax.reports.svg import inline_svg
+from zipfmax_reports import figures, tables
+from zipfmax_reports.parts import parts_of
+from zipfmax_reports.rundir import read_run
+from zipfmax_reports.style import DARK, LIGHT, factor, percent, seconds, size
+from zipfmax_reports.svg import inline_svg
 
 
 @pytest.fixture

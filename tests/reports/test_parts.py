@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from zipfmax.reports import part_figures, part_pictures, tables
-from zipfmax.reports.part_figures import OTHER
-from zipfmax.reports.parts import timed_parts
-from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import count, percent, seconds
+from zipfmax_reports import part_figures, part_pictures, tables
+from zipfmax_reports.part_figures import OTHER
+from zipfmax_reports.parts import timed_parts
+from zipfmax_reports.rundir import read_run
+from zipfmax_reports.style import count, percent, seconds
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 PARTS = ("head", "tail 1", "tail 2")

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax.reports.plan_figure import plan_figure, write_plan_figure
-from zipfmax.reports.plans import proof_picture
-from zipfmax.reports.style import LIGHT
+from zipfmax_reports.plan_figure import plan_figure, write_plan_figure
+from zipfmax_reports.plans import proof_picture
+from zipfmax_reports.style import LIGHT
 
 RECORD = {
     "labels": "zipf:1.0",

@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax.reports import tables, write_report
-from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import THEMES, factor
+from zipfmax_reports import tables, write_report
+from zipfmax_reports.rundir import read_run
+from zipfmax_reports.style import THEMES, factor
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 

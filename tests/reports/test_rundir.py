@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax.reports.rundir import FORMAT, read_run
+from zipfmax_reports.rundir import FORMAT, read_run
 
 
 def refusal(directory: Path) -> str:

@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from zipfmax.reports import sections, tables
-from zipfmax.reports.elements import Picture
-from zipfmax.reports.rundir import read_run
+from zipfmax_reports import sections, tables
+from zipfmax_reports.elements import Picture
+from zipfmax_reports.rundir import read_run
 
 
 def picture(found: list[Picture], name: str) -> Picture:

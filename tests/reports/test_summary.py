@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from zipfmax.reports import tables
-from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import factor, percent
-from zipfmax.reports.summary import Statement, statements
+from zipfmax_reports import tables
+from zipfmax_reports.rundir import read_run
+from zipfmax_reports.style import factor, percent
+from zipfmax_reports.summary import Statement, statements
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from zipfmax.reports import tables
-from zipfmax.reports.rundir import read_run
+from zipfmax_reports import tables
+from zipfmax_reports.rundir import read_run
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 

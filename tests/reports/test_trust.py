@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from zipfmax.reports import tables
-from zipfmax.reports.elements import Details
-from zipfmax.reports.plans import plan_pictures
-from zipfmax.reports.rundir import read_run
-from zipfmax.reports.style import seconds
-from zipfmax.reports.summary import statements
-from zipfmax.reports.trust import trust
+from zipfmax_reports import tables
+from zipfmax_reports.elements import Details
+from zipfmax_reports.plans import plan_pictures
+from zipfmax_reports.rundir import read_run
+from zipfmax_reports.style import seconds
+from zipfmax_reports.summary import statements
+from zipfmax_reports.trust import trust
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 

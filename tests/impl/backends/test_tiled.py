@@ -9,9 +9,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.backends import eager, tiled
 from zipfmax.backends.tiled_cluster import Tiles
-from zipfmax.bench.memory import peak_temporary_bytes
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
+from zipfmax_bench.memory import peak_temporary_bytes
 
 # Relative to the largest value: what a few roundings of the dtype cost.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.backends import eager, tiled
-from zipfmax.bench.memory import peak_temporary_bytes
+from zipfmax_bench.memory import peak_temporary_bytes
 
 LAYOUTS = {
     "plain": (32, 200, [11, 40, 90], 4.0),  # the last projection has size 0

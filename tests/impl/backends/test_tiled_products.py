@@ -5,8 +5,8 @@ import torch
 
 from zipfmax.backends import eager, tiled
 from zipfmax.backends import tiled_products as products
-from zipfmax.bench import flops
 from zipfmax.clusters import ClusterLayout
+from zipfmax_bench import flops
 
 from .test_tiled import assert_agrees, batch_of, run, weights_of
 

@@ -1,0 +1,197 @@
+"""`zipfmax compare BASE_REF`: another git revision measured interleaved with this one, for a pull request.
+
+The revision is checked out into a worktree and installed into an environment of its own, which sees this
+environment's other packages, so both compute with the same torch. Its workers take turns with this one's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+import zipfmax
+from zipfmax.errors import UsageError
+from zipfmax_bench import gate_report, judge, presets, statistics, suite
+from zipfmax_bench.baseline import FIGURES
+from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_cores
+from zipfmax_bench.gate import write
+from zipfmax_bench.judge import Change, Finding
+from zipfmax_bench.records import seconds_by_round
+from zipfmax_reference.case import Case
+
+IMPLEMENTATION = "zipfmax"
+PROCESSES = 3
+EFFORT = Effort(seconds=3.0, least=9, most=60)
+
+
+def compare(
+    base: str,
+    *,
+    threads: int | None = None,
+    threshold: float = judge.THRESHOLD,
+    junit: Path | None = None,
+    summary: Path | None = None,
+) -> int:
+    """Measure a revision beside this one and return 1 if this one is surely slower, twice, or does more work.
+
+    Args:
+        base: a git revision, such as `main`.
+        threads: of every worker; all usable cores by default.
+        threshold: relative slowdown that is let pass.
+        junit, summary: files to write, JUnit XML and Markdown.
+
+    Raises:
+        UsageError: no such revision, or one that cannot be installed or measured.
+    """
+    console = Console()
+    cases = presets.cases(suite.AXES["quick"])
+    with installed(base) as python:
+        findings = examine(cases, base, python, threads or usable_cores(), threshold)
+    gate_report.show(findings, [], console)
+    if junit is not None:
+        write(junit, gate_report.junit(findings))
+    if summary is not None:
+        write(summary, gate_report.summary(findings, []))
+    return 1 if any(finding.failed for finding in findings) else 0
+
+
+@contextmanager
+def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
+    """A Python interpreter that imports zipfmax of a revision, as long as the context lasts.
+
+    Args:
+        revision: as git takes it.
+        repository: a checkout; by default the one that this zipfmax is installed from, editable.
+
+    Raises:
+        UsageError: this is no git checkout, there is no such revision, or it cannot be installed.
+    """
+    repository = repository or Path(zipfmax.__file__).resolve().parents[2]
+    commit = _run(
+        ["git", "-C", str(repository), "rev-parse", "--verify", f"{revision}^{{commit}}"],
+        f"no revision {revision!r} in {repository}",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source, environment = Path(folder) / "source", Path(folder) / "venv"
+        _run(
+            ["git", "-C", str(repository), "worktree", "add", "--detach", str(source), commit],
+            f"revision {revision!r} cannot be checked out",
+        )
+        try:
+            _run(
+                [sys.executable, "-m", "venv", "--without-pip", str(environment)],
+                "no environment can be made",
+            )
+            python = environment / "bin" / "python"
+            _run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "--python",
+                    str(python),
+                    "install",
+                    "--quiet",
+                    "--no-deps",
+                    str(source),
+                ],
+                f"revision {revision!r} cannot be installed",
+            )
+            # After the revision's own packages on the path, this environment's: torch and the rest.
+            site = _run(
+                [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+                "no site-packages",
+            )
+            Path(site, "shared.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
+            yield str(python)
+        finally:
+            _run(
+                ["git", "-C", str(repository), "worktree", "remove", "--force", str(source)],
+                f"the worktree {source} cannot be removed",
+            )
+
+
+def examine(
+    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort = EFFORT
+) -> list[Finding]:
+    """One finding a case; what is slower, or may be, has been measured again.
+
+    Args:
+        cases: to measure.
+        base: what the other revision is called.
+        python: interpreter that imports it.
+        threads: of every worker.
+        threshold: relative slowdown that is let pass.
+        effort: how long to measure each case.
+    """
+
+    def measured(keys: Sequence[str]) -> dict[str, Finding]:
+        chosen = [case for case in cases if case.id in keys]
+        return _measured(chosen, base, python, threads, threshold, effort)
+
+    return list(judge.twice(measured([case.id for case in cases]), measured).values())
+
+
+def _measured(
+    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort
+) -> dict[str, Finding]:
+    """A finding for each case's id, from processes of their own."""
+    other = f"{IMPLEMENTATION}@{base}"
+    names = [IMPLEMENTATION, other]
+    findings = {}
+    with Coordinator(names, threads, PROCESSES, pythons={other: python}) as coordinator:
+        for case in cases:
+            found = coordinator.prepare(case, names, effort)
+            coordinator.sample(found, effort)
+            findings[case.id] = verdict(case, base, found[other], found[IMPLEMENTATION], threshold)
+    return findings
+
+
+def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshold: float) -> Finding:
+    """What became of a case between two revisions. More work fails, less is told."""
+    for who, measurement in ((base, then), ("this revision", now)):
+        if not measurement.ok:
+            text = f"{who}: {measurement.status}: {measurement.reason}"
+            return Finding(case.id, IMPLEMENTATION, "unmeasured", text)
+    changes = _work_changes(then, now)
+    grown = [text for text, grew in changes if grew]
+    ratio = statistics.speedup(seconds_by_round(then), seconds_by_round(now))
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return Finding(case.id, IMPLEMENTATION, "unmeasured", "too few rounds")
+    change = Change(base, *_slowdown(ratio), ratio.floor or 0.0)
+    text = "; ".join([str(change), *(text for text, _ in changes)])
+    if grown:
+        return Finding(case.id, IMPLEMENTATION, "changed", text)
+    outcome, doubtful = change.outcome(threshold), change.doubtful(threshold)
+    return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)
+
+
+def _slowdown(ratio: statistics.Ratio) -> tuple[float, float]:
+    half_width = ratio.half_width
+    assert half_width is not None
+    return -ratio.log, half_width
+
+
+def _work_changes(then: Measurement, now: Measurement) -> list[tuple[str, bool]]:
+    """Each counted figure that differs, in words, and whether it grew."""
+    found = []
+    for figure in FIGURES:
+        before, after = getattr(then.work, figure), getattr(now.work, figure)
+        if before != after:
+            found.append((f"{figure} {before} -> {after}", before is None or (after or 0) > before))
+    return found
+
+
+def _run(command: Sequence[str], failure: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UsageError(f"{failure}: {last}")
+    return done.stdout.strip()

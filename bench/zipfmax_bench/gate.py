@@ -1,0 +1,224 @@
+"""`zipfmax gate`: does a run still do what the baseline says? Only confirmed findings fail it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from zipfmax.errors import UsageError
+from zipfmax_bench import baseline as baselines
+from zipfmax_bench import gate_report, judge, records
+from zipfmax_bench.baseline import Baseline, Key
+from zipfmax_bench.coordinator import Coordinator, Effort, usable_cores
+from zipfmax_bench.judge import Finding
+from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference import machine
+from zipfmax_reference.case import Case
+from zipfmax_reference.rundir import RUN_FILE, RunDirectory
+
+Record = Mapping[str, Any]
+Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
+
+# A confirmation is worth more samples than the finding it is to confirm.
+RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
+RERUN_PROCESSES = 6
+SHARP = 0.04
+"""Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a gate reads, whichever form it came in."""
+
+    records: Mapping[Key, Record]
+    machine: Mapping[str, Any]
+    notes: Sequence[str]
+
+
+def gate(
+    source: Path,
+    baseline: Path,
+    *,
+    update: bool = False,
+    threshold: float = judge.THRESHOLD,
+    rerun: bool = True,
+    junit: Path | None = None,
+    summary: Path | None = None,
+) -> int:
+    """Hold a run against a baseline, say what was found, and return the exit status.
+
+    Args:
+        source: a run directory, or the JSON of `pytest --benchmark --benchmark-json`.
+        baseline: the file to hold it against, or with `update` to write.
+        update: make the run the baseline.
+        threshold: relative slowdown that is let pass.
+        rerun: measure again, in fresh processes, what looks slower, to count it only if it does then too;
+            what may be slower and has not been shown to be; and with `update` what is not known well
+            enough. A run of another machine is judged as it is.
+        junit, summary: files to write, JUnit XML and Markdown.
+
+    Raises:
+        UsageError: a run or a baseline that cannot be read, or files that cannot be written.
+    """
+    console = Console()
+    if not 0 <= threshold < 1:
+        raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
+    run = read_run(source)
+    for note in run.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    again = measure_again(run.records) if rerun else None
+    if again and not _is_of_this_machine(run):
+        again = None
+        console.print("note: the run is of another machine: nothing is measured again", highlight=False)
+    if update:
+        records = sharpened(run.records, again) if again else run.records
+        made = baselines.baseline_of(records.values(), run.machine)
+        write(baseline, made.text())
+        console.print(f"wrote {len(made.cells)} cells to {baseline}", highlight=False, markup=False)
+        return 0
+    expected = baselines.read(baseline)
+    notes = [*run.notes, *differences(expected.header, run.machine)]
+    findings = examine(expected, run.records, threshold, again)
+    gate_report.show(findings, notes, console)
+    if junit is not None:
+        write(junit, gate_report.junit(findings))
+    if summary is not None:
+        write(summary, gate_report.summary(findings, notes))
+    return 1 if any(finding.failed for finding in findings) else 0
+
+
+def examine(
+    expected: Baseline, found: Mapping[Key, Record], threshold: float, rerun: Rerun | None
+) -> list[Finding]:
+    """A finding for every cell of the baseline; what is slower, or may be, has been measured again."""
+    findings = {
+        key: judge.judge(cell, found.get(key), threshold) for key, cell in sorted(expected.cells.items())
+    }
+    if rerun is None:
+        return list(findings.values())
+
+    def judged_again(keys: Sequence[Key]) -> dict[Key, Finding]:
+        return {key: judge.judge(expected.cells[key], one, threshold) for key, one in rerun(keys).items()}
+
+    return list(judge.twice(findings, judged_again).values())
+
+
+def sharpened(found: Mapping[Key, Record], rerun: Rerun) -> Mapping[Key, Record]:
+    """The records, with those measured again whose ratios are too uncertain to hold later runs against."""
+    kept = [record for record in found.values() if baselines.is_kept(record)]
+    blurred = [(one["case"], one["impl"]) for one in kept if judge.blur(one) > SHARP]
+    again = rerun(blurred) if blurred else {}
+    return {**found, **{key: record for key, record in again.items() if record["status"] == "ok"}}
+
+
+def measure_again(found: Mapping[Key, Record]) -> Rerun:
+    """Measures cells of a run once more, each with the references it had, in fresh processes."""
+
+    def rerun(keys: Sequence[Key]) -> dict[Key, Record]:
+        again: dict[Key, Record] = {}
+        for key in keys:
+            first = found[key]
+            case = Case.from_fields(first)
+            names = [key[1], *(name for name in records.STEADY if first.get(f"speedup_vs_{name}"))]
+            threads = first.get("threads") or usable_cores()
+            with Coordinator(names, threads, RERUN_PROCESSES) as coordinator:
+                measured = coordinator.prepare(case, names, RERUN_EFFORT)
+                coordinator.sample(measured, RERUN_EFFORT)
+            limit = measured.pop(LIMIT, None)
+            again[key] = records.timing_line(case, key[1], measured, limit, threads)
+        return again
+
+    return rerun
+
+
+def read_run(source: Path) -> Run:
+    """The records of a run directory or of a pytest-benchmark JSON.
+
+    Raises:
+        UsageError: neither, or nothing in it.
+    """
+    run = _read_directory(source) if source.is_dir() else _read_benchmark_json(source)
+    if not run.records:
+        raise UsageError("; ".join([f"{source} holds no timing", *run.notes]))
+    return run
+
+
+def _by_key(source: Path, lines: Sequence[Any]) -> dict[Key, Record]:
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not {"case", "impl", "status"} <= line.keys():
+            raise UsageError(f"{source}: timing {number} lacks a case, an impl or a status")
+    return {(line["case"], line["impl"]): line for line in lines}
+
+
+def _read_directory(source: Path) -> Run:
+    directory = RunDirectory(source)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lines = directory.records("timings")
+    found = _by_key(source, lines)
+    measured_on = machine_of(directory.run.get("machine", {}), directory.run.get("versions", {}), lines)
+    return Run(found, measured_on, [str(warning.message) for warning in caught])
+
+
+def _read_benchmark_json(source: Path) -> Run:
+    try:
+        content = json.loads(source.read_text())
+        lines = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+        about = content["machine_info"]["zipfmax"]
+        versions = about["versions"]
+    except FileNotFoundError:
+        raise UsageError(f"no run at {source}: expected a folder with {RUN_FILE}, or a JSON file") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{source} cannot be read: {error}") from error
+    except KeyError as error:
+        raise UsageError(f"{source} is no JSON of `pytest --benchmark`: {error} is missing") from error
+    except TypeError as error:
+        raise UsageError(f"{source} is no JSON of `pytest --benchmark`") from error
+    found = _by_key(source, lines)
+    return Run(found, machine_of(about, versions, lines), [])
+
+
+def machine_of(
+    about: Mapping[str, Any], versions: Mapping[str, Any], lines: Sequence[Record]
+) -> dict[str, Any]:
+    """What figures depend on: the processor, the GPUs, the threads and the versions of what computes."""
+    threads = sorted({line["threads"] for line in lines if line.get("threads")})
+    return {
+        "cpu": about.get("cpu"),
+        "gpus": about.get("gpus"),
+        "threads": threads[0] if len(threads) == 1 else threads,
+        **{name: versions.get(name) for name in ("torch", "numpy", "triton")},
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the baseline was measured on and the run was not."""
+    return [
+        f"the baseline has {name} {then.get(name)}, this run {value}"
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+
+
+def _is_of_this_machine(run: Run) -> bool:
+    here = machine.describe()
+    return all(run.machine[name] in (None, here[name]) for name in ("cpu", "gpus"))
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file, making its folder.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror or error}") from error

@@ -1,0 +1,269 @@
+"""`zipfmax gate --self-test`: how often the gate is wrong, counted here and now.
+
+Gate runs of the same code against itself give the false alarms; faults planted in zipfmax's layer give what
+is caught. Each gate run measures a baseline and then a run, both as `make gate` does, and judges them by the
+gate's own code; a slowdown is confirmed, as in any gate run, in processes started for that.
+
+The workers of the two sides are disjoint halves of a pool, drawn at random for every gate run, so processes
+of one program differ between the sides as much as fresh ones would. One of them is replaced after every gate
+run. That, and small cells, is what makes hundreds of gate runs take minutes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from zipfmax.errors import UsageError
+from zipfmax_bench import judge, presets, protocol, records
+from zipfmax_bench.baseline import Baseline, cell_of
+from zipfmax_bench.coordinator import Coordinator, Worker
+from zipfmax_bench.gate import examine, measure_again, sharpened
+from zipfmax_bench.judge import Finding, Outcome
+from zipfmax_reference.case import Case
+from zipfmax_reference.rundir import RunDirectory
+
+AXES = presets.PRESETS["gate"]
+# Under a millisecond a run: the hardest to time well. They share their weights, so going from one to the
+# other costs nothing.
+CASES = tuple(case for case in presets.cases(AXES) if case.task == "forward")
+OURS = "zipfmax"
+REFERENCES = ("torch", protocol.LIMIT)
+THREADS = 1
+PROCESSES = 6
+
+RUNS = "selftest_runs"
+"""File of a run directory with a line a gate run."""
+
+MOST_FALSE_ALARMS = 0.01
+LEAST_CAUGHT = 0.95
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of gate runs: what stands in our layer's place in one cell, and what the gate should say."""
+
+    name: str
+    runs: int
+    stand_in: str = OURS
+    renamed: bool = False
+    outcome: Outcome | None = None
+    """Of the one cell; None where no cell may fail."""
+    word: str = ""
+    """Has to be in the finding, so that it was found for what was planted."""
+    required: str = "all"
+
+    @property
+    def timed(self) -> bool:
+        """Whether a clock decides it."""
+        return self.required not in ("all", "none")
+
+
+_PLANTED = "zipfmax_bench.planted"
+KINDS = (
+    Kind("a layer with nothing planted", 5, f"{_PLANTED}:Unchanged", required="none"),
+    Kind("one more temporary", 5, f"{_PLANTED}:ExtraTemporary", outcome="changed", word="peak_bytes"),
+    Kind(
+        "one more host synchronisation",
+        5,
+        f"{_PLANTED}:ExtraSynchronisation",
+        outcome="changed",
+        word="synchronisations",
+    ),
+    Kind("a renamed cell", 5, renamed=True, outcome="missing"),
+    Kind("the same code", 200, required="at most 1%"),
+    Kind("one cell made 10 % slower", 40, f"{_PLANTED}:Slower", outcome="slower", required="at least 95%"),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many gate runs of a kind failed, and how many should have."""
+
+    kind: str
+    runs: int
+    failed: int
+    required: str
+    holds: bool
+
+    @property
+    def share(self) -> float:
+        """Share of the runs that failed."""
+        return self.failed / self.runs
+
+
+def score(kind: Kind, failed: Sequence[bool]) -> Score:
+    """What the runs of a kind came to."""
+    count, runs = sum(failed), len(failed)
+    holds = {
+        "all": count == runs,
+        "none": count == 0,
+        "at most 1%": count <= MOST_FALSE_ALARMS * runs,
+        "at least 95%": count >= LEAST_CAUGHT * runs,
+    }[kind.required]
+    return Score(kind.name, runs, count, kind.required, holds)
+
+
+def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kind] = KINDS) -> int:
+    """Run it, print the figures, and return 0 if they are as good as they should be, 1 otherwise.
+
+    Args:
+        out: a run directory: each gate run is a line of `selftest_runs.jsonl` there as soon as it is done,
+            and the figures become `selftest.jsonl`.
+        resume: go on with the run in `out`.
+        kinds: of gate runs, and how many of each.
+
+    Raises:
+        UsageError: `out` cannot be used, or the cells cannot be measured here.
+    """
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the run directory to go on with")
+    console = Console()
+    directory = (
+        RunDirectory.create(out, {"self_test": {kind.name: kind.runs for kind in kinds}}, resume)
+        if out
+        else None
+    )
+    done: dict[tuple[str, int], bool] = {}
+    for line in directory.records(RUNS) if directory else ():
+        done[line["kind"], line["run"]] = line["failed"]
+    started = time.monotonic()
+    todo = [(kind, run) for kind, run in schedule(kinds) if (kind.name, run) not in done]
+    left = Counter(kind.stand_in for kind, _ in todo)
+    with Bench(seed=len(done)) as bench, Progress(console=console) as progress:
+        for kind, run in progress.track(todo, description="gate runs"):
+            line = bench.gate_run(kind)
+            done[kind.name, run] = line["failed"]
+            if directory is not None:
+                directory.append(RUNS, {"kind": kind.name, "run": run, **line})
+            left[kind.stand_in] -= 1
+            if not left[kind.stand_in] and kind.stand_in != OURS:
+                bench.close(kind.stand_in)
+    scores = [score(kind, [done[kind.name, run] for run in range(kind.runs)]) for kind in kinds]
+    console.print(_table(scores))
+    console.print(f"{len(todo)} gate runs in {time.monotonic() - started:.0f} s", highlight=False)
+    if directory is not None:
+        directory.append_all("selftest", [{**asdict(one), "share": one.share} for one in scores])
+    return 0 if all(one.holds for one in scores) else 1
+
+
+def schedule(kinds: Sequence[Kind]) -> list[tuple[Kind, int]]:
+    """Every gate run: what is counted first, a kind at a time; then what is timed, the kinds side by side, so
+
+    that the machine's good and bad minutes fall to all of them and a cut leaves some of each.
+    """
+    counted = [(kind, run) for kind in kinds if not kind.timed for run in range(kind.runs)]
+    timed = [(kind, run) for kind in kinds if kind.timed for run in range(kind.runs)]
+    return counted + sorted(timed, key=lambda one: (one[1] + 0.5) / one[0].runs)
+
+
+class Bench:
+    """Pools of worker processes, one of each implementation, for both sides of a gate run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._pools: dict[str, list[Worker]] = {}
+        self._random = random.Random(seed)
+        self._turn = 0
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._pools):
+            self.close(name)
+
+    def close(self, name: str) -> None:
+        """End the processes of an implementation."""
+        for worker in self._pools.pop(name, []):
+            worker.close()
+
+    def gate_run(self, kind: Kind) -> dict[str, Any]:
+        """Measure a baseline and a run and judge them: whether it failed, and what was said of which cell."""
+        started = time.monotonic()
+        then, now = self._sides(kind)
+        base = {(case.id, OURS): self._measure(case, OURS, then) for case in CASES}
+        keys = [(case.id, measured(kind, case)) for case in CASES]
+        found = {key: self._measure(case, key[1], now) for case, key in zip(CASES, keys, strict=True)}
+        sharp = sharpened(base, measure_again(base))
+        expected = {(case, name): {**cell_of(sharp[case, OURS]), "impl": name} for case, name in keys}
+        if kind.renamed:
+            found["renamed", OURS] = found.pop((CASES[0].id, OURS))
+        findings = examine(Baseline(expected), found, judge.THRESHOLD, measure_again(found))
+        self._replace_one()
+        return {
+            "failed": failed(kind, findings),
+            "said": [asdict(one) for one in findings if one.failed or one.impl != OURS],
+            "seconds": time.monotonic() - started,
+        }
+
+    def _measure(self, case: Case, name: str, workers: Mapping[str, Sequence[Worker]]) -> records.Record:
+        """Timing line of an implementation, measured beside the references."""
+        together = (name, *REFERENCES)
+        coordinator = Coordinator.borrowing({each: workers[each] for each in together}, THREADS, self._random)
+        found = coordinator.prepare(case, together, AXES.effort)
+        coordinator.sample(found, AXES.effort)
+        for each, measurement in found.items():
+            if not measurement.ok:
+                raise UsageError(
+                    f"the self-test cannot measure {each} here: {measurement.status}: {measurement.reason}"
+                )
+        return records.timing_line(case, name, found, found[protocol.LIMIT], THREADS)
+
+    def _sides(self, kind: Kind) -> tuple[dict[str, list[Worker]], dict[str, list[Worker]]]:
+        """Ready workers of every name for the baseline and for the run, none of them in both."""
+        sizes = dict.fromkeys((OURS, *REFERENCES), 2 * PROCESSES)
+        sizes.setdefault(kind.stand_in, PROCESSES)
+        fresh = []
+        for name, size in sizes.items():
+            pool = self._pools.setdefault(name, [])
+            fresh += [Worker(name, THREADS) for _ in range(size - len(pool))]
+            pool += [worker for worker in fresh if worker.name == name]
+        for worker in fresh:
+            worker.start()
+        for worker in fresh:
+            worker.ask(protocol.Prepare(CASES[0]))
+        drawn = {name: self._random.sample(self._pools[name], size) for name, size in sizes.items()}
+        return (
+            {name: workers[PROCESSES:] for name, workers in drawn.items()},
+            {name: workers[:PROCESSES] for name, workers in drawn.items()},
+        )
+
+    def _replace_one(self) -> None:
+        """End the oldest worker of one implementation, each in its turn; the next gate run starts another."""
+        names = list(self._pools)
+        self._pools[names[self._turn % len(names)]].pop(0).close()
+        self._turn += 1
+
+
+def measured(kind: Kind, case: Case) -> str:
+    """What a run of a kind measures where the baseline has ours: the planted fault in the first cell."""
+    return kind.stand_in if case == CASES[0] else OURS
+
+
+def failed(kind: Kind, findings: Sequence[Finding]) -> bool:
+    """Whether the gate failed: where a fault is planted, for that cell and for that reason."""
+    if kind.outcome is None:
+        return any(finding.failed for finding in findings)
+    return any(
+        (finding.case, finding.impl) == (CASES[0].id, kind.stand_in)
+        and finding.outcome == kind.outcome
+        and kind.word in finding.text
+        for finding in findings
+    )
+
+
+def _table(scores: Sequence[Score]) -> Table:
+    table = Table("gate runs of", "runs", "failed", "should be", "", title="the gate, tested on itself")
+    for one in scores:
+        holds = "holds" if one.holds else "DOES NOT HOLD"
+        table.add_row(one.kind, str(one.runs), f"{one.failed} ({one.share:.1%})", one.required, holds)
+    return table

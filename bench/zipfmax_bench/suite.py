@@ -1,0 +1,129 @@
+"""The cells of `pytest --benchmark`, measured as a sweep measures them and handed to pytest-benchmark.
+
+A case is measured once for all implementations that the session asks for, interleaved, each in its worker;
+the benchmark of each implementation then gives pytest-benchmark the samples. Its timer is their own clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from zipfmax_bench import presets, records
+from zipfmax_bench.coordinator import Coordinator, Effort, Measurement
+from zipfmax_bench.parity import ParityGuard
+from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference import registry
+from zipfmax_reference.case import Case
+from zipfmax_reference.rundir import RunDirectory
+
+AXES = {
+    "quick": presets.Axes(
+        classes=(10_000,),
+        labels=("zipf:1.0",),
+        features=(64,),
+        batch=(128,),
+        effort=Effort(seconds=0.5, least=5, budget_s=5.0),
+    ),
+    "full": replace(presets.PRESETS["quick"], also=(), labels=("zipf:1.0", "wordfreq:en"), effort=Effort()),
+}
+# Log-probabilities of all classes, which most implementations' topk reads too, take memory that grows with
+# the vocabulary.
+_ALL_CLASSES = ("log_prob", "topk")
+_ALL_CLASSES_LIMIT = 50_000
+
+
+def cases(size: str, task: str) -> list[Case]:
+    """The cases of a task; on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = presets.cases(replace(AXES[size], tasks=(task,), device=device))
+    return [case for case in found if task not in _ALL_CLASSES or case.n_classes <= _ALL_CLASSES_LIMIT]
+
+
+def implementations(case: Case) -> list[str]:
+    """Every implementation that can do a case here. `zipfmax` is left to stand for the backend it takes."""
+    return [name for name in registry.names() if registry.implementation(name).lacks(case) is None]
+
+
+class Clock:
+    """A timer for pytest-benchmark that shows how much measured time has been handed over."""
+
+    def __init__(self, samples: Iterable[float]) -> None:
+        self._samples = iter(samples)
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds so far."""
+        return self._now
+
+    def advance(self) -> None:
+        """Let the next sample's time pass."""
+        self._now += next(self._samples)
+
+
+class Cell:
+    """A measured cell, to be handed to pytest-benchmark with everything that its own statistics lack."""
+
+    def __init__(self, record: records.Record) -> None:
+        self.record = record
+        self.clock = Clock(record["samples_s"])
+
+    def hand_to(self, benchmark: Any) -> None:
+        """Give the samples to the `benchmark` fixture, whose timer is this cell's clock."""
+        benchmark.extra_info |= {
+            name: value for name, value in self.record.items() if not name.startswith("samples_")
+        }
+        benchmark.pedantic(self.clock.advance, rounds=len(self.record["samples_s"]))
+
+
+class Suite:
+    """Measures each case of a session once, and keeps what it found.
+
+    Args:
+        names: every implementation that the session will ask for.
+        size: "quick" or "full".
+        folder: where parity lines and the workers' output go.
+        threads: of every worker.
+        processes: replicates of every implementation.
+    """
+
+    def __init__(self, names: Sequence[str], size: str, folder: Path, threads: int, processes: int) -> None:
+        self.effort = AXES[size].effort
+        self.threads = threads
+        self._directory = RunDirectory.create(folder / "run", {"suite": {"size": size}})
+        log = self._directory.path / "workers.log"
+        self._coordinator = Coordinator([*names, LIMIT], threads, processes, log)
+        self._guard = ParityGuard(self._directory, threads, log)
+        self._found: dict[str, dict[str, Measurement]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guard.__exit__(kind, error, trace)
+        self._coordinator.__exit__(kind, error, trace)
+
+    def record(self, case: Case, name: str, together_with: Sequence[str]) -> records.Record:
+        """The timing line of an implementation on a case, which is measured with others at the first call."""
+        if case.id not in self._found:
+            found = self._coordinator.prepare(case, [*together_with, LIMIT], self.effort)
+            for other in together_with:
+                if found[other].ok and (fault := self._guard.fault(other, case)):
+                    found[other].end(*fault)
+            self._coordinator.sample(found, self.effort)
+            self._found[case.id] = found
+        found = self._found[case.id]
+        adaptive = registry.implementation(name).family == "adaptive"
+        line = records.timing_line(case, name, found, found[LIMIT] if adaptive else None, self.threads)
+        return {**line, "parity_error": self.parity_error(case, name)}
+
+    def parity_error(self, case: Case, name: str) -> float | None:
+        """The implementation's largest error as a share of its budget."""
+        return self._guard.worst(name, case)

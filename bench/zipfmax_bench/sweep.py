@@ -1,0 +1,206 @@
+"""`zipfmax sweep`: every implementation on every case, parity first, one flushed line a cell.
+
+A cell is an implementation on a case. Whatever becomes of it, it gets a line in `timings.jsonl`, so a resumed
+sweep knows what is left, and a reader knows what is missing and why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from zipfmax.errors import UsageError
+from zipfmax_bench import records
+from zipfmax_bench.coordinator import Coordinator, Measurement, usable_cores
+from zipfmax_bench.cost import CostModel, product_flops
+from zipfmax_bench.parity import ParityGuard
+from zipfmax_bench.plan import Options, Plan, make_plan
+from zipfmax_bench.progress import SweepProgress
+from zipfmax_bench.protocol import LIMIT
+from zipfmax_bench.ranks import Ranks
+from zipfmax_bench.split import TASKS as SPLIT_TASKS
+from zipfmax_bench.table import timing_tables
+from zipfmax_reference import registry
+from zipfmax_reference.case import Case
+from zipfmax_reference.labels import vocabulary_size
+
+# Their faults are shown; what is under test is the others: zipfmax, and an implementation of the user's own.
+PEERS = tuple(name for name in registry.names() if not name.startswith("zipfmax"))
+INTERRUPTED = 130
+
+
+def run(options: Options, out: Path | None, resume: bool) -> int:
+    """Run a sweep, print its table, and return the exit status: 1 if zipfmax or a user's own class is wrong.
+
+    Args:
+        options: the choices of the command line.
+        out: the run directory; by default a fresh one under `runs/`.
+        resume: go on with the run in `out`.
+
+    Raises:
+        UsageError: a choice that does not exist, or a folder that cannot be used.
+    """
+    console = Console()
+    ranks = Ranks.of_environment()
+    plan = make_plan(options, out, resume) if ranks is None else _shared_plan(options, out, resume, ranks)
+    path = plan.directory.path
+    try:
+        Sweep(plan, console, ranks).run()
+    except KeyboardInterrupt:
+        done = len(plan.directory.done("timings"))
+        _say(console, f"interrupted after {done} of {len(plan.cases) * len(plan.implementations)} cells")
+        _say(console, f"go on with: zipfmax sweep --resume --out {path}")
+        return INTERRUPTED
+    if ranks is not None:
+        ranks.finish()
+        if not ranks.first:
+            return 0
+    lines = plan.directory.records("timings")
+    _say(console, "\nmilliseconds (times faster than full softmax)")
+    console.print(*timing_tables(lines, plan.implementations))
+    _say(console, f"run directory: {path}")
+    wrong = sorted({line["impl"] for line in lines if line["status"] == "parity_failed"})
+    if wrong:
+        print(f"zipfmax: parity failed for {', '.join(wrong)}; see {path / 'parity.jsonl'}", file=sys.stderr)
+    return 1 if any(name not in PEERS for name in wrong) else 0
+
+
+def _shared_plan(options: Options, out: Path | None, resume: bool, ranks: Ranks) -> Plan:
+    """The same plan on every rank: the first makes the run directory, the others go on with it."""
+    if out is None:
+        raise UsageError("a sweep over several ranks needs --out: one run directory for all")
+    ranks.take_own_gpu()
+    options = replace(options, threads=options.threads or max(1, usable_cores() // ranks.local_size))
+    if ranks.first:
+        plan = make_plan(options, out, resume or ranks.restart > 0)
+        ranks.announce()
+        return plan
+    ranks.await_directory()
+    return make_plan(options, out, resume=True)
+
+
+class Sweep:
+    """The cells of a plan that its run directory does not hold yet."""
+
+    def __init__(self, plan: Plan, console: Console, ranks: Ranks | None = None) -> None:
+        self._plan = plan
+        self._ranks = ranks
+        self._console = console
+        self._families = {name: registry.implementation(name).family for name in plan.implementations}
+        self._costs = CostModel(self._families)
+        self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason
+        for line in plan.directory.records("timings"):
+            self._learn(line)
+
+    def run(self) -> None:
+        """Measure what is missing; every finished cell is on the disk at once."""
+        plan, done = self._plan, self._plan.directory.done("timings")
+        todo = []
+        for case in plan.cases:
+            missing = [name for name in plan.implementations if (case.id, name) not in done]
+            if missing:
+                todo.append((case, missing))
+        if not todo:
+            return
+        log = plan.directory.path / "workers.log"
+        names = [*plan.implementations, LIMIT]
+        with ExitStack() as stack:
+            coordinator = stack.enter_context(Coordinator(names, plan.threads, plan.processes, log))
+            guard = stack.enter_context(ParityGuard(plan.directory, plan.threads, log))
+            progress = stack.enter_context(
+                SweepProgress([self._weight(case) for case, _ in todo], self._console)
+            )
+            for case, missing in self._own(todo):
+                progress.begin(describe(case))
+                self._case(case, missing, coordinator, guard)
+                progress.finish()
+
+    def _own(self, todo: Sequence[tuple[Case, list[str]]]) -> Iterator[tuple[Case, list[str]]]:
+        """All of it, or what falls to this rank. Ranks may see different rests, so they share all cases."""
+        if self._ranks is None:
+            yield from todo
+            return
+        missing = {case.id: names for case, names in todo}
+        for case in self._ranks.deal(self._plan.cases):
+            if case.id in missing:
+                yield case, missing[case.id]
+
+    def _case(self, case: Case, missing: Sequence[str], coordinator: Coordinator, guard: ParityGuard) -> None:
+        # A resumed case measures its references again: a speedup needs both in the same rounds.
+        wanted = [
+            name for name in self._plan.implementations if name in missing or name in records.REFERENCES
+        ]
+        refused = {name: refusal for name in wanted if (refusal := self._refusal(name, case))}
+        ready = [name for name in wanted if name not in refused]
+        found = coordinator.prepare(case, [*ready, LIMIT], self._plan.effort) if ready else {}
+        for name in ready:
+            if found[name].ok and (fault := guard.fault(name, case)):
+                found[name].end(*fault)
+        precision = self._plan.effort.precision
+        satisfied = None if precision is None else lambda: records.precise(found, precision)
+        coordinator.sample(found, self._plan.effort, satisfied, self._to_split(case))
+        limit = found.pop(LIMIT, None)
+        found |= refused
+        lines = []
+        for name in missing:
+            own_limit = limit if self._families[name] == "adaptive" else None
+            lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
+            self._learn(lines[-1])
+        self._plan.directory.append_all("timings", lines)
+
+    def _to_split(self, case: Case) -> list[str]:
+        """Whose head and tails are timed apart: zipfmax's, a user's own, and the bare products."""
+        if case.task not in SPLIT_TASKS:
+            return []
+        adaptive = [name for name, family in self._families.items() if family == "adaptive"]
+        return [LIMIT, *(name for name in adaptive if name not in PEERS)]
+
+    def _refusal(self, name: str, case: Case) -> Measurement | None:
+        """The cell as it is recorded without being tried, or None."""
+        listed = vocabulary_size(case.labels)
+        if listed is not None and listed < case.n_classes:
+            reason = f"labels {case.labels} have {listed:,} classes, fewer than {case.n_classes:,}"
+            return Measurement("skipped", reason)
+        if exhausted := self._exhausted.get((name, case.without_labels)):
+            return Measurement("out_of_memory", f"as with other labels before: {exhausted}")
+        effort, run_s = self._plan.effort, self._costs.predict(name, case)
+        if run_s is not None and run_s * effort.least_rounds > effort.budget_s:
+            reason = (
+                f"predicted {run_s * effort.least_rounds:.3g} s for {effort.least_rounds} rounds, "
+                f"past the budget of {effort.budget_s:g} s"
+            )
+            return Measurement("over_budget", reason)
+        return None
+
+    def _learn(self, line: records.Record) -> None:
+        seconds = line["median_s"]
+        if line["status"] == "out_of_memory" and self._families.get(line["impl"]) == "full":
+            # Full softmax does the same whatever the labels are, and drawing its weight again takes a minute.
+            key = line["impl"], Case.from_fields(line).without_labels
+            self._exhausted.setdefault(key, line["reason"])
+        if line["status"] == "over_budget":
+            seconds = self._plan.effort.budget_s / self._plan.effort.least_rounds
+        if seconds and line["impl"] in self._families:
+            self._costs.learn(line["impl"], Case.from_fields(line), seconds)
+
+    def _weight(self, case: Case) -> float:
+        """Expected seconds on a slow machine; only the proportions matter."""
+        effort = self._plan.effort
+        rate = 1e11 if case.device == "cpu" else 1e14
+        runs_s = (effort.least_rounds * product_flops(own, case) / rate for own in self._families.values())
+        return 1.0 + sum(min(max(effort.seconds, own), effort.budget_s) for own in runs_s)
+
+
+def describe(case: Case) -> str:
+    """A case in the words of a progress line."""
+    shape = f"V={case.n_classes:,} d={case.in_features} N={case.batch_size}"
+    return f"{case.task} {shape} {case.labels} {case.dtype}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

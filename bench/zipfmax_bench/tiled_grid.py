@@ -1,0 +1,231 @@
+"""`python -m zipfmax_bench.tiled_grid`: the tiled backend on a CPU against torch.nn, Paddle and its limit.
+
+Three vocabularies, sizes and skews, two dtypes, forward and training step; every implementation works in
+a process of its own, asked in random order round after round. Prints a Markdown table and the geometric
+means; finished cells are on the disk at once, and the same command goes on where it stopped.
+
+`torch / limit` is how much faster than torch.nn anything made of the same matrix products could be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from zipfmax.errors import UsageError
+from zipfmax_bench import records
+from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_cores
+from zipfmax_bench.presets import LITERATURE_CUTOFFS
+from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference.case import Case
+from zipfmax_reference.rundir import RunDirectory
+
+OURS = "zipfmax:tiled"
+SIZES = ((256, 512), (512, 1024), (1024, 4096))
+"""(in_features, batch_size)"""
+SKEWS = (0.8, 1.0, 1.3)
+LEAST_ROUNDS = 3
+
+Record = dict[str, Any]
+
+
+def cases(
+    classes: Iterable[int], skews: Iterable[float], dtypes: Iterable[str], tasks: Iterable[str]
+) -> Iterator[Case]:
+    """The grid, small cells first."""
+    # Cases that differ in skew alone share their weights, so they come one after the other.
+    for n_classes, (features, batch), dtype, task, skew in product(classes, SIZES, dtypes, tasks, skews):
+        yield Case(
+            n_classes=n_classes,
+            in_features=features,
+            batch_size=batch,
+            cutoffs=LITERATURE_CUTOFFS[n_classes],
+            dtype=dtype,
+            labels=f"zipf:{skew:.1f}",
+            task=task,
+        )
+
+
+def implementations(case: Case) -> list[str]:
+    """Who takes part: Paddle where it is asked for, in float32 training."""
+    paddle = ["paddle"] if (case.dtype, case.task) == ("float32", "train") else []
+    return [OURS, "torch", *paddle]
+
+
+class Grid:
+    """Measures cases one after the other.
+
+    Args:
+        coordinator: of all implementations.
+        effort: of a case.
+        paddle_s: what one run of Paddle may take. Its CPU softmax is quadratic in the classes, so a case in
+            which it takes longer ends its part in all that are as large.
+        threads: of every worker.
+    """
+
+    def __init__(self, coordinator: Coordinator, effort: Effort, paddle_s: float, threads: int) -> None:
+        self._coordinator, self._effort, self._threads = coordinator, effort, threads
+        self._paddle_effort = replace(effort, budget_s=effort.least_rounds * paddle_s)
+        self._too_large_for_paddle: list[Case] = []
+
+    def measure(self, case: Case) -> list[Record]:
+        """The timing lines of a case."""
+        names = implementations(case)
+        rivals = [name for name in names if name != "paddle"]
+        found = self._coordinator.prepare(case, [*rivals, LIMIT], self._effort)
+        if "paddle" in names:
+            found["paddle"] = self._paddle(case)
+        self._coordinator.sample(found, self._effort)
+        limit = found.pop(LIMIT)
+        return [records.timing_line(case, name, found, limit, self._threads) for name in names]
+
+    def _paddle(self, case: Case) -> Measurement:
+        for smaller in self._too_large_for_paddle:
+            if smaller.n_classes <= case.n_classes and smaller.batch_size <= case.batch_size:
+                measurement = Measurement()
+                measurement.end("over_budget", f"so it was in {smaller.id}")
+                return measurement
+        measurement = self._coordinator.prepare(case, ["paddle"], self._paddle_effort)["paddle"]
+        if measurement.status == "over_budget":
+            self._too_large_for_paddle.append(case)
+        return measurement
+
+
+def rows(lines: Iterable[Record]) -> list[Record]:
+    """One row a case: our line with the others' medians beside it.
+
+    A case in which an implementation has no time has None there.
+    """
+    by_case: dict[str, dict[str, Record]] = {}
+    for line in lines:
+        by_case.setdefault(line["case"], {})[line["impl"]] = line
+    found = []
+    for group in by_case.values():
+        ours = group.get(OURS)
+        if ours is None or ours["median_s"] is None:
+            continue
+        others = {name: group[name]["median_s"] for name in ("torch", "paddle") if name in group}
+        torch_bytes = group["torch"]["peak_bytes"] if "torch" in group else None
+        found.append({**ours, **{f"{name}_s": s for name, s in others.items()}, "torch_bytes": torch_bytes})
+    return found
+
+
+def markdown(found: Sequence[Record]) -> str:
+    """The table: milliseconds, times faster, efficiency, and temporary memory."""
+    head = (
+        "| task | dtype | classes | d | N | Zipf | tiled ms | torch ms | x torch | x Paddle | limit ms "
+        "| torch / limit | efficiency | MiB | torch MiB |"
+    )
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for row in found:
+        cells = (
+            row["task"],
+            row["dtype"],
+            f"{row['n_classes']:,}",
+            row["in_features"],
+            row["batch_size"],
+            row["labels"].removeprefix("zipf:"),
+            _number(row["median_s"], 1e3, ".1f"),
+            _number(row.get("torch_s"), 1e3, ".1f"),
+            _ratio(row.get("torch_s"), row),
+            _ratio(row.get("paddle_s"), row),
+            _number(row["limit_s"], 1e3, ".1f"),
+            _number(_torch_by_limit(row), 1, ".2f"),
+            _number(row["efficiency"], 1, ".2f"),
+            _number(row["peak_bytes"], 2**-20, ".0f"),
+            _number(row["torch_bytes"], 2**-20, ".0f"),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def summary(found: Sequence[Record]) -> list[str]:
+    """Geometric mean and worst cell of each task and dtype, against each rival; least efficiency."""
+    said = []
+    for task, dtype in sorted({(row["task"], row["dtype"]) for row in found}):
+        group = [row for row in found if (row["task"], row["dtype"]) == (task, dtype)]
+        for rival in ("torch", "paddle"):
+            ratios = [row[f"{rival}_s"] / row["median_s"] for row in group if row.get(f"{rival}_s")]
+            if ratios:
+                said.append(
+                    f"{task} {dtype} against {rival}: {geometric_mean(ratios):.2f}x in the geometric mean of "
+                    f"{len(ratios)} cells, {min(ratios):.2f}x to {max(ratios):.2f}x"
+                )
+        ceilings = [ceiling for row in group if (ceiling := _torch_by_limit(row))]
+        if ceilings:
+            said.append(
+                f"{task} {dtype}, torch / limit: {geometric_mean(ceilings):.2f} in the geometric mean, "
+                f"{min(ceilings):.2f} to {max(ceilings):.2f}"
+            )
+        large = [row["efficiency"] for row in group if row["in_features"] >= 512 and row["efficiency"]]
+        if large:
+            said.append(f"{task} {dtype} efficiency for d >= 512: {min(large):.2f} to {max(large):.2f}")
+    return said
+
+
+def _number(value: float | None, factor: float, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value * factor, form)
+
+
+def _torch_by_limit(row: Record) -> float | None:
+    seconds, limit_s = row.get("torch_s"), row["limit_s"]
+    return seconds / limit_s if seconds and limit_s else None
+
+
+def _ratio(seconds: float | None, row: Record) -> str:
+    return "" if seconds is None else f"{seconds / row['median_s']:.2f}"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Run directory; a finished cell in it is not measured again.")],
+    classes: Annotated[list[int] | None, typer.Option(help="Vocabularies; by default all three.")] = None,
+    skew: Annotated[list[float] | None, typer.Option(help="Zipf exponents; by default all three.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16; by default both.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="train, forward; by default both.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of samples for each implementation in a cell.")] = 1.0,
+    paddle_seconds: Annotated[
+        float, typer.Option(help="Of one run of Paddle; beyond it, it is over budget.")
+    ] = 2.0,
+    threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the table and the summary there too.")
+    ] = None,
+) -> None:
+    """Measure the tiled backend over its grid."""
+    unknown = set(classes or ()) - LITERATURE_CUTOFFS.keys()
+    if unknown:
+        raise UsageError(f"--classes should be of {sorted(LITERATURE_CUTOFFS)}, got {sorted(unknown)}")
+    threads = threads or usable_cores()
+    directory = RunDirectory.create(out, {"threads": threads, "seconds": seconds}, resume=True)
+    done = {line["case"] for line in directory.records("timings")}
+    wanted = cases(
+        classes or sorted(LITERATURE_CUTOFFS),
+        skew or SKEWS,
+        dtype or ("float32", "bfloat16"),
+        task or ("train", "forward"),
+    )
+    todo = [case for case in wanted if case.id not in done]
+    effort = Effort(seconds=seconds, least=LEAST_ROUNDS, budget_s=120.0)
+    console = Console()
+    with Coordinator([OURS, "torch", "paddle", LIMIT], threads, log=out / "workers.log") as coordinator:
+        grid = Grid(coordinator, effort, paddle_seconds, threads)
+        for case in track(todo, description="measuring", console=console, transient=True):
+            directory.append_all("timings", grid.measure(case))
+    found = rows(directory.records("timings"))
+    text = "\n".join([markdown(found), "", *(f"- {line}" for line in summary(found))])
+    print(text)
+    if markdown_file is not None:
+        markdown_file.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

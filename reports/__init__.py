@@ -1,5 +1,0 @@
-"""What it shows: figures and pages, read from run directories only."""
-
-from zipfmax.reports.report import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,235 @@
+"""The answers of the first screen, as sentences with their numbers: is it right, is it worth it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from zipfmax_reports import tables
+from zipfmax_reports.rundir import Run
+from zipfmax_reports.style import count, factor, percent, size
+
+NAMES = {
+    "full": "full softmax",
+    tables.BEST_FULL: "the best full softmax",
+    "torch": "torch.nn's adaptive softmax",
+    "paddle": "Paddle's adaptive softmax",
+    "tensorflow": "the TensorFlow layer",
+    "definition": "the float64 definition",
+}
+TASK_WORDS = {
+    "train": "a training step",
+    "forward": "a forward pass",
+    "log_prob": "all log-probabilities",
+    "predict": "a prediction",
+    "topk": "the ten most probable classes",
+}
+
+
+STATUS_WORDS = {
+    "ok": "measured",
+    "skipped": "cannot do it",
+    "failed": "failed",
+    "out_of_memory": "out of memory",
+    "over_budget": "over budget",
+    "parity_failed": "wrong result",
+}
+"""What became of a cell."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One answer.
+
+    Attributes:
+        question: what a reader asks.
+        figure: the number or word to show large.
+        text: the sentence that answers it.
+        detail: where it holds least and most, and how sure it is.
+        mood: "good", "bad", "mixed" or "unknown"; the page adds a word and a sign to its colour.
+        link: the id of the section that it comes from.
+    """
+
+    question: str
+    figure: str
+    text: str
+    detail: str
+    mood: str
+    link: str
+
+
+def statements(run: Run, table: pd.DataFrame) -> list[Statement]:
+    """What the first screen says of a run; `table` is `tables.cells(run)`."""
+    found = [_parity(run, table)]
+    if not table.empty:
+        condition = tables.main_condition(table)
+        rows = tables.under(table, condition)
+        name = tables.subject(table)
+        found += [
+            _speed(rows, name, baseline)
+            for baseline in tables.baselines(table)
+            if baseline in ("full", tables.BEST_FULL, "torch")
+        ]
+        found += _memory(rows, name)
+    return found
+
+
+def name_of(implementation: str) -> str:
+    """An implementation's name as it stands in a sentence."""
+    return NAMES.get(implementation, implementation)
+
+
+def condition_text(condition: pd.Series) -> str:
+    """A condition in words, without what is usual (no head bias, div_value 4, first partition)."""
+    parts = [
+        str(condition["dtype"]),
+        str(condition["device"]),
+        f"batch {count(condition['batch_size'])}",
+        f"width {count(condition['in_features'])}",
+    ]
+    if condition["div_value"] != 4:
+        parts.append(f"div_value {condition['div_value']:g}")
+    if condition["head_bias"]:
+        parts.append("head bias")
+    if condition["partition"] != 1:
+        parts.append(f"partition {condition['partition']}")
+    return ", ".join(parts)
+
+
+def _parity(run: Run, table: pd.DataFrame) -> Statement:
+    question = "Is it right?"
+    parity = run.parity
+    known = parity if not parity.empty else table
+    name = "" if known.empty else tables.subject(known)
+    wrong = pd.Series(dtype=str)
+    if not table.empty:
+        # Another implementation's failure is shown with its cells; it is no finding about this one.
+        wrong = table.loc[(table["status"] == "parity_failed") & (table["impl"] == name), "case"]
+    if parity.empty:
+        if not wrong.empty:
+            text = f"{cells_text(len(wrong))} failed the parity check before they were timed."
+            return Statement(question, "No", text, "No speed is shown for them.", "bad", "parity")
+        text = "This run holds no comparison with a reference."
+        return Statement(question, "Unchecked", text, "zipfmax verify makes one.", "unknown", "parity")
+    rows = tables.with_used_budget(parity)
+    rows = rows[rows["impl"] == name]
+    checked = rows[rows["status"] != "skipped"]
+    if checked.empty:
+        text = f"Every comparison of {name} was skipped."
+        return Statement(question, "Unchecked", text, "The reasons are under parity.", "unknown", "parity")
+    peers = _listed([name_of(against) for against in dict.fromkeys(checked["against"])])
+    cells = checked["case"].nunique()
+    wrong_here = tables.failed_parity(checked).get_level_values("case")
+    bad = len({*wrong_here, *wrong})
+    worst = _worst(checked)
+    if bad:
+        text = (
+            f"{name} exceeds its error budget in {count(bad)} of {cells_text(cells)} compared with {peers}."
+        )
+        return Statement(
+            question, "No", text, f"{worst} No speed is shown where parity failed.", "bad", "parity"
+        )
+    detail = f"{count(len(checked))} tensors compared, values and gradients. {worst}{_mutants(run)}"
+    disputed = len(tables.failed_parity(checked, "any"))
+    if disputed:
+        text = (
+            f"{name} agrees with {peers} in {count(cells - disputed)} of {cells_text(cells)}; in the rest it "
+            "keeps the error budget of one reference and exceeds another's."
+        )
+        return Statement(question, "Yes, nearly", text, detail, "mixed", "parity")
+    text = f"{name} agrees with {peers} in all {cells_text(cells)}."
+    return Statement(question, "Yes", text, detail, "good", "parity")
+
+
+def _worst(checked: pd.DataFrame) -> str:
+    if checked["used"].isna().all():
+        return ""
+    worst = checked.nlargest(1, "used").iloc[0]
+    return f"The worst error is {percent(worst['used'])} of its budget ({worst['tensor']}, {worst['dtype']})."
+
+
+def _mutants(run: Run) -> str:
+    mutants = run.extras.get("mutants")
+    if mutants is None or "caught" not in mutants:
+        return ""
+    faults = mutants[mutants["mutant"] != "control"] if "mutant" in mutants else mutants
+    return f" {count(faults['caught'].sum())} of {count(len(faults))} planted faults were caught."
+
+
+def _speed(table: pd.DataFrame, name: str, baseline: str) -> Statement:
+    rows = tables.ratios(table, baseline)
+    other = name_of(baseline)
+    question = f"Is it faster than {'torch.nn' if baseline == 'torch' else other}?"
+    rows = rows[rows["impl"] == name]
+    if rows.empty:
+        text = f"No cell of {name} has a time beside {other}."
+        return Statement(
+            question, "Unknown", text, "The reasons are under cells without a time.", "unknown", "missing"
+        )
+    task = tables.tasks(rows)[0]
+    rows = rows[rows["task"] == task]
+    middle = float(rows["speedup"].median())
+    worst, best = rows.nsmallest(1, "speedup").iloc[0], rows.nlargest(1, "speedup").iloc[0]
+    task_words = TASK_WORDS.get(task, task).capitalize()
+    slower = ", so slower" if middle < 1 else ""
+    median = f"the median of {cells_text(len(rows))}"
+    text = f"{task_words} is {factor(middle)} as fast as with {other}{slower}: {median}."
+    detail = f"From {_where(worst)} to {_where(best)}. {_resolved(rows)}"
+    detail += _alone(table[table["task"] == task], name, baseline)
+    sure = rows["low"].fillna(rows["speedup"])  # an interval that holds 1 is no win
+    mood = "good" if sure.min() > 1 else "bad" if middle < 1 else "mixed"
+    return Statement(question, factor(middle), text, detail, mood, "speed")
+
+
+def _alone(table: pd.DataFrame, name: str, baseline: str) -> str:
+    """The cells in which the baseline has no time to compare with, and what became of it there."""
+    others = table[tables.is_baseline(table["impl"], baseline)]
+    own = table.loc[table["ok"] & (table["impl"] == name), "case"]
+    alone = own[~own.isin(others.loc[others["ok"], "case"])]
+    fates = others.loc[others["case"].isin(alone), "status"].map(STATUS_WORDS).dropna().unique()
+    if alone.empty or not len(fates):
+        return ""
+    return f" In {cells_text(len(alone))} more {name_of(baseline)} has no time: {_listed(list(fates))}."
+
+
+def _where(row: pd.Series) -> str:
+    interval = f" [{factor(row['low'])}, {factor(row['high'])}]" if pd.notna(row["low"]) else ""
+    return f"{factor(row['speedup'])}{interval} ({count(row['n_classes'])} classes, {row['labels_name']})"
+
+
+def _resolved(rows: pd.DataFrame) -> str:
+    if rows["low"].isna().all():
+        return "No intervals were recorded."
+    faster, slower = int((rows["low"] > 1).sum()), int((rows["high"] < 1).sum())
+    rest = len(rows) - faster - slower
+    unresolved = f", not told apart in {rest}" if rest else ""
+    return f"By 95 % intervals: faster in {faster}, slower in {slower}{unresolved}."
+
+
+def _memory(rows: pd.DataFrame, name: str) -> list[Statement]:
+    task = tables.tasks(rows)[0]
+    shown = rows[rows["ok"] & (rows["task"] == task)]
+    own = shown[shown["impl"] == name].set_index("case")["peak_bytes"].dropna()
+    shares = {}
+    for baseline in ("torch", "full"):
+        other = shown[shown["impl"] == baseline].groupby("case")["peak_bytes"].min()
+        share = (own / other.reindex(own.index)).dropna()
+        if not share.empty:
+            shares[baseline] = float(share.median())
+    if not shares:
+        return []
+    parts = [f"{percent(share)} of what {name_of(baseline)} needs" for baseline, share in shares.items()]
+    text = f"For {TASK_WORDS.get(task, task)}, {' and '.join(parts)}."
+    detail = f"Peak temporary memory, median of {cells_text(len(own))}; at most {size(own.max())}."
+    mood = "good" if max(shares.values()) < 1 else "mixed"
+    return [Statement("How much memory?", percent(next(iter(shares.values()))), text, detail, mood, "why")]
+
+
+def cells_text(number: int) -> str:
+    """A number of cells in words."""
+    return "1 cell" if number == 1 else f"{count(number)} cells"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
