@@ -14,7 +14,7 @@ from typing import Any
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.records import STEADY
-from zipfmax_reference import registry
+from zipfmax_reference.contestants import registry
 
 FORMAT = 1
 FIGURES = ("peak_bytes", "flops", "launches", "synchronisations")

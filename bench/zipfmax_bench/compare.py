@@ -24,7 +24,7 @@ from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_c
 from zipfmax_bench.gate import write
 from zipfmax_bench.judge import Change, Finding
 from zipfmax_bench.records import seconds_by_round
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
 PROCESSES = 3

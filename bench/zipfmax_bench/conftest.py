@@ -9,8 +9,8 @@ import pytest
 
 from zipfmax_bench import suite
 from zipfmax_bench.coordinator import usable_cores
-from zipfmax_reference import machine
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs import machine
+from zipfmax_reference.runs.case import Case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

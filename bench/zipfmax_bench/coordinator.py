@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from zipfmax_bench import protocol
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 # Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
 # would set it to 1.

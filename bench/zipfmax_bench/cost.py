@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
-from zipfmax_reference.case import Case
-from zipfmax_reference.implementation import Family
-from zipfmax_reference.labels import distribution, vocabulary_size
+from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.labels import distribution, vocabulary_size
 
 
 def product_flops(family: Family, case: Case) -> float:

@@ -21,8 +21,8 @@ from zipfmax.steps import TASKS
 from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, Worker, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.records import measured_ratio
-from zipfmax_reference import labels
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs import labels
+from zipfmax_reference.runs.case import Case
 
 ROUNDS = 9
 _RUN_LIMIT_S = 300.0

@@ -18,9 +18,9 @@ from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.coordinator import Coordinator, Effort, usable_cores
 from zipfmax_bench.judge import Finding
 from zipfmax_bench.protocol import LIMIT
-from zipfmax_reference import machine
-from zipfmax_reference.case import Case
-from zipfmax_reference.rundir import RUN_FILE, RunDirectory
+from zipfmax_reference.runs import machine
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RUN_FILE, RunDirectory
 
 Record = Mapping[str, Any]
 Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]

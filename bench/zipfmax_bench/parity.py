@@ -11,10 +11,10 @@ from typing import Any, Self
 from zipfmax_bench import protocol
 from zipfmax_bench.coordinator import Worker
 from zipfmax_bench.cost import product_flops
-from zipfmax_reference import registry
-from zipfmax_reference.case import Case
-from zipfmax_reference.implementation import Family
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
 
 # What the float64 definition may compute for one check; a larger case is checked on fewer of its rows.
 DEFINITION_FLOPS = 5e9

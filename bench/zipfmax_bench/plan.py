@@ -13,9 +13,9 @@ from rich.console import Console
 from zipfmax.errors import UsageError
 from zipfmax_bench import cutoffs, presets
 from zipfmax_bench.coordinator import Effort, usable_cores
-from zipfmax_reference import registry
-from zipfmax_reference.case import Case
-from zipfmax_reference.rundir import RUN_FILE, RunDirectory, default_path
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RUN_FILE, RunDirectory, default_path
 
 # The choices are kept under this name in `run.json`: a parity run may share the directory.
 COMMAND = "sweep"

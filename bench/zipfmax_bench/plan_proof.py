@@ -29,7 +29,7 @@ from zipfmax.planner import plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
 from zipfmax_bench.coordinator import usable_cores
 from zipfmax_bench.presets import customary_cutoffs
-from zipfmax_reference import labels as label_distributions
+from zipfmax_reference.runs import labels as label_distributions
 
 LABELS = (
     *(f"zipf:{exponent}" for exponent in (0.6, 0.8, 1.0, 1.2, 1.5)),

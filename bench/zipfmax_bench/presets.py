@@ -9,8 +9,8 @@ from itertools import product
 from zipfmax.errors import UsageError
 from zipfmax_bench.coordinator import Effort
 from zipfmax_bench.cost import product_flops
-from zipfmax_reference.case import Case
-from zipfmax_reference.labels import vocabulary_size
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.labels import vocabulary_size
 
 # Partitions of the literature: WikiText-103 by Baevski & Auli 2019; the others in their spirit.
 LITERATURE_CUTOFFS: Mapping[int, tuple[int, ...]] = {

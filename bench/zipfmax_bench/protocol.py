@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 # Two names beside the implementations': the bare matrix products, and the process that checks parity.
 LIMIT = "limit"

@@ -11,7 +11,7 @@ import numpy as np
 from zipfmax_bench import statistics
 from zipfmax_bench.coordinator import Measurement
 from zipfmax_bench.protocol import LIMIT
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 # Every speedup is against one of these, measured in the same rounds.
 REFERENCES = ("full", "torch")

@@ -29,8 +29,8 @@ from zipfmax_bench.baseline import Baseline, cell_of
 from zipfmax_bench.coordinator import Coordinator, Worker
 from zipfmax_bench.gate import examine, measure_again, sharpened
 from zipfmax_bench.judge import Finding, Outcome
-from zipfmax_reference.case import Case
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
 
 AXES = presets.PRESETS["gate"]
 # Under a millisecond a run: the hardest to time well. They share their weights, so going from one to the

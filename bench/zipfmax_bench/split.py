@@ -16,9 +16,9 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax_bench.limit import LimitRunner
 from zipfmax_bench.protocol import PartTimes
 from zipfmax_bench.timing import Timer
-from zipfmax_reference.case import Case
-from zipfmax_reference.implementation import Array, Labels, Runner
-from zipfmax_reference.inputs import draw_batch
+from zipfmax_reference.contestants.implementation import Array, Labels, Runner
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import draw_batch
 
 TASKS = ("forward", "train")
 """The tasks in which the labels decide which tails are computed."""

@@ -18,9 +18,9 @@ from zipfmax_bench import presets, records
 from zipfmax_bench.coordinator import Coordinator, Effort, Measurement
 from zipfmax_bench.parity import ParityGuard
 from zipfmax_bench.protocol import LIMIT
-from zipfmax_reference import registry
-from zipfmax_reference.case import Case
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
 
 AXES = {
     "quick": presets.Axes(

@@ -25,9 +25,9 @@ from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.ranks import Ranks
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.table import timing_tables
-from zipfmax_reference import registry
-from zipfmax_reference.case import Case
-from zipfmax_reference.labels import vocabulary_size
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.labels import vocabulary_size
 
 # Their faults are shown; what is under test is the others: zipfmax, and an implementation of the user's own.
 PEERS = tuple(name for name in registry.names() if not name.startswith("zipfmax"))

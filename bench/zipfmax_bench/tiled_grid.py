@@ -26,8 +26,8 @@ from zipfmax_bench import records
 from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_cores
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
 from zipfmax_bench.protocol import LIMIT
-from zipfmax_reference.case import Case
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
 
 OURS = "zipfmax:tiled"
 SIZES = ((256, 512), (512, 1024), (1024, 4096))

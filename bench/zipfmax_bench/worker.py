@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from zipfmax_bench import protocol, timing
-from zipfmax_reference import registry
-from zipfmax_reference.case import Case
-from zipfmax_reference.implementation import Family, Implementation, Runner
-from zipfmax_reference.inputs import draw_batch, draw_inputs
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.implementation import Family, Implementation, Runner
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
 
 REFERENCES: Mapping[Family, tuple[str, ...]] = {
     "adaptive": ("definition", "torch"),
@@ -163,7 +163,7 @@ class Session:
         return split(self._runner, self._case, self._timer, budget_s, self._captured if replay else None)
 
     def _check_parity(self, name: str, case: Case) -> protocol.Reply:
-        from zipfmax_reference.parity import Oracle
+        from zipfmax_reference.truth.parity import Oracle
 
         implementation = registry.implementation(name)
         reason = implementation.lacks(case)

@@ -70,10 +70,10 @@ def verify(
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
-    from zipfmax_reference import conformance as peers
-    from zipfmax_reference import metamorphic as relations
-    from zipfmax_reference import mutants as planted
-    from zipfmax_reference.verify import Options, run
+    from zipfmax_reference.checks import conformance as peers
+    from zipfmax_reference.checks import metamorphic as relations
+    from zipfmax_reference.checks import mutants as planted
+    from zipfmax_reference.checks.verify import Options, run
 
     if mutants:
         if impl or against:
@@ -338,8 +338,8 @@ def train(
     backend: Annotated[str, typer.Option(help="zipfmax's backend.")] = "auto",
 ) -> None:
     """Train a small language model on a text with one of three output layers: perplexity and time a step."""
-    from zipfmax.example.model import ModelOptions
-    from zipfmax.example.train import TrainOptions, run
+    from zipfmax_bench.example.model import ModelOptions
+    from zipfmax_bench.example.train import TrainOptions, run
 
     model = ModelOptions(
         layer, embedding, features, depth, _integers("--cutoffs", cutoffs), div_value, backend
@@ -352,7 +352,7 @@ def train(
 @app.command()
 def doctor() -> None:
     """Show what this machine has, which implementations can run here and why the others cannot."""
-    from zipfmax_reference.doctor import run
+    from zipfmax_reference.checks.doctor import run
 
     raise typer.Exit(run())
 
@@ -376,7 +376,7 @@ def compile_kernels(
     ] = False,
 ) -> None:
     """Compile every GPU kernel, with no GPU: registers, spills, shared memory; exit 1 if one is bad."""
-    from zipfmax.backends.triton import compile as compiler
+    from zipfmax_bench.kernels import compile as compiler
 
     raise typer.Exit(compiler.report(target or list(compiler.TARGETS), quick))
 

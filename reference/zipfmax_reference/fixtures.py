@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def assert_parity() -> Callable[..., None]:
-    """`zipfmax_reference.parity.assert_parity`, imported when a test first asks for it."""
-    from zipfmax_reference import parity
+    """`zipfmax_reference.truth.parity.assert_parity`, imported when a test first asks for it."""
+    from zipfmax_reference.truth import parity
 
     return parity.assert_parity

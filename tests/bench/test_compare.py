@@ -14,7 +14,7 @@ from zipfmax.errors import UsageError
 from zipfmax_bench.compare import examine, installed, verdict
 from zipfmax_bench.coordinator import Effort, Measurement, Sample
 from zipfmax_bench.protocol import Work
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 CASE = Case(60, 8, 16, (10, 30))
 WORK = Work(peak_bytes=100, flops=200, launches=10, synchronisations=1)

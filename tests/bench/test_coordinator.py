@@ -14,7 +14,7 @@ import pytest
 
 from zipfmax_bench import protocol
 from zipfmax_bench.coordinator import Coordinator, Effort, Worker, worker_environment
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 FAULTY = Path(__file__).parent / "faulty.py"
 CASE = Case(60, 8, 16, (10, 30), labels="zipf:1.0", task="train")
@@ -144,7 +144,7 @@ def test_workers_end_when_the_coordinator_is_killed(tmp_path):
         "import time\n"
         "from zipfmax_bench.coordinator import Worker\n"
         "from zipfmax_bench import protocol\n"
-        "from zipfmax_reference.case import Case\n"
+        "from zipfmax_reference.runs.case import Case\n"
         f"worker = Worker({faulty('Hangs')!r}, 1)\n"
         "worker.ask(protocol.Prepare(Case(60, 8, 16, (10, 30))))\n"
         "print(worker.pid, flush=True)\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zipfmax_bench.cost import CostModel, product_flops
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 CASE = Case(100, 8, 10, (20, 50), div_value=2.0, labels="uniform", task="forward")
 

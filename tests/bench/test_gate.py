@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline, gate, gate_report, judge
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.runs.rundir import RunDirectory
 
 MACHINE = {"cpu": "here", "gpus": [], "threads": 1, "torch": "2", "numpy": "2", "triton": None}
 

@@ -6,8 +6,8 @@ import pytest
 
 from zipfmax_bench.cost import product_flops
 from zipfmax_bench.parity import DEFINITION_FLOPS, ParityGuard, checked_case
-from zipfmax_reference.case import Case
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
 
 CASE = Case(60, 8, 16, (10, 30), labels="uniform", task="train")
 

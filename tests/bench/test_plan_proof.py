@@ -14,7 +14,7 @@ from zipfmax.cost import CostModel, PartCost
 from zipfmax.steps import Trial
 from zipfmax_bench import plan_proof
 from zipfmax_bench.plan_proof import Outcome, Prover, claims, grid, read
-from zipfmax_reference import labels as label_distributions
+from zipfmax_reference.runs import labels as label_distributions
 
 MODEL = CostModel(
     head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 0.0, 0.0, 3e-7, (1e-10, 0.0), (5e-10,)),

@@ -9,7 +9,7 @@ import pytest
 from zipfmax_bench import selftest
 from zipfmax_bench.judge import Finding
 from zipfmax_bench.selftest import CASES, KINDS, OURS, Kind
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.runs.rundir import RunDirectory
 
 KIND = {kind.name: kind for kind in KINDS}
 SAME, SLOWER = KIND["the same code"], KIND["one cell made 10 % slower"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
 from zipfmax_bench import plan, presets
-from zipfmax_reference.rundir import RunDirectory
+from zipfmax_reference.runs.rundir import RunDirectory
 
 FAULTY = Path(__file__).parent / "faulty.py"
 COMMAND = [sys.executable, "-m", "zipfmax", "sweep"]

@@ -7,7 +7,7 @@ import torch
 
 from zipfmax_bench import protocol
 from zipfmax_bench.worker import Session
-from zipfmax_reference.case import Case
+from zipfmax_reference.runs.case import Case
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 REQUESTS = [protocol.WarmUp(), protocol.Sample(0), protocol.Weigh()]

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton")
 
 from zipfmax.backends.triton import operators
-from zipfmax.backends.triton.variants import recording
 from zipfmax.clusters import ClusterLayout
+from zipfmax_bench.kernels.variants import recording
 
 LAYOUT = ClusterLayout(24, 90, (10, 23, 60), 2.0)
 BOUNDS = list(LAYOUT.bounds[1:])

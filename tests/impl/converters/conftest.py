@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from zipfmax_reference.paddle_nn import import_paddle
+from zipfmax_reference.contestants.paddle_nn import import_paddle
 
 
 class Arrays:

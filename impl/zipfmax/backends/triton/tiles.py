@@ -1,7 +1,7 @@
 """The tile table: block shapes by architecture, dtype and projection width, read from `tiles.json`.
 
 No kernel is tuned at run time, so a step can be captured in a CUDA graph from its second call on. A GPU's
-owner rewrites their part of the table with `python -m zipfmax.backends.triton.tune`.
+owner rewrites their part of the table with `python -m zipfmax_bench.kernels.tune`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,183 @@
+"""`zipfmax train`: train a small language model, and report its perplexity and the time of a step.
+
+This is the whole program: the text becomes one long row of word ids, cut into `batch` equal streams; each
+step takes the next `window` words of every stream, and the LSTM's state travels from window to window.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from zipfmax import decoding
+from zipfmax.errors import UsageError
+from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+from zipfmax_bench.example.model import LanguageModel, ModelOptions, State
+from zipfmax_bench.example.text import Text, made_text, read_text
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train on, and how."""
+
+    text: Path | None = None
+    """A text file; without one a small text is made from the seed."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    epochs: int = 1
+    steps: int | None = None
+    """Take that many steps, whatever epochs says."""
+    batch: int = 16
+    """Streams read side by side."""
+    window: int = 32
+    """Words a step, in each stream."""
+    learning_rate: float = 2e-3
+    """Of Adam."""
+    vocabulary: int | None = None
+    """Keep that many words; rarer ones become <unk>."""
+    seed: int = 0
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run measured."""
+
+    losses: list[float]
+    """Training loss of each step, nats a word."""
+    step_s: float
+    """Median wall time of a step, seconds: forward, backward and update."""
+    valid_perplexity: float
+    """exp of the mean loss over the validation words."""
+    opened: dict[int, float]
+    """For k = 1, 10 and 100: the share of (word, tail) pairs of the validation text that an exact topk had to
+    compute. Empty for other layers than zipfmax's."""
+    n_words: int
+
+
+def run(options: TrainOptions) -> int:
+    """Train with a progress bar and print the results: the command line's `zipfmax train`."""
+    text = load(options)
+    console = Console(soft_wrap=True)
+    name = options.text.name if options.text else "a made-up text"
+    console.print(
+        f"{name}: {len(text.train):,} words to train on, {len(text.valid):,} to validate, "
+        f"{len(text.vocabulary):,} different; output layer: {options.model.layer}"
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=_steps(options, text), loss=math.nan)
+        result = train(options, text, lambda loss: progress.update(task, advance=1, loss=loss))
+    console.print(f"validation perplexity  {result.valid_perplexity:.2f}")
+    console.print(f"median time of a step  {result.step_s * 1e3:.1f} ms")
+    for k, share in result.opened.items():
+        console.print(f"topk({k}) opened {share:.1%} of the (word, tail) pairs of the validation text")
+    return 0
+
+
+def load(options: TrainOptions) -> Text:
+    """The text that the options name.
+
+    Raises:
+        UsageError: a file that cannot be read, or a device that is not there.
+    """
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device: choose --device cpu")
+    return (
+        made_text(seed=options.seed) if options.text is None else read_text(options.text, options.vocabulary)
+    )
+
+
+def train(
+    options: TrainOptions, text: Text, on_step: Callable[[float], None] = lambda loss: None
+) -> TrainResult:
+    """Train, then measure perplexity on the validation words.
+
+    Same options, text and machine: same losses. zipfmax's and torch's layers start from the same weights.
+
+    Args:
+        options: see `TrainOptions`.
+        text: what `load` gives.
+        on_step: called with the loss after each step.
+
+    Raises:
+        UsageError: options that fit no model, or a text too short for one step.
+    """
+    torch.manual_seed(options.seed)
+    model = LanguageModel(len(text.vocabulary), options.model).to(options.device, options.dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
+    losses, seconds = [], []
+    state: State | None = None
+    for ids, targets, is_start in _windows(options, text.train, _steps(options, text)):
+        started = time.perf_counter()
+        state = None if is_start or state is None else (state[0].detach(), state[1].detach())
+        loss, state = model(ids, targets, state)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())  # also waits for the device
+        seconds.append(time.perf_counter() - started)
+        on_step(losses[-1])
+    perplexity, opened = evaluate(model, options, text.valid)
+    return TrainResult(losses, statistics.median(seconds), perplexity, opened, len(text.vocabulary))
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, options: TrainOptions, words: Tensor) -> tuple[float, dict[int, float]]:
+    """Perplexity on words in one stream, and the share of tails that topk opens; see `TrainResult`."""
+    words = words.to(options.device)
+    total, state = 0.0, None
+    opened: dict[int, float] = {}
+    for start in range(0, len(words) - 1, 512):
+        targets = words[start + 1 : start + 513]
+        hidden, state = model.hidden(words[start : start + len(targets)].unsqueeze(0), state)
+        _, loss = model.output(hidden[0], targets)
+        total += loss.item() * len(targets)
+        if isinstance(model.output, AdaptiveLogSoftmaxWithLoss):
+            layer = model.output
+            for k in (k for k in (1, 10, 100) if k <= layer.n_classes):
+                _, tails = decoding.topk(layer.layout, layer.weights(), hidden[0], k)
+                opened[k] = opened.get(k, 0.0) + tails.sum().item() / layer.n_clusters
+    n_predicted = len(words) - 1
+    return math.exp(total / n_predicted), {k: count / n_predicted for k, count in opened.items()}
+
+
+def _windows(options: TrainOptions, words: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Inputs and targets [batch, window] of each step, and whether the streams start anew with it."""
+    length = (len(words) - 1) // options.batch
+    ids = words[: options.batch * length].reshape(options.batch, length).to(options.device)
+    targets = words[1 : options.batch * length + 1].reshape(options.batch, length).to(options.device)
+    per_epoch = length // options.window
+    for step in range(steps):
+        at = step % per_epoch * options.window
+        window = slice(at, at + options.window)
+        yield ids[:, window], targets[:, window], at == 0
+
+
+def _steps(options: TrainOptions, text: Text) -> int:
+    positive = (options.batch, options.window, options.epochs, options.model.features, options.model.depth)
+    if min(*positive, options.steps or 1) < 1 or options.steps == 0:
+        raise UsageError("batch, window, epochs, steps, features and depth should be positive")
+    per_epoch = (len(text.train) - 1) // options.batch // options.window
+    if per_epoch == 0:
+        raise UsageError(
+            f"{len(text.train)} words are too few for a step of {options.batch} x {options.window}: "
+            "choose a smaller --batch or --window"
+        )
+    return per_epoch * options.epochs if options.steps is None else options.steps

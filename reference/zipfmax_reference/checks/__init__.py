@@ -1,0 +1,1 @@
+"""The checks behind the commands: parity over grids, planted faults, conformance, metamorphic relations."""

@@ -1,0 +1,215 @@
+"""The grids of cases that `zipfmax verify` runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from itertools import cycle, product
+from typing import Any
+
+from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import UsageError
+from zipfmax_reference.runs.case import DTYPES, Case
+
+TASKS = ("forward", "train", "log_prob", "predict")
+"""What every reference's own layer has."""
+
+UNIFORM_TAILS = 1000.0
+"""A div_value beyond every in_features here: all projections have width 0, so the tails are uniform."""
+
+Partition = tuple[int, tuple[int, ...]]
+"""(n_classes, cutoffs)"""
+
+_QUICK_PARTITIONS: tuple[Partition, ...] = (
+    (60, (7, 20, 45)),
+    (203, (1, 2, 202)),  # clusters of one class at both ends
+    (500, (499,)),
+    (1000, (100,)),
+    (2000, (50, 200, 800, 1500)),
+)
+
+_FULL_PARTITIONS: tuple[Partition, ...] = (
+    (2, (1,)),
+    (50, (49,)),
+    (97, (10, 11, 12)),
+    (203, (1, 2, 202)),
+    (300, (20, 60, 61, 150, 299)),
+    (700, (7, 20, 61, 150, 400, 401)),
+    (1000, (100,)),
+    (2000, (50, 200, 800, 1500)),
+)
+
+
+def grid(name: str, device: str = "cpu", dtypes: Sequence[str] = ()) -> list[Case]:
+    """The cases of a grid: "quick" or "full", each case once; `dtypes` stand in for the grid's own.
+
+    Raises:
+        UsageError: unknown name or dtype.
+    """
+    if name not in GRIDS:
+        raise UsageError(f"unknown grid {name!r}; choose one of: {', '.join(GRIDS)}")
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    return GRIDS[name](device, dtypes) if dtypes else GRIDS[name](device)
+
+
+def matching(cases: list[Case], pattern: str) -> list[Case]:
+    """The cases whose id contains the pattern, in which * and ? are wildcards.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = [case for case in cases if fnmatchcase(case.id, f"*{pattern}*")]
+    if not found:
+        raise UsageError(f"no cell of this grid matches {pattern!r}; an id looks like {cases[0].id}")
+    return found
+
+
+def quick(device: str = "cpu", dtypes: Sequence[str] = ("float32", "float64")) -> list[Case]:
+    """Every partition with every div_value, head_bias, dtype and task; the other fields take turns."""
+    combinations = product(_QUICK_PARTITIONS, (1.0, 2.0, 4.0, 1.5, UNIFORM_TAILS), (False, True), dtypes)
+    turns = zip(
+        cycle((32, 17, 48)),
+        cycle((64, 33, 1, 40, 7, 50, 24)),
+        cycle(("zipf:1.0", "uniform", "zipf:1.3", "wordfreq:en", "zipf:0.5")),
+        cycle((*("normal",) * 6, "scale:100", "strided", "nan-rows", "expanded", "inf-rows")),
+        strict=False,
+    )
+    return [
+        Case(n_classes, d, n, cutoffs, div_value, bias, dtype, device, labels, task=task, hidden=hidden)
+        for ((n_classes, cutoffs), div_value, bias, dtype), (d, n, labels, hidden) in zip(
+            combinations, turns, strict=False
+        )
+        for task in TASKS
+    ]
+
+
+def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
+    """Every partition with every div_value, head_bias, dtype and task, three times over.
+
+    Each time with in_features, batch size, labels and hidden state drawn from lists of awkward ones, by a
+    fixed seed: a grid of all their products would be fifty times larger and find little more.
+    """
+    choose = random.Random(20161)
+    cases = {}
+    combinations = product(
+        _FULL_PARTITIONS,
+        (1.0, 1.5, 2.0, 4.0, 8.0, UNIFORM_TAILS),
+        (False, True),
+        dtypes,
+        TASKS,
+        range(3),
+    )
+    for (n_classes, cutoffs), div_value, bias, dtype, task, turn in combinations:
+        d = choose.choice((1, 2, 13, 31, 64, 101))
+        n = choose.choice((0, 1, 2, 3, 33, 128, 257, 1000))
+        labels = choose.choice(_LABELS)
+        hidden = choose.choice(_HIDDEN)
+        layout = ClusterLayout(d, n_classes, cutoffs, div_value)
+        case = Case(
+            n_classes,
+            d,
+            n,
+            cutoffs,
+            div_value,
+            bias,
+            dtype,
+            device,
+            labels(layout),
+            seed=turn,
+            task=task,
+            hidden=hidden,
+        )
+        cases[case.id] = case
+    return list(cases.values())
+
+
+def small(device: str = "cpu") -> list[Case]:
+    """The smaller partitions of the quick grid: a few seconds' work, for a test suite."""
+    return [case for case in quick(device) if case.n_classes <= 203]
+
+
+def of_layer(layer: Any) -> list[Case]:
+    """Cases of a layer's own partition, dtype and device: batches of 1 and 33 rows, three kinds of labels.
+
+    Args:
+        layer: has torch.nn's attributes: in_features, n_classes, cutoffs (n_classes last), div_value, head.
+    """
+    weight = layer.head.weight
+    cutoffs = tuple(cutoff for cutoff in layer.cutoffs if cutoff < layer.n_classes)
+    layout = ClusterLayout(layer.in_features, layer.n_classes, cutoffs, layer.div_value)
+    return [
+        Case(
+            layer.n_classes,
+            layer.in_features,
+            batch_size,
+            cutoffs,
+            layer.div_value,
+            layer.head.bias is not None,
+            str(weight.dtype).removeprefix("torch."),
+            str(weight.device),
+            labels,
+            task=task,
+        )
+        for batch_size in (1, 33)
+        for labels in ("uniform", "zipf:1.0", beside_cutoffs(layout))
+        for task in TASKS
+    ]
+
+
+def beside_cutoffs(layout: ClusterLayout) -> str:
+    """Labels at every cutoff and beside it, and the first and last class."""
+    near = {c + shift for c in layout.cutoffs for shift in (-1, 0, 1)} | {0, layout.n_classes - 1}
+    return "only:" + ",".join(str(label) for label in sorted(near) if label < layout.n_classes)
+
+
+def one_cluster(layout: ClusterLayout) -> str:
+    """Labels of the last tail alone: every other tail is absent."""
+    tail = layout.tails[-1]
+    return f"only:{tail.start}-{tail.stop - 1}"
+
+
+def shortlist_alone(layout: ClusterLayout) -> str:
+    """Labels of the shortlist alone: every tail is absent."""
+    return f"only:0-{layout.shortlist_size - 1}"
+
+
+def one_label(layout: ClusterLayout) -> str:
+    """One label of the first tail in every row."""
+    return f"only:{layout.tails[0].stop - 1}"
+
+
+def _named(labels: str) -> Callable[[ClusterLayout], str]:
+    return lambda layout: labels
+
+
+_LABELS: tuple[Callable[[ClusterLayout], str], ...] = (
+    _named("uniform"),
+    _named("zipf:0.8"),
+    _named("zipf:1.0"),
+    _named("zipf:1.3"),
+    _named("zipf:2.0"),
+    _named("wordfreq:en"),
+    _named("wordfreq:de"),
+    beside_cutoffs,
+    one_cluster,
+    shortlist_alone,
+    one_label,
+)
+
+# Plain hidden states as often as all awkward ones together.
+_HIDDEN = (
+    *("normal",) * 8,
+    "scale:0.001",
+    "scale:30",
+    "scale:1000",
+    "scale:10000",
+    "strided",
+    "expanded",
+    "nan-rows",
+    "inf-rows",
+)
+
+GRIDS: dict[str, Callable[..., list[Case]]] = {"quick": quick, "full": full}

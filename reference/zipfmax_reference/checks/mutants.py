@@ -1,0 +1,129 @@
+"""`zipfmax verify --mutants`: is every planted fault caught, and does the layer without one pass?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+# Importing the two modules plants their faults.
+from zipfmax_reference.checks import faults_forward, faults_results  # noqa: F401
+from zipfmax_reference.checks import grid as grids
+from zipfmax_reference.checks.faults import FAULTS, Control
+from zipfmax_reference.contestants.torch_nn import users_layer
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.truth.parity import Oracle, Record
+
+CONTROL = "control"
+AGAINST = ("definition",)
+WIDTH = 140
+
+
+@dataclass
+class Outcome:
+    """What became of one mutant; the fields are those of a line of `mutants.jsonl`."""
+
+    mutant: str
+    fault: str
+    cells: int = 0
+    cells_failed: int = 0
+    caught: bool = False
+    tensor: str | None = None
+    """What gave it away first."""
+    case: str | None = None
+    error: float | None = None
+    budget: float | None = None
+    reason: str | None = None
+
+    def note(self, records: Sequence[Record]) -> None:
+        """Count a cell's records."""
+        self.cells += 1
+        failed = [record for record in records if record["status"] == "fail"]
+        if not failed:
+            return
+        self.cells_failed += 1
+        if not self.caught:
+            self.caught = True
+            for name in ("tensor", "case", "error", "budget", "reason"):
+                setattr(self, name, failed[0][name])
+
+
+def run(
+    grid: str = "quick",
+    cells: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+) -> int:
+    """Put every mutant and the control through a grid, show the table, and leave `mutants.jsonl` in `out`.
+
+    Returns:
+        0 where every mutant is caught and the control passes, otherwise 1.
+    """
+    cases = grids.grid(grid, device)
+    if cells is not None:
+        cases = grids.matching(cases, cells)
+    arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
+    directory = None if out is None else RunDirectory.create(out, arguments, resume)
+    classes: dict[str, type[Control]] = {CONTROL: Control, **FAULTS}
+    known = [Outcome(**record) for record in directory.records("mutants")] if directory is not None else []
+    if [outcome.mutant for outcome in known] == list(classes):
+        outcomes = known
+    else:
+        outcomes = examine(cases, classes)
+        if directory is not None:
+            directory.append_all("mutants", [vars(outcome) for outcome in outcomes])
+    _show(outcomes)
+    survivors = [o.mutant for o in outcomes if o.mutant != CONTROL and not o.caught]
+    control = next(o for o in outcomes if o.mutant == CONTROL)
+    print(f"{len(outcomes) - 1 - len(survivors)} of {len(outcomes) - 1} planted faults caught")
+    if survivors:
+        print(f"FAILED: not caught: {', '.join(survivors)}")
+    if control.caught:
+        print(f"FAILED: the control, which has no fault, was found wrong: {control.tensor} in {control.case}")
+    sys.stdout.flush()
+    return 1 if survivors or control.caught else 0
+
+
+def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Outcome]:
+    """Run each class on each case."""
+    layers = {name: users_layer(name, cls) for name, cls in classes.items()}
+    outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
+    for case in track(cases, "mutants", console=Console(stderr=True), transient=True):
+        oracle = Oracle(case, AGAINST)
+        for name, layer in layers.items():
+            outcomes[name].note(oracle.check(layer))
+    return list(outcomes.values())
+
+
+def _show(outcomes: Sequence[Outcome]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = Table(title="planted faults", title_justify="left")
+    for heading in ("fault", "given away by", "error/budget", "cells failed"):
+        table.add_column(heading, justify="right" if "/" in heading or "failed" in heading else "left")
+    for o in outcomes:
+        wrong = o.caught == (o.mutant == CONTROL)
+        table.add_row(
+            o.fault,
+            o.tensor or "",
+            _size(o),
+            f"{o.cells_failed} of {o.cells}",
+            style="red" if wrong else None,
+        )
+    console.print(table)
+
+
+def _size(outcome: Outcome) -> str:
+    fields: dict[str, Any] = vars(outcome)
+    if fields["reason"] is not None:
+        return str(fields["reason"]).removeprefix("raised ParameterMismatchError: ")
+    if fields["error"] is None:
+        return ""
+    return f"{fields['error'] / fields['budget']:.3g}" if fields["budget"] else "any"

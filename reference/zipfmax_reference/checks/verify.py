@@ -1,0 +1,241 @@
+"""`zipfmax verify`: every implementation on every case of a grid, against every reference.
+
+The GPU kernels can be verified without a GPU: `TRITON_INTERPRET=1 zipfmax verify --impl zipfmax:triton` runs
+the float32 cells of the quick grid through Triton's interpreter, in about a minute, and tells why the others
+are skipped.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from zipfmax import backends
+from zipfmax.errors import UsageError
+from zipfmax_reference.checks import grid as grids
+from zipfmax_reference.contestants import registry, saved
+from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.truth.parity import WHOLE, Oracle, Record, fault
+
+REFERENCES = ("definition", "torch", "paddle")
+PRECISIONS = ("highest", "high", "medium")
+INTERRUPTED = 130
+WIDTH = 120
+"""Columns of a table that goes to a file."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to verify. Empty `impl` is zipfmax on every backend of the device, empty `against` REFERENCES."""
+
+    grid: str = "quick"
+    impl: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    cells: str | None = None
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ()
+    """In place of the grid's own; empty keeps them."""
+    matmul_precision: str = "highest"
+    """torch's of float32 products. On a GPU the contract takes tf32's eps where it is not "highest"."""
+
+    def implementations(self) -> tuple[str, ...]:
+        """The names to put to the test; on a CPU without Triton's backend, which needs a GPU."""
+        if self.impl:
+            return self.impl
+        served = [name for name in backends.BACKENDS if name != "triton" or self.device != "cpu"]
+        return ("zipfmax", *(f"zipfmax:{name}" for name in served))
+
+    def references(self) -> tuple[str, ...]:
+        """The names to compare with."""
+        return self.against or REFERENCES
+
+    def rerun(self, impl: str, case: str) -> str:
+        """The command that runs one cell again."""
+        words = ["zipfmax", "verify", "--grid", self.grid, "--impl", impl, "--cells", case]
+        for name in self.against:
+            words += ["--against", name]
+        if self.device != "cpu":
+            words += ["--device", self.device]
+        for dtype in self.dtypes:
+            words += ["--dtype", dtype]
+        if self.matmul_precision != "highest":
+            words += ["--matmul-precision", self.matmul_precision]
+        return shlex.join(words)
+
+
+def run(
+    options: Options, out: Path | None = None, resume: bool = False, save_results: Path | None = None
+) -> int:
+    """Verify, show the table and the failures, and leave `parity.jsonl` in `out`.
+
+    With `save_results`, what the one implementation computed is kept there, for `saved:DIR` elsewhere.
+
+    Returns:
+        0 where every cell holds, 1 where one fails, 130 where it was interrupted.
+
+    Raises:
+        UsageError: unknown names, a pattern that matches no cell, or a folder that cannot be used.
+    """
+    implementations = [registry.implementation(name) for name in options.implementations()]
+    for name in options.references():
+        registry.implementation(name)
+    if options.matmul_precision not in PRECISIONS:
+        raise UsageError(
+            f"unknown precision {options.matmul_precision!r}; choose one of: {', '.join(PRECISIONS)}"
+        )
+    torch.set_float32_matmul_precision(options.matmul_precision)
+    cases = grids.grid(options.grid, options.device, options.dtypes)
+    if options.cells is not None:
+        cases = grids.matching(cases, options.cells)
+    if save_results is not None and len(implementations) != 1:
+        raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
+    arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
+    directory = None if out is None else RunDirectory.create(out, arguments, resume)
+    tally = Tally()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    try:
+        for record in _records(cases, implementations, options.references(), directory, save_results):
+            tally.add(record)
+    except KeyboardInterrupt:
+        hint = f"; go on with --out {out} --resume" if out is not None else ""
+        console.print(f"interrupted{hint}", markup=False)
+        return INTERRUPTED
+    tally.show(console, options)
+    return 1 if tally.failures else 0
+
+
+def _records(
+    cases: Sequence[Case],
+    implementations: Sequence[Implementation],
+    against: Sequence[str],
+    directory: RunDirectory | None,
+    save_results: Path | None,
+) -> Iterable[Record]:
+    """Records of every cell: those that the directory already holds, then the others as they are made."""
+    wanted = {(case.id, implementation.name) for case in cases for implementation in implementations}
+    finished: set[tuple[str, str]] = set()
+    if directory is not None:
+        known = directory.records("parity")
+        finished = {(record["case"], record["impl"]) for record in known} & wanted
+        if known:
+            # The cell written last may have been cut off between two of its lines: it is run again.
+            finished.discard((known[-1]["case"], known[-1]["impl"]))
+        yield from (record for record in known if (record["case"], record["impl"]) in finished)
+    progress = Progress(
+        TextColumn("verify"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with progress:
+        bar = progress.add_task("verify", total=len(cases), failed=0)
+        failed = 0
+        for case in cases:
+            oracle = Oracle(case, against)
+            for implementation in implementations:
+                if (case.id, implementation.name) in finished:
+                    continue
+                records = oracle.check(implementation)
+                if save_results is not None and all(r["tensor"] != WHOLE for r in records):
+                    saved.save(save_results, case, implementation, oracle.inputs)
+                if directory is not None:
+                    directory.append_all("parity", records)
+                failed += any(record["status"] == "fail" for record in records)
+                yield from records
+            progress.update(bar, advance=1, failed=failed)
+
+
+@dataclass
+class _Row:
+    """What is known of one implementation in one dtype."""
+
+    cells: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    judged: set[str] = field(default_factory=set)
+    tensors: int = 0
+    worst: float = 0.0
+    where: str = ""
+
+
+class Tally:
+    """Records summed up as they come."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], _Row] = {}
+        self._skips: dict[tuple[str, str, str], set[str]] = {}
+        self.failures: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Count a record."""
+        impl, dtype, case = record["impl"], record["dtype"], record["case"]
+        row = self._rows.setdefault((impl, dtype), _Row())
+        row.cells.add(case)
+        if record["status"] == "skipped":
+            self._skips.setdefault((impl, record["against"], record["reason"]), set()).add(case)
+            return
+        row.judged.add(case)
+        row.tensors += record["tensor"] != WHOLE
+        if record["status"] == "fail":
+            row.failed.add(case)
+            self.failures.append(record)
+        share = _share(record)
+        if share > row.worst:
+            row.worst, row.where = share, f"{record['tensor']} against {record['against']}"
+
+    def show(self, console: Console, options: Options) -> None:
+        """Print the table, what was skipped and why, and every failure with its command."""
+        table = Table(title=f"parity, {options.grid} grid", title_justify="left")
+        for heading in ("implementation", "dtype", "worst tensor"):
+            table.add_column(heading)
+        for heading in ("cells", "skipped", "failed", "tensors", "worst error/budget"):
+            table.add_column(heading, justify="right")
+        for (impl, dtype), row in self._rows.items():
+            table.add_row(
+                impl,
+                dtype,
+                row.where,
+                str(len(row.cells)),
+                str(len(row.cells - row.judged)),
+                str(len(row.failed)),
+                str(row.tensors),
+                f"{row.worst:.3g}" if row.judged else "",
+                style="red" if row.failed else None,
+            )
+        console.print(table)
+        for (impl, against, reason), cells in self._skips.items():
+            console.print(
+                f"skipped: {impl} against {against}, {len(cells)} cells: {reason}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        shown = set()
+        for record in self.failures:
+            print(f"FAILED {record['impl']} against {record['against']}, {record['tensor']}: {fault(record)}")
+            cell = record["impl"], record["case"]
+            if cell not in shown:
+                print(f"  {options.rerun(*cell)}")
+                shown.add(cell)
+        sys.stdout.flush()
+
+
+def _share(record: Record) -> float:
+    error, budget = record["error"], record["budget"]
+    if error is None or budget is None:
+        return float("inf") if record["status"] == "fail" else 0.0
+    if budget == 0:
+        return 0.0 if error == 0 else float("inf")
+    return float(error / budget)

@@ -1,0 +1,1 @@
+"""Who is measured: torch.nn, Paddle, TensorFlow, full softmax, zipfmax, and anyone's own layer."""

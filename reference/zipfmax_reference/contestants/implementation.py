@@ -1,0 +1,83 @@
+"""The interface in front of every implementation: zipfmax, torch.nn, Paddle, TensorFlow, the definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zipfmax_reference.runs.case import Case
+
+Array = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.int64]
+Results = dict[str, npt.NDArray[Any]]
+"""Tensor name -> what was computed, on the host."""
+
+Family = Literal["adaptive", "full"]
+"""Which function is computed: adaptive softmax on the case's weights, or full softmax on `full.weight`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a case is computed on: values that the case's dtype holds exactly, so that an implementation
+
+    and the float64 definition start from the same numbers. The arrays are float64 for a float64 case and
+    float32 for the others.
+    """
+
+    hidden: Array
+    """[N, d]"""
+    target: Labels
+    """[N]"""
+    weights: dict[str, Array]
+    """By torch.nn's parameter names: head.weight, head.bias, tail.0.0.weight, tail.0.1.weight, ..."""
+
+
+class Runner(Protocol):
+    """An implementation that holds a case's weights, ready to compute."""
+
+    def load(self, hidden: Array, target: Labels) -> None:
+        """Take a batch: copy it to the implementation's own tensors. Not part of a measurement."""
+
+    def run(self) -> None:
+        """Do the case's task once on the loaded batch: this is what is timed.
+
+        "forward", "log_prob", "predict" and "topk" run without recording gradients. "train" drops the
+        gradients of earlier runs and leaves fresh ones of input and weights behind; the dropping is part of
+        the step, for every implementation alike. On a GPU the call may return before the work is done.
+        """
+
+    def results(self) -> Results:
+        """What the last run computed, as NumPy arrays on the host (bfloat16 widened to float32).
+
+        "forward": output [N], loss []. "train": those and grad.input [N, d] and grad.NAME of every weight
+        (zeros where the implementation left a gradient unset). "log_prob": log_prob [N, V].
+        "predict": predict [N], integers. "topk": topk.values [N, k], log-probabilities, descending, and
+        topk.classes [N, k], integers. Full softmax has no output, and grad.full.weight for its weight.
+        """
+
+    def mismatches(self) -> dict[str, str]:
+        """Results of the last run whose own dtype or device is not the input's: tensor name -> what it is.
+
+        Told by the implementation, because `results` has already brought everything to the host.
+        """
+
+
+class Implementation(Protocol):
+    """A named implementation."""
+
+    @property
+    def name(self) -> str:
+        """The name it is known by."""
+
+    @property
+    def family(self) -> Family:
+        """Which function it computes."""
+
+    def lacks(self, case: Case) -> str | None:
+        """Why it cannot do this case here (not installed, no such dtype, ...), or None where it can."""
+
+    def build(self, case: Case, inputs: Inputs) -> Runner:
+        """A runner with the case's weights copied in and its batch loaded."""

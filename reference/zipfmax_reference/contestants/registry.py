@@ -1,0 +1,93 @@
+"""Implementations by name, and anyone's own class by where it stands."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from zipfmax.errors import UsageError
+from zipfmax_reference.contestants.implementation import Implementation
+
+# Each adapter is imported when it is asked for; a framework it needs, when it builds.
+_FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "zipfmax": ("torch_nn", "zipfmax_layer", ()),
+    "zipfmax:eager": ("torch_nn", "zipfmax_layer", ("eager",)),
+    "zipfmax:tiled": ("torch_nn", "zipfmax_layer", ("tiled",)),
+    "zipfmax:triton": ("torch_nn", "zipfmax_layer", ("triton",)),
+    "torch": ("torch_nn", "torch_layer", ()),
+    "paddle": ("paddle_nn", "PaddleLayer", ()),
+    "tensorflow": ("tensorflow_layer", "TensorFlowLayer", ()),
+    "definition": ("definition", "Definition", ()),
+    "full": ("full", "Full", ()),
+    "full:chunked": ("full", "Chunked", ()),
+    "full:compiled": ("full", "Compiled", ()),
+    "full:liger": ("full", "Liger", ()),
+    "full:cce": ("full", "CutCrossEntropy", ()),
+}
+
+USER_FORMS = "saved:DIR, package.module:Class or path/file.py:Class"
+
+
+def names() -> list[str]:
+    """Every built-in name."""
+    return list(_FACTORIES)
+
+
+def implementation(name: str) -> Implementation:
+    """The implementation of that name.
+
+    Args:
+        name: a built-in name; `saved:DIR` for results that `contestants.saved` kept; or a torch module
+            class with torch.nn's constructor and parameter names, given as `package.module:Class` or
+            `path/file.py:Class`.
+
+    Raises:
+        UsageError: unknown name, or a class that cannot be found or imported.
+    """
+    if name in _FACTORIES:
+        module, attribute, arguments = _FACTORIES[name]
+        factory = getattr(importlib.import_module(f"zipfmax_reference.{module}"), attribute)
+        return cast(Implementation, factory(*arguments))
+    if name.startswith("saved:"):
+        from zipfmax_reference.contestants.saved import PREFIX, SavedResults
+
+        return SavedResults(Path(name.removeprefix(PREFIX)))
+    place, _, attribute = name.rpartition(":")
+    if not place or place in {known.partition(":")[0] for known in _FACTORIES}:
+        raise UsageError(
+            f"unknown implementation {name!r}; choose one of: {', '.join(names())}, {USER_FORMS}"
+        )
+    from zipfmax_reference.contestants.torch_nn import users_layer
+
+    return users_layer(name, _users_class(place, attribute))
+
+
+def _users_class(place: str, attribute: str) -> Callable[..., Any]:
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise UsageError(f"{place} has no class {attribute!r}")
+    return cast(Callable[..., Any], found)
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's module raises is told, not traced
+        raise UsageError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _import_file(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"no such file: {file}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

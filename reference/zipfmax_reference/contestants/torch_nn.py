@@ -1,0 +1,251 @@
+"""Torch modules behind the interface: torch.nn's layer, zipfmax's, and anyone's with the same constructor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
+from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.truth.contract import CLASSES
+
+
+class ParameterMismatchError(RuntimeError):
+    """A module's parameters are not torch.nn's; `tensor` names the one that is not."""
+
+    def __init__(self, tensor: str, fault: str) -> None:
+        super().__init__(f"{fault} the parameter {tensor}")
+        self.tensor = tensor
+
+
+class TorchModule:
+    """Any torch module with the constructor, results and parameter names of torch.nn's layer.
+
+    Args:
+        name: what it is known by.
+        factory: makes the module for a case, with any weights, on any device.
+        refusal: why it cannot do a case, or None; asked after the device is known to be here.
+    """
+
+    family: Family = "adaptive"
+
+    def __init__(
+        self,
+        name: str,
+        factory: Callable[[Case], nn.Module],
+        refusal: Callable[[Case], str | None] = lambda case: None,
+    ) -> None:
+        self.name = name
+        self._factory = factory
+        self._refusal = refusal
+
+    def lacks(self, case: Case) -> str | None:
+        """The device is absent, or the module's own reason."""
+        return missing_device(case) or self._refusal(case)
+
+    def build(self, case: Case, inputs: Inputs) -> TorchRunner:
+        """The module with the case's weights copied in.
+
+        Raises:
+            ParameterMismatchError: its parameters are not torch.nn's by name or shape.
+        """
+        module = _quietly(self._factory, case).to(device=case.device, dtype=torch_dtype(case))
+        copy_weights(module, case, inputs)
+        return TorchRunner(module, case, inputs)
+
+
+class TorchRunner:
+    """A torch module and a batch."""
+
+    def __init__(self, module: nn.Module, case: Case, inputs: Inputs) -> None:
+        self.module = module
+        self._case = case
+        self._computed: dict[str, Tensor] = {}
+        self.load(inputs.hidden, inputs.target)
+
+    def load(self, hidden: Array, target: Labels) -> None:
+        """Copy a batch to tensors of the case's dtype, device and memory layout."""
+        self._hidden = tensor(hidden, self._case)
+        self._hidden.requires_grad_(self._case.task == "train")
+        self._target = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
+
+    def run(self) -> None:
+        """Do the task once."""
+        if self._case.task == "train":
+            self._train()
+            return
+        with torch.no_grad():
+            if self._case.task == "forward":
+                output, loss = self.module(self._hidden, self._target)
+                self._computed = {"output": output, "loss": loss}
+            elif self._case.task == "log_prob":
+                self._computed = {"log_prob": self.module.log_prob(self._hidden)}  # type: ignore[operator]
+            elif self._case.task == "predict":
+                self._computed = {"predict": self.module.predict(self._hidden)}  # type: ignore[operator]
+            else:
+                values, classes = self._topk()
+                self._computed = {"topk.values": values, "topk.classes": classes}
+
+    def results(self) -> Results:
+        """The last run's tensors on the host."""
+        found = {name: to_numpy(value) for name, value in self._computed.items()}
+        if self._case.task == "train":
+            found |= {f"grad.{name}": to_numpy(gradient) for name, gradient in self._gradients().items()}
+        return found
+
+    def mismatches(self) -> dict[str, str]:
+        """Dtype and device of each tensor of the last run against the input's."""
+        tensors = dict(self._computed)
+        if self._case.task == "train":
+            tensors |= {f"grad.{name}": gradient for name, gradient in self._gradients().items()}
+        return {name: fault for name, value in tensors.items() if (fault := self._fault(name, value))}
+
+    def _train(self) -> None:
+        self._hidden.grad = None
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        output, loss = self.module(self._hidden, self._target)
+        loss.backward()
+        # Detached, or the graph would live on, and its nodes would tie a CUDA graph to this run's stream.
+        self._computed = {"output": output.detach(), "loss": loss.detach()}
+
+    def _topk(self) -> tuple[Tensor, Tensor]:
+        """The module's own topk, or where it has none the best of all its log-probabilities."""
+        k = self._case.k
+        if hasattr(self.module, "topk"):
+            values, classes = self.module.topk(self._hidden, k)  # type: ignore[operator]
+            return values, classes
+        return self.module.log_prob(self._hidden).topk(k, dim=1)  # type: ignore[operator, no-any-return]
+
+    def _gradients(self) -> dict[str, Tensor]:
+        leaves = {"input": self._hidden, **dict(self.module.named_parameters())}
+        return {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()
+        }
+
+    def _fault(self, name: str, value: Tensor) -> str | None:
+        expected = torch.int64 if name in CLASSES else self._hidden.dtype
+        if value.dtype != expected:
+            return f"dtype {value.dtype}, expected {expected}"
+        if value.device != self._hidden.device:
+            return f"device {value.device}, expected {self._hidden.device}"
+        return None
+
+
+def torch_layer() -> TorchModule:
+    """torch.nn.AdaptiveLogSoftmaxWithLoss."""
+    return TorchModule("torch", lambda case: nn.AdaptiveLogSoftmaxWithLoss(**arguments(case)))
+
+
+def zipfmax_layer(backend: str = "auto") -> TorchModule:
+    """zipfmax's layer on a backend, by name or chosen by the input."""
+
+    def factory(case: Case) -> nn.Module:
+        return AdaptiveLogSoftmaxWithLoss(**arguments(case), backend=backend)
+
+    def refusal(case: Case) -> str | None:
+        if backend == "auto":
+            return None
+        if backend not in backends.BACKENDS:
+            return f"this zipfmax has no backend {backend!r}"
+        with torch.device(case.device):
+            hidden = torch.empty(case.batch_size, case.in_features, dtype=torch_dtype(case))
+        return backends.load(backend).refusal(hidden, _quietly(factory, case).weights())  # type: ignore[operator]
+
+    return TorchModule("zipfmax" if backend == "auto" else f"zipfmax:{backend}", factory, refusal)
+
+
+def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
+    """Anyone's class with torch.nn's constructor, which need not take device and dtype: they are set later.
+
+    Raises at build:
+        TypeError: what it makes is no torch module.
+    """
+
+    def factory(case: Case) -> nn.Module:
+        keywords = {k: v for k, v in arguments(case).items() if k not in ("device", "dtype")}
+        module = constructor(**keywords)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{name} makes a {type(module).__name__}, which is not a torch.nn.Module")
+        return module
+
+    return TorchModule(name, factory)
+
+
+def arguments(case: Case) -> dict[str, Any]:
+    """Keywords of torch.nn's constructor for a case."""
+    return {
+        "in_features": case.in_features,
+        "n_classes": case.n_classes,
+        "cutoffs": list(case.cutoffs),
+        "div_value": case.div_value,
+        "head_bias": case.head_bias,
+        "device": case.device,
+        "dtype": torch_dtype(case),
+    }
+
+
+def torch_dtype(case: Case) -> torch.dtype:
+    """The case's dtype as torch knows it."""
+    dtype: torch.dtype = getattr(torch, case.dtype)
+    return dtype
+
+
+def missing_device(case: Case) -> str | None:
+    """Why the case's device cannot be used here, or None."""
+    if case.device.startswith("cuda") and not torch.cuda.is_available():
+        return "no CUDA or ROCm device here"
+    return None
+
+
+def tensor(values: Array, case: Case) -> Tensor:
+    """Hidden states as a fresh tensor of the case's dtype and device, laid out as `case.hidden` says."""
+    dtype, device = torch_dtype(case), case.device
+    if case.hidden == "expanded" and len(values):
+        row = torch.from_numpy(np.array(values[:1])).to(device=device, dtype=dtype)
+        return row.expand(len(values), -1)
+    made = torch.from_numpy(np.array(values)).to(device=device, dtype=dtype)
+    if case.hidden == "strided":
+        # Every other column of a wider tensor whose gaps are NaN: reading a gap shows.
+        wide = torch.full((made.shape[0], 2 * made.shape[1]), torch.nan, dtype=dtype, device=device)
+        wide[:, ::2] = made
+        return wide[:, ::2]
+    return made
+
+
+def copy_weights(module: nn.Module, case: Case, inputs: Inputs) -> None:
+    """Copy a case's weights into a module by name.
+
+    Raises:
+        ParameterMismatchError: a parameter is missing, is not torch.nn's, or has another shape.
+    """
+    own = dict(module.named_parameters())
+    given = {name: array for name, array in inputs.weights.items() if not name.startswith("full.")}
+    for name in sorted(own.keys() ^ given.keys()):
+        raise ParameterMismatchError(name, "it lacks" if name in given else "it has, unlike torch.nn,")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != given[name].shape:
+                shapes = f"with shape {tuple(parameter.shape)}, not {given[name].shape},"
+                raise ParameterMismatchError(name, f"it has {shapes}")
+            parameter.copy_(torch.from_numpy(given[name]))
+
+
+def _quietly(factory: Callable[[Case], nn.Module], case: Case) -> nn.Module:
+    """Make a module without torch's note on initialising nothing: a projection of width 0 is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        return factory(case)
+
+
+def to_numpy(value: Tensor) -> Array:
+    """A tensor on the host; bfloat16, which NumPy lacks, widened to float32."""
+    value = value.detach().cpu()
+    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return array

@@ -1,0 +1,19 @@
+import torch
+
+from zipfmax_reference.checks import doctor
+from zipfmax_reference.contestants import registry
+
+
+def test_every_implementation_is_named_with_what_it_can_do(capsys):
+    assert doctor.run() == 0
+    shown = capsys.readouterr().out
+    for name in registry.names():
+        assert name in shown
+    assert torch.__version__ in shown
+
+
+def test_what_an_implementation_lacks_is_its_reason():
+    assert doctor._state("torch", "cpu") == "runs"
+    paddle = doctor._state("paddle", "cpu")
+    assert "float32" in paddle or "not installed" in paddle
+    assert "GPU" in doctor._state("definition", "cuda") or "CPU" in doctor._state("definition", "cuda")

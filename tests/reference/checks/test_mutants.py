@@ -1,0 +1,77 @@
+import re
+
+import pytest
+
+from zipfmax_reference.checks import faults_forward, faults_results, mutants
+from zipfmax_reference.checks import grid as grids
+from zipfmax_reference.checks.faults import FAULTS, Control
+from zipfmax_reference.runs.rundir import RunDirectory
+
+# The control's own parts, and a slice of the quick grid in which every fault shows.
+SLICE = [case for case in grids.grid("quick") if case.n_classes in (60, 203)]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    found = mutants.examine(SLICE, {mutants.CONTROL: Control, **FAULTS})
+    return {outcome.mutant: outcome for outcome in found}
+
+
+def test_there_are_at_least_forty_faults_and_each_is_said_in_its_own_words():
+    assert len(FAULTS) >= 40
+    assert len({cls.fault for cls in FAULTS.values()}) == len(FAULTS)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in FAULTS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_planted_fault_is_caught(outcomes, name):
+    outcome = outcomes[name]
+    assert outcome.caught, outcome.fault
+    assert outcome.tensor not in (None, "*"), outcome.reason
+
+
+def test_the_control_passes(outcomes):
+    control = outcomes[mutants.CONTROL]
+    assert (control.cells, control.cells_failed) == (len(SLICE), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("head-gradient-scaled", "grad.head.weight"),
+        ("bias-gradient-missing", "grad.head.bias"),
+        ("loss-summed", "loss"),
+        ("output-negated", "output"),
+        ("input-gradient-lacks-tails", "grad.input"),
+        ("predict-greedy", "predict"),
+        ("log-prob-zero", "log_prob"),
+        ("sizes-at-least-one", "tail.2.0.weight"),
+    ],
+)
+def test_a_fault_is_given_away_by_the_tensor_it_spoils(outcomes, name, tensor):
+    assert outcomes[name].tensor == tensor
+
+
+def test_a_mutant_that_survives_gives_status_1(monkeypatch, capsys):
+    monkeypatch.setattr(mutants, "FAULTS", {"harmless": type("Harmless", (Control,), {"fault": "none"})})
+    assert mutants.run(cells="predict-V60-*-div4-bias") == 1
+    assert "not caught: harmless" in capsys.readouterr().out
+
+
+def test_a_control_that_is_found_wrong_gives_status_1(monkeypatch, capsys):
+    monkeypatch.setattr(mutants, "FAULTS", {"p": faults_results.PredictSmallest})
+    monkeypatch.setattr(mutants, "Control", faults_forward.BiasDropped)
+    assert mutants.run(cells="V60-*-div4-bias") == 1
+    assert "the control" in capsys.readouterr().out
+
+
+def test_the_outcomes_are_left_in_the_run_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "FAULTS", {"predict-smallest": faults_results.PredictSmallest})
+    assert mutants.run(cells="predict-V60-*-div4-bias", out=tmp_path / "run") == 0
+    monkeypatch.setattr(mutants, "examine", pytest.fail)
+    assert mutants.run(cells="predict-V60-*-div4-bias", out=tmp_path / "run", resume=True) == 0
+    control, caught = RunDirectory(tmp_path / "run").records("mutants")
+    assert (control["mutant"], control["caught"]) == ("control", False)
+    assert caught["caught"]
+    assert caught["tensor"] == "predict"
+    assert caught["cells_failed"] == caught["cells"] == 2

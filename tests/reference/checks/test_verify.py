@@ -1,0 +1,218 @@
+import json
+import os
+import shlex
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from typer.testing import CliRunner
+
+from zipfmax.cli import app
+from zipfmax.errors import UsageError
+from zipfmax_reference.checks import grid as grids
+from zipfmax_reference.checks import verify
+from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.truth import parity
+
+CELLS = "V203-*-div1.5-bias-float32"
+ONE = ("definition",)
+
+
+def options(**fields):
+    return verify.Options(**{"cells": CELLS, "impl": ("zipfmax:eager",), "against": ONE, **fields})
+
+
+@pytest.fixture
+def wrong_layer(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        textwrap.dedent("""
+            import torch
+
+            class Layer(torch.nn.AdaptiveLogSoftmaxWithLoss):
+                def predict(self, hidden):
+                    return super().predict(hidden).clamp(max=1)
+        """)
+    )
+    return f"{file}:Layer"
+
+
+def test_a_right_implementation_gives_status_0_and_a_table(capsys):
+    assert verify.run(options()) == 0
+    shown = capsys.readouterr().out
+    assert "zipfmax:eager" in shown
+    assert "FAILED" not in shown
+
+
+def test_a_wrong_layer_gives_status_1_and_the_command_that_shows_it(wrong_layer, capsys):
+    assert verify.run(options(impl=("torch", wrong_layer))) == 1
+    shown = capsys.readouterr().out.splitlines()
+    failures = [line for line in shown if line.startswith("FAILED")]
+    assert failures
+    assert all("predict" in line and wrong_layer in line for line in failures)
+    command = shlex.split(next(line for line in shown if line.startswith("  zipfmax verify")))
+    again = CliRunner().invoke(app, command[1:])
+    assert again.exit_code == 1
+    assert "FAILED" in again.output
+
+
+def test_every_record_is_left_in_the_run_directory(tmp_path):
+    verify.run(options(against=("definition", "torch")), out=tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    records = directory.records("parity")
+    cases = {case.id for case in grids.matching(grids.grid("quick"), CELLS)}
+    assert {r["case"] for r in records} == cases
+    assert {r["against"] for r in records} == {"definition", "torch"}
+    assert directory.run["arguments"]["cells"] == CELLS
+
+
+def test_a_resumed_run_ends_with_the_cells_of_an_unbroken_one(tmp_path, monkeypatch):
+    verify.run(options(), out=tmp_path / "whole")
+    whole = RunDirectory(tmp_path / "whole").records("parity")
+
+    checked = []
+    check = parity.Oracle.check
+
+    def interrupted(self, implementation):
+        if len(checked) == 2:
+            raise KeyboardInterrupt
+        checked.append(self.case.id)
+        return check(self, implementation)
+
+    monkeypatch.setattr(parity.Oracle, "check", interrupted)
+    assert verify.run(options(), out=tmp_path / "broken") == verify.INTERRUPTED
+    monkeypatch.setattr(parity.Oracle, "check", check)
+    torn = tmp_path / "broken" / "parity.jsonl"
+    torn.write_text(torn.read_text()[:-30])
+    with pytest.warns(UserWarning, match="half-written"):
+        assert verify.run(options(), out=tmp_path / "broken", resume=True) == 0
+
+    def keys(records):
+        return {(r["case"], r["tensor"], r["status"]) for r in records}
+
+    assert keys(RunDirectory(tmp_path / "broken").records("parity")) == keys(whole)
+
+
+def test_a_resumed_run_computes_no_finished_cell_again(tmp_path, monkeypatch):
+    verify.run(options(), out=tmp_path / "run")
+    checked = []
+    check = parity.Oracle.check
+    monkeypatch.setattr(
+        parity.Oracle, "check", lambda self, i: checked.append(self.case.id) or check(self, i)
+    )
+    verify.run(options(), out=tmp_path / "run", resume=True)
+    last = RunDirectory(tmp_path / "run").records("parity")[-1]["case"]
+    assert checked == [last]  # it may have been cut off between two of its lines
+
+
+def test_a_failure_found_before_the_interruption_still_fails(tmp_path, wrong_layer, capsys):
+    wrong = options(impl=(wrong_layer,))
+    verify.run(wrong, out=tmp_path / "run")
+    assert verify.run(wrong, out=tmp_path / "run", resume=True) == 1
+
+
+def test_a_missing_framework_is_skipped_in_plain_words(monkeypatch, capsys):
+    from zipfmax_reference.contestants import paddle_nn
+
+    monkeypatch.setattr(paddle_nn, "find_spec", lambda name: None)
+    assert verify.run(options(against=("definition", "paddle"))) == 0
+    assert "against paddle, 4 cells: paddle: paddle is not installed" in capsys.readouterr().out
+
+
+def test_an_implementation_that_can_do_nothing_here_is_shown_with_its_reason(monkeypatch, capsys):
+    from zipfmax_reference.contestants import paddle_nn
+
+    monkeypatch.setattr(paddle_nn, "find_spec", lambda name: None)
+    assert verify.run(options(impl=("paddle",))) == 0
+    shown = capsys.readouterr().out
+    assert "skipped: paddle against definition, 4 cells: paddle is not installed" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--grid", "huge"],
+        ["--impl", "torhc"],
+        ["--against", "torhc"],
+        ["--cells", "V7-"],
+        ["--mutants", "--impl", "torch"],
+        ["--conformance", "--impl", "torch"],
+        ["--metamorphic", "--against", "torch"],
+    ],
+)
+def test_wrong_use_is_told_in_one_line_with_status_2(arguments, monkeypatch, capsys):
+    from zipfmax.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["zipfmax", "verify", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="not empty"):
+        verify.run(options(), out=tmp_path)
+
+
+def test_what_is_written_is_json_alone(tmp_path):
+    verify.run(options(), out=tmp_path / "run")
+    for line in (tmp_path / "run" / "parity.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_by_default_every_backend_of_the_device_is_verified():
+    names = verify.Options().implementations()
+    assert names[0] == "zipfmax"
+    assert "zipfmax:eager" in names
+    assert "zipfmax:triton" not in names
+    assert "zipfmax:triton" in verify.Options(device="cuda").implementations()
+
+
+@pytest.mark.parametrize(
+    ("grid", "cells", "dtype"),
+    [
+        ("quick", "V60-*-div2-bias", "float32"),
+        ("full", "V97-*-div1.5-bias-bfloat16", "bfloat16"),
+        ("full", "V97-*-div1.5-bias-float16", "float16"),
+    ],
+)
+def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tmp_path):
+    pytest.importorskip("triton")
+    command = [
+        "verify",
+        "--grid",
+        grid,
+        "--cells",
+        cells,
+        "--impl",
+        "zipfmax:triton",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "zipfmax", *command, "--against", "definition", "--against", "torch"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr
+    records = RunDirectory(tmp_path / "run").records("parity")
+    passed = {(r["tensor"], r["against"]) for r in records if r["status"] == "pass"}
+    for tensor in (
+        "output",
+        "loss",
+        "grad.input",
+        "grad.head.bias",
+        "grad.tail.2.1.weight",
+        "log_prob",
+        "predict",
+    ):
+        assert {(tensor, "definition"), (tensor, "torch")} <= passed
+    unserved = {(r["dtype"], r["reason"].rpartition(", ")[2]) for r in records if r["tensor"] == parity.WHOLE}
+    assert unserved == ({("float64", "not in float64")} if grid == "quick" else set())
+    assert {r["dtype"] for r in records if r["status"] == "pass"} == {dtype}
