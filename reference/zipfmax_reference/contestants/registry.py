@@ -14,19 +14,19 @@ from zipfmax_reference.contestants.implementation import Implementation
 
 # Each adapter is imported when it is asked for; a framework it needs, when it builds.
 _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
-    "zipfmax": ("torch_nn", "zipfmax_layer", ()),
-    "zipfmax:eager": ("torch_nn", "zipfmax_layer", ("eager",)),
-    "zipfmax:tiled": ("torch_nn", "zipfmax_layer", ("tiled",)),
-    "zipfmax:triton": ("torch_nn", "zipfmax_layer", ("triton",)),
-    "torch": ("torch_nn", "torch_layer", ()),
-    "paddle": ("paddle_nn", "PaddleLayer", ()),
-    "tensorflow": ("tensorflow_layer", "TensorFlowLayer", ()),
-    "definition": ("definition", "Definition", ()),
-    "full": ("full", "Full", ()),
-    "full:chunked": ("full", "Chunked", ()),
-    "full:compiled": ("full", "Compiled", ()),
-    "full:liger": ("full", "Liger", ()),
-    "full:cce": ("full", "CutCrossEntropy", ()),
+    "zipfmax": ("contestants.torch_nn", "zipfmax_layer", ()),
+    "zipfmax:eager": ("contestants.torch_nn", "zipfmax_layer", ("eager",)),
+    "zipfmax:tiled": ("contestants.torch_nn", "zipfmax_layer", ("tiled",)),
+    "zipfmax:triton": ("contestants.torch_nn", "zipfmax_layer", ("triton",)),
+    "torch": ("contestants.torch_nn", "torch_layer", ()),
+    "paddle": ("contestants.paddle_nn", "PaddleLayer", ()),
+    "tensorflow": ("contestants.tensorflow_layer", "TensorFlowLayer", ()),
+    "definition": ("truth.definition", "Definition", ()),
+    "full": ("contestants.full", "Full", ()),
+    "full:chunked": ("contestants.full", "Chunked", ()),
+    "full:compiled": ("contestants.full", "Compiled", ()),
+    "full:liger": ("contestants.full", "Liger", ()),
+    "full:cce": ("contestants.full", "CutCrossEntropy", ()),
 }
 
 USER_FORMS = "saved:DIR, package.module:Class or path/file.py:Class"

@@ -13,7 +13,7 @@ def test_versions_are_those_installed():
 
 def test_describing_the_machine_imports_no_other_framework():
     program = (
-        "import sys; from zipfmax_reference import machine; machine.describe(); machine.versions();"
+        "import sys; from zipfmax_reference.runs import machine; machine.describe(); machine.versions();"
         "print({'paddle', 'tensorflow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
