@@ -35,6 +35,24 @@ class Inputs:
     """By torch.nn's parameter names: head.weight, head.bias, tail.0.0.weight, tail.0.1.weight, ..."""
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """What an implementation says of its gradients. Inexact ones are no baseline for a speedup."""
+
+    exact: bool
+    """Whether they are those of the loss that `family` names, up to rounding."""
+    why: str
+
+
+AS_DEFINED = Gradients(True, "computed as defined; parity is judged against the definition")
+
+
+def gradients(implementation: Implementation) -> Gradients:
+    """What an implementation says of its gradients; one that says nothing claims that they are exact."""
+    own: Gradients = getattr(implementation, "gradients", AS_DEFINED)
+    return own
+
+
 class Runner(Protocol):
     """An implementation that holds a case's weights, ready to compute."""
 

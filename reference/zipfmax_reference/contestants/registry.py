@@ -23,10 +23,13 @@ _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "tensorflow": ("contestants.tensorflow_layer", "TensorFlowLayer", ()),
     "definition": ("truth.definition", "Definition", ()),
     "full": ("contestants.full", "Full", ()),
-    "full:chunked": ("contestants.full", "Chunked", ()),
-    "full:compiled": ("contestants.full", "Compiled", ()),
-    "full:liger": ("contestants.full", "Liger", ()),
-    "full:cce": ("contestants.full", "CutCrossEntropy", ()),
+    "full:chunked": ("contestants.fused", "Chunked", ()),
+    "full:compiled": ("contestants.fused", "Compiled", ()),
+    "full:liger": ("contestants.fused", "Liger", ()),
+    "full:cce": ("contestants.fused", "CutCrossEntropy", ()),
+    "full:cce-exact": ("contestants.fused", "ExactCutCrossEntropy", ()),
+    "full:quack": ("contestants.fused", "Quack", ()),
+    "sampled": ("contestants.sampled", "Sampled", ()),
 }
 
 USER_FORMS = "saved:DIR, package.module:Class or path/file.py:Class"
