@@ -60,6 +60,7 @@ _CONTROLS = {
     "bias": ("Head bias", "head_bias", False),
     "partition": ("Partition", "partition", False),
     "hidden": ("Hidden states", "hidden", False),
+    "logits": ("Logits' standard deviation", "logits", False),
     "seed": ("Seed", "seed", False),
 }
 

@@ -1,7 +1,7 @@
 """Full softmax, which adaptive softmax has to beat: one matrix over all classes, then cross entropy.
 
 `Full` is what most models do. Its subclasses in `fused` and `sampled` are what others do in its place; each
-has settings, and is built with those that are fastest while exact.
+has settings, and is timed with those that are fastest while exact.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import FULL_WEIGHT
 from zipfmax_reference.truth.contract import CLASSES
 from zipfmax_reference.truth.definition import full_weight
-
-LEAST_LOGITS = 1 << 20
-"""Of a case with fewer logits the first setting is taken: nothing is timed there."""
 
 _CHOICES: dict[tuple[Any, ...], Choice] = {}
 """What was found in this process, by name, device, dtype, task and shape."""
@@ -61,24 +58,34 @@ class Full:
         return [Setting("", lambda: linear_cross_entropy)]
 
     def build(self, case: Case, inputs: Inputs) -> FullRunner:
-        """The case's `full.weight` on its device, with the fastest exact setting there.
+        """The case's `full.weight` on its device, with the first of the settings."""
+        first = Choice(self.settings(case)[0])
+        return self._runner(first, self._weight(case, inputs), case, inputs)
 
-        The setting is searched for when a device, dtype, task and shape are built first, and then kept.
+    def build_fastest(self, case: Case, inputs: Inputs) -> FullRunner:
+        """As `build`, with the fastest exact setting: what is timed is built so.
+
+        The settings are tried when a device, dtype, task and shape are built first; what was found is kept.
         """
-        weight = torch.from_numpy(full_weight(case, inputs)).to(case.device, torch_dtype(case), copy=True)
+        weight = self._weight(case, inputs)
         key = (
             *(self.name, case.device, case.dtype, case.task),
             *(case.n_classes, case.in_features, case.batch_size),
         )
         if key not in _CHOICES:
             _CHOICES[key] = self._search(case, inputs, weight)
-        choice = _CHOICES[key]
+        return self._runner(_CHOICES[key], weight, case, inputs)
+
+    @staticmethod
+    def _weight(case: Case, inputs: Inputs) -> Tensor:
+        return torch.from_numpy(full_weight(case, inputs)).to(case.device, torch_dtype(case), copy=True)
+
+    @staticmethod
+    def _runner(choice: Choice, weight: Tensor, case: Case, inputs: Inputs) -> FullRunner:
         return FullRunner(choice.setting, weight, case, inputs, choice.text(case.n_classes))
 
     def _search(self, case: Case, inputs: Inputs, weight: Tensor) -> Choice:
         settings, check = self.settings(case), None
-        if case.batch_size * case.n_classes < LEAST_LOGITS:
-            settings = settings[:1]
 
         def inexact(setting: Setting) -> str | None:
             nonlocal check

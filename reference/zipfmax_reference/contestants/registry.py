@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any, cast
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.implementation import AS_DEFINED, Gradients, Implementation
+from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
 # Each adapter is imported when it is asked for; a framework it needs, when it builds.
 _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
@@ -67,6 +68,11 @@ def implementation(name: str) -> Implementation:
     from zipfmax_reference.contestants.torch_nn import users_layer
 
     return users_layer(name, _users_class(place, attribute))
+
+
+def gradients(name: str) -> Gradients:
+    """What an implementation says of its gradients; a user's class, which says nothing, is not imported."""
+    return own_gradients(implementation(name)) if name in _FACTORIES else AS_DEFINED
 
 
 def _users_class(place: str, attribute: str) -> Callable[..., Any]:

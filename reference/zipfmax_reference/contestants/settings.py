@@ -87,15 +87,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The setting taken, and all that were tried."""
+    """The setting taken, and all that were tried; none where there was no choice."""
 
     setting: Setting
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...] = ()
 
     def text(self, n_classes: int) -> str:
         """What is recorded: the setting, of how many it is the fastest, and which were left out and why."""
         own = self.setting.describe(n_classes)
-        if len(self.trials) == 1:
+        if not self.trials:
             return own
         timed = sum(trial.seconds is not None for trial in self.trials)
         left_out = [
@@ -128,7 +128,7 @@ def choose(
         Exception: what the first setting raised, where every one raised.
     """
     if len(settings) == 1:
-        return Choice(settings[0], (Trial(settings[0]),))
+        return Choice(settings[0])
     started, best = clock(), float("inf")
     trials: list[Trial] = []
     raised: list[Exception] = []

@@ -195,13 +195,12 @@ class TwoSettings(Full):
 
 
 def test_a_runner_is_built_with_the_fastest_exact_setting_and_the_search_is_kept(monkeypatch):
-    monkeypatch.setattr(full, "LEAST_LOGITS", 0)
     monkeypatch.setattr(full, "_CHOICES", {})
     times = iter([3.0, 1.0] * 2)
     monkeypatch.setattr(full, "seconds_of", lambda run, device, best: run() or next(times))
     case = replace(CASE, n_classes=5001, batch_size=256, dtype="float64")
     inputs = draw_inputs(case, full=True)
-    runner = TwoSettings().build(case, inputs)
+    runner = TwoSettings().build_fastest(case, inputs)
     assert runner.settings.startswith(
         "fast, classes padded to 5,056 and masked by a bias of -inf (fastest of 2"
     )
@@ -211,13 +210,15 @@ def test_a_runner_is_built_with_the_fastest_exact_setting_and_the_search_is_kept
     for name, values in runner.results().items():
         assert values == pytest.approx(truth[name], rel=1e-9, abs=1e-14), name
     searched = TwoSettings.built
-    again = TwoSettings().build(case, inputs)
+    again = TwoSettings().build_fastest(case, inputs)
     assert again.settings == runner.settings
     assert TwoSettings.built == searched
-    TwoSettings().build(replace(case, batch_size=255), draw_inputs(replace(case, batch_size=255), full=True))
+    TwoSettings().build_fastest(
+        replace(case, batch_size=255), draw_inputs(replace(case, batch_size=255), full=True)
+    )
     assert TwoSettings.built > searched
 
 
-def test_a_small_case_takes_the_first_setting_unsearched(monkeypatch):
-    monkeypatch.setattr(full, "_CHOICES", {})
+def test_built_for_no_timing_it_takes_the_first_setting_untried(monkeypatch):
+    monkeypatch.setattr(full, "seconds_of", lambda run, device, best: pytest.fail("was tried"))
     assert TwoSettings().build(CASE, draw_inputs(CASE, full=True)).settings == "slow"
