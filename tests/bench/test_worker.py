@@ -63,8 +63,8 @@ def test_on_a_gpu_a_sample_is_timed_with_its_memory_at_hand():
 
 
 def test_a_worker_times_the_fastest_setting_and_says_which_it_is():
-    case = Case(999, 8, 600, (10, 30), task="train")
+    case = Case(999, 8, 300, (10, 30), task="train")
     prepared = Session("full:chunked").answer(protocol.Prepare(case))
-    assert "fastest of 4 that are exact" in prepared.settings
+    assert "fastest of 6 that are exact" in prepared.settings
     assert Session("full").answer(protocol.Prepare(case)).settings == ""
     assert Session("torch").answer(protocol.Prepare(case)).settings is None

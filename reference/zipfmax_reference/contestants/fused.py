@@ -46,7 +46,7 @@ class Chunked(LossAlone):
         return None
 
     def settings(self, case: Case) -> Sequence[Setting]:
-        """torch's own choice of chunks, and fixed numbers of rows."""
+        """torch's own choice of chunks, all rows in one, and fixed numbers of them."""
 
         def loss(**options: Any) -> Loss:
             chosen = torch.nn.LinearCrossEntropyOptions(**options)
@@ -54,7 +54,8 @@ class Chunked(LossAlone):
                 hidden, weight, target, linear_bias=bias, options=chosen
             )
 
-        rows = [rows for rows in (2048, 1024, 4096, 512, 8192) if rows < case.batch_size]
+        every = max(case.batch_size, 1)
+        rows = [every, *(rows for rows in (2048, 1024, 4096, 512, 8192, 256) if rows < every)]
         return [
             setting
             for padding in _paddings(case, "bias")

@@ -25,7 +25,8 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 SEARCH_S = 60.0
 """Wall time after which no further setting is tried."""
-TIMED_RUNS = 3
+TIMED_RUNS, LONG_RUN_S = 3, 5.0
+"""Runs of a setting that are timed; of a longer run than that one is enough."""
 MUCH_SLOWER = 1.5
 """A setting whose first timed run takes so many times the fastest's time is run no more."""
 ALIKE = 0.02
@@ -155,10 +156,10 @@ def choose(
 
 
 def seconds_of(run: Callable[[], None], device: torch.device, best: float = float("inf")) -> float:
-    """Median seconds of a few runs after an untimed one; of one where it is much slower than `best`."""
+    """Median seconds of a few runs after an untimed one; of one that is long, or much slower than `best`."""
     run()
     times: list[float] = []
-    while len(times) < TIMED_RUNS and not (times and times[0] > MUCH_SLOWER * best):
+    while len(times) < TIMED_RUNS and not (times and times[0] > min(MUCH_SLOWER * best, LONG_RUN_S)):
         _finish(device)
         begun = time.perf_counter()
         run()
