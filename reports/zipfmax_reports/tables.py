@@ -91,15 +91,16 @@ def cells(run: Run) -> pd.DataFrame:
     table["replayed"] = pd.to_numeric(table["replayed"], errors="coerce").gt(0)
     table["ok"] = (table["status"] == "ok") & table["median_s"].gt(0)
     table["efficiency"] = table["limit_s"] / table["median_s"]
-    speeds = [*_SPEED_COLUMNS, *(name for name in map(str, table) if name.startswith("speedup_vs_"))]
-    for column in speeds:
+    unstated = ~table["impl"].isin(_INEXACT)
+    table["exact"] = table["exact"].where(table["exact"].notna(), unstated).astype(bool)
+    for column in _SPEED_COLUMNS:
         table[column] = table[column].where(table["ok"])
+    for column in [name for name in map(str, table) if name.startswith("speedup_vs_")]:
+        table[column] = table[column].where(table["ok"] & table["exact"])
     table["skew"] = table["labels"].map(skew)
     table["labels_name"] = table["labels"].map(labels_name)
     table["partition"] = _partition(table)
     table["logits"] = pd.to_numeric(table["logit_std"], errors="coerce").map(_spread)
-    unstated = ~table["impl"].isin(_INEXACT)
-    table["exact"] = table["exact"].where(table["exact"].notna(), unstated).astype(bool)
     return table
 
 

@@ -106,6 +106,9 @@ def test_an_inexact_full_softmax_is_never_the_best_and_has_no_speedup(
     edit_lines(run_directory / "timings.jsonl", rename)
     table = tables.cells(read_run(run_directory))
     assert set(table.loc[~table["exact"], "impl"]) == {name}
+    assert table.loc[~table["exact"], "median_s"].notna().all()
+    assert table.loc[~table["exact"], "speedup_vs_full"].isna().all()
+    assert table.loc[table["exact"], "speedup_vs_full"].notna().any()
     assert tables.BEST_FULL not in tables.baselines(table)
     for baseline in ("full", tables.BEST_FULL):
         rows = tables.ratios(table, baseline)

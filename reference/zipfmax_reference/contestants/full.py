@@ -46,7 +46,7 @@ class Full:
         """The device is absent, the task is not computed, or what the variant itself needs is."""
         reason = missing_device(case) or self.needs(case)
         if reason is None and case.task not in self.tasks:
-            reason = f"{self.name} computes the loss alone, not {case.task}"
+            reason = f"{self.name} computes only the loss, not {case.task}"
         return reason
 
     def needs(self, case: Case) -> str | None:
@@ -88,6 +88,8 @@ class Full:
         settings, check = self.settings(case), None
 
         def inexact(setting: Setting) -> str | None:
+            if not self.gradients.exact:
+                return None  # it says so itself
             nonlocal check
             check = check or ExactnessCheck(case)
             return check.fault(setting)

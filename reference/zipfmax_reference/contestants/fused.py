@@ -27,13 +27,13 @@ ALIGNED = 64
 """The multiple of classes that cuBLAS is given: a row of the logits starts on 128 bytes in 16 bits."""
 
 
-class LossAlone(Full):
+class LossOnly(Full):
     """A variant that computes the mean loss, and its gradients, and nothing else."""
 
     tasks = ("forward", "train")
 
 
-class Chunked(LossAlone):
+class Chunked(LossOnly):
     """torch's own chunked F.linear_cross_entropy, which never holds all logits at once."""
 
     name = "full:chunked"
@@ -66,7 +66,7 @@ class Chunked(LossAlone):
         ]
 
 
-class Compiled(LossAlone):
+class Compiled(LossOnly):
     """Linear and cross entropy under torch.compile."""
 
     name = "full:compiled"
@@ -87,7 +87,7 @@ class Compiled(LossAlone):
         return [Setting("torch.compile", _compiled, padding) for padding in _paddings(case, "bias")]
 
 
-class Liger(LossAlone):
+class Liger(LossOnly):
     """liger-kernel's fused linear cross entropy (Triton), which computes the gradients with the loss."""
 
     name = "full:liger"
@@ -118,8 +118,8 @@ class Liger(LossAlone):
         ]
 
 
-class CutCrossEntropy(LossAlone):
-    """Apple's cut cross entropy (Triton) as installed. It computes in 16 bits alone."""
+class CutCrossEntropy(LossOnly):
+    """Apple's cut cross entropy (Triton) as installed. It computes in 16 bits only."""
 
     name = "full:cce"
     gradients = Gradients(
@@ -130,7 +130,7 @@ class CutCrossEntropy(LossAlone):
         """The package, a GPU, and a dtype that it computes in."""
         reason = _needs_gpu_package(case, "cut_cross_entropy", "cut-cross-entropy")
         if reason is None and case.dtype not in ("bfloat16", "float16"):
-            reason = "cut-cross-entropy computes in bfloat16 and float16 alone"
+            reason = "cut-cross-entropy computes in bfloat16 and float16 only"
         return reason
 
     def settings(self, case: Case) -> Sequence[Setting]:
@@ -153,7 +153,7 @@ class ExactCutCrossEntropy(CutCrossEntropy):
         return [Setting(_as_text(options), partial(_cut, **options))]
 
 
-class Quack(LossAlone):
+class Quack(LossOnly):
     """QuACK's chunked linear cross entropy (CuTe DSL), on GPUs from Hopper on."""
 
     name = "full:quack"
@@ -166,7 +166,10 @@ class Quack(LossAlone):
         """The package and that it loads, a GPU, a dtype, and dimensions that its kernels can take."""
         reason = _needs_gpu_package(case, "quack", "quack-kernels[cu13]") or self._does_not_load()
         if reason is None and case.dtype not in ("bfloat16", "float16"):
-            reason = "quack-kernels computes in bfloat16 and float16 alone"
+            reason = "quack-kernels computes in bfloat16 and float16 only"
+        if reason is None and torch.cuda.is_available():
+            capability = torch.cuda.get_device_capability(case.device)
+            reason = None if capability >= (9, 0) else "quack-kernels needs a GPU from Hopper on"
         if reason is None and (case.in_features % 8 or case.batch_size % 8):
             reason = (
                 f"quack-kernels takes widths and batches in multiples of 8, not {case.in_features} features "

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax_reference.contestants.fused import LossAlone
+from zipfmax_reference.contestants.fused import LossOnly
 from zipfmax_reference.contestants.implementation import Gradients
 from zipfmax_reference.contestants.settings import Loss, Setting
 from zipfmax_reference.runs.case import Case
@@ -32,7 +32,7 @@ CANDIDATES = 8192
 """Classes that a step draws: what Jozefowicz et al. 2016 trained the One Billion Word models with."""
 
 
-class Sampled(LossAlone):
+class Sampled(LossOnly):
     """Sampled softmax with log-uniform candidates; the gradient of its weight is a sparse tensor."""
 
     name = "sampled"

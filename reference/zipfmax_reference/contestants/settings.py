@@ -116,7 +116,7 @@ def choose(
     seconds: Callable[[Setting, float], float],
     clock: Callable[[], float] = time.monotonic,
 ) -> Choice:
-    """The fastest exact setting. Given the same times it is the same one.
+    """The fastest exact setting; an only one is not timed. Given the same times it is the same one.
 
     Args:
         settings: in the order of preference; the first is tried however long it takes.
@@ -129,6 +129,8 @@ def choose(
         Exception: what the first setting raised, where every one raised.
     """
     if len(settings) == 1:
+        if reason := inexact(settings[0]):
+            raise NoExactSettingError(reason)
         return Choice(settings[0])
     started, best = clock(), float("inf")
     trials: list[Trial] = []

@@ -111,9 +111,9 @@ def test_a_compiled_full_softmax_agrees_or_says_what_it_needs(padded):
         assert values == pytest.approx(truth[name], rel=1e-4, abs=1e-6), name
 
 
-def test_what_a_loss_alone_cannot_do_is_said():
+def test_what_a_contestant_with_only_a_loss_cannot_do_is_said():
     for task in ("log_prob", "predict"):
-        assert "loss alone" in registry.implementation("full:chunked").lacks(replace(CASE, task=task))
+        assert "only the loss" in registry.implementation("full:chunked").lacks(replace(CASE, task=task))
 
 
 def test_paddle_has_the_gradients_that_its_parameters_lack():

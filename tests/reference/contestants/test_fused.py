@@ -204,7 +204,7 @@ def test_quack_tries_several_chunks_of_a_large_batch(quack):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dtype": "float32"}, "bfloat16 and float16 alone"),
+        ({"dtype": "float32"}, "bfloat16 and float16 only"),
         ({"in_features": 20}, "multiples of 8, not 20 features"),
         ({"batch_size": 1001}, "1001 rows"),
         ({"device": "cpu"}, "needs a GPU"),

@@ -158,4 +158,4 @@ def test_a_vocabulary_with_nothing_to_sample_from_is_refused():
     sampled = registry.implementation("sampled")
     assert "8,192" in sampled.lacks(case)
     assert sampled.lacks(replace(case, n_classes=CANDIDATES + 1)) is None
-    assert "loss alone" in sampled.lacks(replace(case, n_classes=CANDIDATES + 1, task="predict"))
+    assert "only the loss" in sampled.lacks(replace(case, n_classes=CANDIDATES + 1, task="predict"))

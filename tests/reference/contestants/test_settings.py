@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from zipfmax_reference.contestants import full
 from zipfmax_reference.contestants.full import Full
+from zipfmax_reference.contestants.implementation import Gradients
 from zipfmax_reference.contestants.padding import Padding
 from zipfmax_reference.contestants.settings import (
     ALIKE,
@@ -80,9 +81,11 @@ def test_where_no_setting_is_exact_that_is_the_error():
         found({"a": 1.0, "b": 1.0}, {"a": "inexact: x", "b": "inexact: y"})
 
 
-def test_an_only_setting_is_taken_without_being_run():
+def test_an_only_setting_is_not_timed_but_has_to_be_exact():
     choice = found({"only": RuntimeError("should not run")})
     assert choice.text(10) == "only"
+    with pytest.raises(NoExactSettingError, match="inexact: half is missing"):
+        found({"only": 1.0}, {"only": "inexact: half is missing"})
 
 
 def test_a_search_ends_when_its_time_is_over():
@@ -217,6 +220,24 @@ def test_a_runner_is_built_with_the_fastest_exact_setting_and_the_search_is_kept
         replace(case, batch_size=255), draw_inputs(replace(case, batch_size=255), full=True)
     )
     assert TwoSettings.built > searched
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_what_says_that_it_is_inexact_is_timed_inexactly(monkeypatch, exact):
+    monkeypatch.setattr(full, "_CHOICES", {})
+
+    class Wrong(Full):
+        name = "wrong"
+        gradients = Gradients(exact, "for a test")
+
+        def settings(self, case):
+            return [Setting("", lambda: faulty("sum"))]
+
+    if not exact:
+        assert Wrong().build_fastest(CASE, draw_inputs(CASE, full=True)).settings == ""
+        return
+    with pytest.raises(NoExactSettingError, match="error of the loss"):
+        Wrong().build_fastest(CASE, draw_inputs(CASE, full=True))
 
 
 def test_built_for_no_timing_it_takes_the_first_setting_untried(monkeypatch):
