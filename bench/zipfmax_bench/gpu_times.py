@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
 from zipfmax_bench.timing import replayed
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.implementation import build_for_timing, settings_of
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import draw_inputs
 
@@ -63,18 +63,18 @@ def full_runs(case: Case) -> tuple[dict[str, Run], dict[str, Record]]:
     notes: dict[str, Record] = {}
     inputs = draw_inputs(case, full=True)
     for name in FULL:
-        implementation: Any = registry.implementation(name)
+        implementation = registry.implementation(name)
         notes[name] = {"impl": name, "exact": registry.gradients(name).exact}
         if reason := implementation.lacks(case):
             notes[name] |= {"status": "skipped", "reason": reason}
             continue
         try:
-            runner = implementation.build_fastest(case, inputs)
+            runner = build_for_timing(implementation, case, inputs)
         except RuntimeError as error:  # out of memory among them
             notes[name] |= {"status": "failed", "reason": str(error).splitlines()[0][:160]}
             continue
         runs[name] = runner.run
-        notes[name]["settings"] = runner.settings
+        notes[name]["settings"] = settings_of(runner)
     return runs, notes
 
 

@@ -66,5 +66,5 @@ def test_a_worker_times_the_fastest_setting_and_says_which_it_is():
     case = Case(999, 8, 300, (10, 30), task="train")
     prepared = Session("full:chunked").answer(protocol.Prepare(case))
     assert "fastest of 6 that are exact" in prepared.settings
-    assert Session("full").answer(protocol.Prepare(case)).settings == ""
+    assert Session("full").answer(protocol.Prepare(case)).settings is None
     assert Session("torch").answer(protocol.Prepare(case)).settings is None
