@@ -18,9 +18,10 @@ from rich.console import Console
 
 import zipfmax
 from zipfmax.errors import UsageError
-from zipfmax_bench import gate_report, judge, presets, statistics, suite
+from zipfmax_bench import gate_report, judge, presets, ratios, suite
 from zipfmax_bench.baseline import FIGURES
-from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_cores
+from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.gate import write
 from zipfmax_bench.judge import Change, Finding
 from zipfmax_bench.records import seconds_by_round
@@ -28,7 +29,7 @@ from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
 PROCESSES = 3
-EFFORT = Effort(seconds=3.0, least=9, most=60)
+POLICY = SamplingPolicy(seconds=3.0, least=9, most=60)
 
 
 def compare(
@@ -119,7 +120,12 @@ def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
 
 
 def examine(
-    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort = EFFORT
+    cases: Sequence[Case],
+    base: str,
+    python: str,
+    threads: int,
+    threshold: float,
+    policy: SamplingPolicy = POLICY,
 ) -> list[Finding]:
     """One finding a case; what is slower, or may be, has been measured again.
 
@@ -129,27 +135,26 @@ def examine(
         python: interpreter that imports it.
         threads: of every worker.
         threshold: relative slowdown that is let pass.
-        effort: how long to measure each case.
+        policy: how long to measure each case.
     """
 
     def measured(keys: Sequence[str]) -> dict[str, Finding]:
         chosen = [case for case in cases if case.id in keys]
-        return _measured(chosen, base, python, threads, threshold, effort)
+        return _measured(chosen, base, python, threads, threshold, policy)
 
     return list(judge.twice(measured([case.id for case in cases]), measured).values())
 
 
 def _measured(
-    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort
+    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, policy: SamplingPolicy
 ) -> dict[str, Finding]:
     """A finding for each case's id, from processes of their own."""
     other = f"{IMPLEMENTATION}@{base}"
     names = [IMPLEMENTATION, other]
     findings = {}
-    with Coordinator(names, threads, PROCESSES, pythons={other: python}) as coordinator:
+    with Engine.of_processes(names, threads, PROCESSES, pythons={other: python}) as engine:
         for case in cases:
-            found = coordinator.prepare(case, names, effort)
-            coordinator.sample(found, effort)
+            found = engine.measure(dict.fromkeys(names, case), policy)
             findings[case.id] = verdict(case, base, found[other], found[IMPLEMENTATION], threshold)
     return findings
 
@@ -162,7 +167,7 @@ def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshol
             return Finding(case.id, IMPLEMENTATION, "unmeasured", text)
     changes = _work_changes(then, now)
     grown = [text for text, grew in changes if grew]
-    ratio = statistics.speedup(seconds_by_round(then), seconds_by_round(now))
+    ratio = ratios.speedup(seconds_by_round(then), seconds_by_round(now))
     if ratio is None or ratio.low is None or ratio.high is None:
         return Finding(case.id, IMPLEMENTATION, "unmeasured", "too few rounds")
     change = Change(base, *_slowdown(ratio), ratio.floor or 0.0)
@@ -173,7 +178,7 @@ def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshol
     return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)
 
 
-def _slowdown(ratio: statistics.Ratio) -> tuple[float, float]:
+def _slowdown(ratio: ratios.Ratio) -> tuple[float, float]:
     half_width = ratio.half_width
     assert half_width is not None
     return -ratio.log, half_width

@@ -12,7 +12,7 @@ import torch
 import zipfmax
 from zipfmax.errors import UsageError
 from zipfmax_bench.compare import examine, installed, verdict
-from zipfmax_bench.coordinator import Effort, Measurement, Sample
+from zipfmax_bench.engine import Measurement, Sample, SamplingPolicy
 from zipfmax_bench.protocol import Work
 from zipfmax_reference.runs.case import Case
 
@@ -108,7 +108,7 @@ def test_another_revision_is_installed_and_measured_beside_this_one(other_revisi
             [python, "-I", "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],
             check=True, capture_output=True, text=True, cwd="/",
         ).stdout.split()  # fmt: skip
-        (finding,) = examine([CASE], "base", python, 1, 0.99, Effort(rounds=3))
+        (finding,) = examine([CASE], "base", python, 1, 0.99, SamplingPolicy(rounds=3))
     assert Path(where[0]).is_relative_to(Path(python).parent.parent)
     assert where[1] == torch.__version__
     assert not finding.failed, finding.text

@@ -74,8 +74,8 @@ def small(monkeypatch):
     """One process a side and three samples: enough for what is counted."""
     monkeypatch.setattr(selftest, "PROCESSES", 1)
     monkeypatch.setattr(selftest, "REFERENCES", ("limit",))
-    effort = replace(selftest.AXES.effort, rounds=3)
-    monkeypatch.setattr(selftest, "AXES", replace(selftest.AXES, effort=effort))
+    policy = replace(selftest.AXES.policy, rounds=3)
+    monkeypatch.setattr(selftest, "AXES", replace(selftest.AXES, policy=policy))
     monkeypatch.setattr(
         selftest, "measure_again", lambda found: lambda keys: {key: found[key] for key in keys}
     )

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from zipfmax.cli import app
 from zipfmax.errors import UsageError
-from zipfmax_bench import plan, presets
+from zipfmax_bench import presets, sweep_options
 from zipfmax_reference.runs.rundir import RunDirectory
 
 FAULTY = Path(__file__).parent / "faulty.py"
@@ -285,13 +285,13 @@ def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path):
 def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path):
     cases = presets.cases(presets.axes("quick", classes=(600,), labels=("zipf:1.0",), tasks=("forward",)))
     directory = RunDirectory.create(tmp_path / "run", {})
-    (planned,) = plan.planned_cases(cases, directory, threads=1)
+    (planned,) = sweep_options.planned_cases(cases, directory, threads=1)
     (line,) = directory.records("plans")
     assert tuple(line["cutoffs"]) == planned.cutoffs
     assert line["case"] == planned.id
     other = RunDirectory.create(tmp_path / "other", {})
     other.append("plans", {**line, "cutoffs": [7, 11]})
-    (again,) = plan.planned_cases(cases, other, threads=1)
+    (again,) = sweep_options.planned_cases(cases, other, threads=1)
     assert again.cutoffs == (7, 11)
     assert len(other.records("plans")) == 1
 
