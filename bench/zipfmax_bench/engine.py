@@ -1,8 +1,8 @@
 """The engine: everything that is measured is measured here.
 
-`measure(subjects, policy)` makes each subject ready on its executor, lets the caller judge whether it is right,
-and takes samples of all of them in interleaved rounds, in random order, until the policy says that it is
-enough. One executor is asked at a time, so that no two implementations' threads run together.
+`measure(subjects, policy)` makes each subject ready on its executor, lets the caller judge whether it is
+right, and takes samples of all of them in interleaved rounds, in random order, until the policy says that it
+is enough. One executor is asked at a time, so that no two implementations' threads run together.
 """
 
 from __future__ import annotations
