@@ -166,25 +166,25 @@ def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int)
             if reason:
                 timings.append(Timing(candidate, None, reason))
                 continue
-            timing, result = measure(candidate, problem, expected)
+            one, result = measure(candidate, problem, expected)
             expected = result if expected is None else expected
-            timings.append(timing)
+            timings.append(one)
     return timings
 
 
 def best(timings: list[Timing]) -> dict[str, dict[str, dict[str, Tile]]]:
     """{dtype: {kernel: {width: fastest tile}}}."""
     chosen: dict[tuple[str, str, int], Timing] = {}
-    for timing in timings:
-        if timing.milliseconds is None:
+    for one in timings:
+        if one.milliseconds is None:
             continue
-        c = timing.candidate
+        c = one.candidate
         key = (c.dtype, c.kernel, c.width)
-        if key not in chosen or timing.milliseconds < (chosen[key].milliseconds or 0.0):
-            chosen[key] = timing
+        if key not in chosen or one.milliseconds < (chosen[key].milliseconds or 0.0):
+            chosen[key] = one
     out: dict[str, dict[str, dict[str, Tile]]] = {}
-    for (dtype, kernel, width), timing in chosen.items():
-        out.setdefault(dtype, {}).setdefault(kernel, {})[str(width)] = dict(timing.candidate.tile)
+    for (dtype, kernel, width), one in chosen.items():
+        out.setdefault(dtype, {}).setdefault(kernel, {})[str(width)] = dict(one.candidate.tile)
     return out
 
 

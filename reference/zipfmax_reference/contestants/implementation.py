@@ -103,7 +103,7 @@ def gradients(implementation: Implementation) -> Gradients:
 
 
 def build_for_timing(implementation: Implementation, case: Case, inputs: Inputs) -> Runner:
-    """A runner with the fastest exact settings, where there is a choice (`build_fastest`), or by `build`."""
+    """A runner with the fastest exact settings: by `build_fastest` where there is a choice, or by `build`."""
     fastest: Callable[[Case, Inputs], Runner] | None = getattr(implementation, "build_fastest", None)
     return (fastest or implementation.build)(case, inputs)
 

@@ -7,9 +7,13 @@ by linear and cross entropy and keep what they were given.
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -29,13 +33,20 @@ CASE = Case(53, 16, 1032, (7,), dtype="float32")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
+@cache
+def drawn(case):
+    """Inputs of a case and the float64 truth."""
+    inputs = draw_inputs(case, full=True)
+    return inputs, definition.evaluate(case, inputs, "full")
+
+
 def computed(setting, case):
     """Results of a setting on a case, and the float64 truth."""
-    inputs = draw_inputs(case, full=True)
+    inputs, truth = drawn(case)
     weight = torch.from_numpy(inputs.weights[FULL_WEIGHT]).to(case.device, getattr(torch, case.dtype))
     runner = FullRunner(setting, weight, case, inputs)
     runner.run()
-    return runner.results(), definition.evaluate(case, inputs, "full")
+    return runner.results(), truth
 
 
 def assert_right(setting, case=CASE):
@@ -265,6 +276,29 @@ def test_only_the_filtered_and_the_sampled_say_that_they_are_inexact():
 def test_the_packages_have_the_arguments_that_they_are_called_with(module, function, arguments):
     found = pytest.importorskip(module, exc_type=ImportError)
     assert set(arguments) <= set(inspect.signature(getattr(found, function)).parameters)
+
+
+IN_THE_INTERPRETER = """
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.settings import ExactnessCheck
+from zipfmax_reference.runs.case import Case
+
+for dtype in ("float32", "bfloat16"):
+    case = Case(203, 16, 24, (7,), dtype=dtype)
+    check = ExactnessCheck(case)
+    for setting in registry.implementation("full:liger").settings(case):
+        print(dtype, setting.describe(203), check.fault(setting), sep=": ")
+"""
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
+def test_ligers_own_kernel_is_exact_with_every_setting_in_tritons_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", IN_THE_INTERPRETER]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 15 + 18
+    assert [line for line in lines if not line.endswith(": None")] == []
 
 
 @needs_gpu
