@@ -133,10 +133,14 @@ class Engine:
     Args:
         executors: of each subject; they take the rounds in turns.
         order: of the turns within a round.
+        clock: seconds, for what a subject has spent.
     """
 
     def __init__(
-        self, executors: Mapping[str, Sequence[Executor]], order: random.Random | None = None
+        self,
+        executors: Mapping[str, Sequence[Executor]],
+        order: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         counts = {len(own) for own in executors.values()}
         if len(counts) > 1:
@@ -144,6 +148,7 @@ class Engine:
         self.processes = counts.pop() if counts else 1
         self._executors = executors
         self._order = order or random.Random(0)
+        self._clock = clock
         self._log: IO[bytes] | None = None
 
     @classmethod
@@ -318,7 +323,7 @@ class Engine:
                 measurement.end(status, f"while its work was counted: {reason}")
 
     def _take_turn(self, executor: Executor, round: int, own: Measurement, policy: SamplingPolicy) -> None:
-        started = time.monotonic()
+        started = self._clock()
         match executor.ask(protocol.TakeSample(round, own.runs_per_sample, policy.replay), policy.budget_s):
             case protocol.Timed(seconds, wall_s, rows, throttled, replayed):
                 own.rows.append(rows)
@@ -330,4 +335,4 @@ class Engine:
                     own.samples.append(Sample(round % self.processes, round, seconds, wall_s))
             case protocol.Failure(status, reason):
                 own.end(status, reason)
-        own.spent_s += time.monotonic() - started
+        own.spent_s += self._clock() - started
