@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 import zipfmax
 from zipfmax_reports import charts, sections, tables
-from zipfmax_reports.commands import run_commands
+from zipfmax_reports.reproduction import run_commands
 from zipfmax_reports.comparison import compare
 from zipfmax_reports.elements import Picture, Section, Table
 from zipfmax_reports.plans import plan_pictures, proof_picture
