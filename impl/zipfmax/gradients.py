@@ -1,13 +1,39 @@
-"""Zero gradients in place of absent ones, for optimisers and wrappers that want one for every parameter."""
+"""What a layer tells its backend of gradients: what backward starts from, and zeros in place of absent ones."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from zipfmax.weights import Weights
+
+Gradients = Literal["auto", "loss", "output"]
+GRADIENTS = ("auto", "loss", "output")
+
+
+class Upstream:
+    """Which of a call's results, output or loss, its backward is expected to start from.
+
+    A backend that takes the gradients of the loss during the forward, while the probabilities exist, does so
+    where the backward is expected to start from the loss alone. A wrong expectation costs time, not accuracy.
+    """
+
+    def __init__(self, told: Gradients = "auto") -> None:
+        self.told = told
+        self.from_output = told == "output"
+        """Whether a gradient of `output` is expected: the forward then takes none."""
+
+    @property
+    def output_needs_gradient(self) -> bool:
+        """False where the user said that `output` is never differentiated."""
+        return self.told != "loss"
+
+    def learn(self, from_output: bool) -> None:
+        """What a backward started from, unless the user said it beforehand."""
+        if self.told == "auto":
+            self.from_output = from_output
 
 
 class _Identity(torch.autograd.Function):

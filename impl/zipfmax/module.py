@@ -18,7 +18,7 @@ from zipfmax.backends import Backend
 from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
 from zipfmax.decoding import TopK
-from zipfmax.gradients import with_zeros_for_absent
+from zipfmax.gradients import GRADIENTS, Gradients, Upstream, with_zeros_for_absent
 from zipfmax.inputs import check_input, check_out, check_target, operands
 from zipfmax.ranks import LabelRanks
 from zipfmax.weights import TailWeights, Weights
@@ -64,6 +64,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             `find_unused_parameters`. Compiled graphs and GPU kernels, which never read the targets on the
             host, give zeros either way.
         backend: "auto" takes the fastest that can serve the input; a named one that cannot raises.
+        gradients: what will be differentiated. "loss": the loss alone, so `output` is detached. "output": a
+            loss of the user's built from `output`, so the forward takes no gradients of the layer's own
+            loss (nothing else changes). "auto": as "loss", with `output` differentiable, until a backward
+            starts from `output`, then as "output" until one starts from the loss alone.
 
     Shape:
         input [..., d] with target [...]: any leading shape, none included. output like target, loss a scalar
@@ -71,7 +75,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     Raises:
         ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
-            labels, an unknown reduction, absent_grads or backend.
+            labels, an unknown reduction, absent_grads, backend or gradients.
     """
 
     cutoffs: list[int]
@@ -94,6 +98,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         label_ranks: LabelRanks | None = None,
         absent_grads: AbsentGrads = "none",
         backend: str = "auto",
+        gradients: Gradients = "auto",
     ) -> None:
         super().__init__()
         self.layout = ClusterLayout(
@@ -105,6 +110,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             )
         if absent_grads not in ("none", "zeros"):
             raise ValueError(f"unknown absent_grads {absent_grads!r}; choose one of: none, zeros")
+        if gradients not in GRADIENTS:
+            raise ValueError(f"unknown gradients {gradients!r}; choose one of: {', '.join(GRADIENTS)}")
         if label_ranks is not None and len(label_ranks) != n_classes:
             raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
@@ -123,6 +130,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.absent_grads: AbsentGrads = absent_grads
         self.backend = backend
+        self._upstream = Upstream(gradients)
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         with _empty_weights():
@@ -229,7 +237,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
                 ignore_index=ignore_index,
                 reduction=self.reduction,
                 dtype=dtype,
+                upstream=self._upstream,
             )
+        if not self._upstream.output_needs_gradient:
+            output = output.detach()
         if self.reduction == "none":
             loss = loss.reshape(target.shape)
         return ASMoutput(output.reshape(target.shape), loss)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
 
 # Fastest first: `auto` takes the first one that does not refuse the input.
@@ -36,6 +37,7 @@ class Backend(Protocol):
         ignore_index: int | None = None,
         reduction: str = "mean",
         dtype: torch.dtype | None = None,
+        upstream: Upstream | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each row's target, and the loss. Both differentiable.
 
@@ -47,6 +49,8 @@ class Backend(Protocol):
             ignore_index: rows with this target get output 0 and no gradient, and are not counted.
             reduction: "mean" over the counted rows (NaN where there are none), "sum" or "none".
             dtype: of the results, hidden's where it is None. Both are rounded to it once, at the end.
+            upstream: which result the backward is expected to start from; a backend that need not know
+                ignores it. Where its `output_needs_gradient` is False, the caller detaches `output`.
 
         Returns:
             output [N], log p(target | hidden); loss, a scalar, or [N] for "none".

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zipfmax.backends.targets import check_targets, reduce_loss
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 from zipfmax.weights import TailWeights, Weights
 
 
@@ -32,6 +33,7 @@ def nll(
     ignore_index: int | None = None,
     reduction: str = "mean",
     dtype: torch.dtype | None = None,
+    upstream: Upstream | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 

@@ -25,6 +25,7 @@ from zipfmax.backends.tiled_classes import log_prob_of_classes, most_probable_cl
 from zipfmax.backends.tiled_cluster import statistics_dtype
 from zipfmax.backends.tiled_workspace import release
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
 
 workspace_bytes = 32 * 2**20
@@ -51,6 +52,7 @@ def nll(
     ignore_index: int | None = None,
     reduction: str = "mean",
     dtype: torch.dtype | None = None,
+    upstream: Upstream | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
@@ -64,7 +66,7 @@ def nll(
         return log_p.to(dtype), reduce_loss(log_p, counted, reduction).to(dtype)
     tensors = (hidden, *weights.tensors())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        job = _Job(layout, weights, ignore_index, reduction, dtype)
+        job = _Job(layout, weights, ignore_index, reduction, dtype, upstream or Upstream())
         output, loss = _Nll.apply(job, hidden, target, *weights.tensors())  # type: ignore[no-untyped-call]
         return cast(Tensor, output), cast(Tensor, loss)
     batch = Batch.route(layout.bounds, target, ignore_index)
@@ -109,6 +111,7 @@ class _Job:
     reduction: str
     dtype: torch.dtype
     """Of the results."""
+    upstream: Upstream
 
 
 class _Nll(torch.autograd.Function):
@@ -120,7 +123,7 @@ class _Nll(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch = Batch.route(job.layout.bounds, target, job.ignore_index)
         wanted = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
-        scale = _loss_scale(job, batch)
+        scale = None if job.upstream.from_output else _loss_scale(job, batch)
         log_p, gradients = log_p_and_gradients(job.weights, hidden, batch, workspace_bytes, scale, wanted)
         loss = reduce_loss(log_p, batch.counted, job.reduction)
 
@@ -136,6 +139,7 @@ class _Nll(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         hidden, target, *tensors = ctx.saved_tensors
         job, batch = ctx.job, ctx.batch
+        job.upstream.learn(from_output=grad_output is not None)
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
         if torch.is_grad_enabled():
             gradients = _differentiable_gradients(job, hidden, target, tensors, grad_output, grad_loss)
