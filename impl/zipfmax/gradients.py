@@ -1,7 +1,8 @@
-"""What a layer tells its backend of gradients: what backward starts from, and zeros in place of absent ones."""
+"""What a layer tells its backend of gradients: where backward starts, and zeros in place of absent ones."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -60,3 +61,30 @@ def with_zeros_for_absent(weights: Weights) -> Weights:
     unused parameters.
     """
     return weights.with_tensors(_Identity.apply(*weights.tensors()))  # type: ignore[no-untyped-call]
+
+
+class _ZerosFor(torch.autograd.Function):
+    """(output, loss) of a call, and zero gradients for tensors that they may not depend on."""
+
+    @staticmethod
+    def forward(output: Tensor, loss: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return output.view_as(output), loss.view_as(loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (*gradients, *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors))
+
+
+def zeros_besides(output: Tensor, loss: Tensor, parameters: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The results themselves; every parameter gets a gradient from them, zero where they do not use it.
+
+    For submodules that are called, where `with_zeros_for_absent` cannot stand before the weights.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    results: tuple[Tensor, Tensor] = _ZerosFor.apply(output, loss, *wanted)  # type: ignore[no-untyped-call]
+    return results

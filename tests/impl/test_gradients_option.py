@@ -1,4 +1,4 @@
-"""What backward starts from, told by `gradients=` or learned: the same gradients, and work that is not done."""
+"""Where backward starts, told by `gradients=` or learned: the same gradients, and work that is not done."""
 
 import pytest
 import torch

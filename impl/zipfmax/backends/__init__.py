@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from zipfmax.backends.context import plain_operations_only
 from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
@@ -89,18 +90,28 @@ def load(name: str) -> Backend:
 
 
 def select(name: str, hidden: Tensor, weights: Weights) -> Backend:
-    """The backend that serves this input: the named one, or for "auto" the fastest that can.
+    """The backend that serves this call: the named one, or for "auto" the fastest that can.
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: a named backend that cannot serve the input, with its reason.
+        RuntimeError: a named backend that cannot serve the call, with its reason.
     """
+    unusual = plain_operations_only()
     if name == "auto":
+        if unusual is not None:
+            return load("eager")
         for candidate in BACKENDS:
             backend = load(candidate)
             if backend.refusal(hidden, weights) is None:
                 return backend
     backend = load(name if name != "auto" else "eager")
+    if unusual is not None and name != "eager":
+        if unusual == "torch.export":
+            return load("eager")  # an exported program runs where zipfmax's operators may be missing
+        raise RuntimeError(
+            f"backend {name!r} cannot serve this call: it is under {unusual}; backend='eager' serves it, "
+            "and backend='auto' takes that here"
+        )
     reason = backend.refusal(hidden, weights)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this input: {reason}")

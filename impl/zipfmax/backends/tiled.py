@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zipfmax.backends import eager
 from zipfmax.backends import tiled_operators as operators
+from zipfmax.backends.context import is_batched, is_traced
 from zipfmax.backends.targets import reduce_loss
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_classes import log_prob_of_classes, most_probable_class
@@ -60,7 +61,7 @@ def nll(
     None. Second derivatives (`create_graph=True`) are computed by the eager backend.
     """
     dtype = dtype or hidden.dtype
-    if torch.compiler.is_compiling():
+    if is_traced(hidden):
         log_p = operators.log_p(layout.bounds, weights, hidden, target, ignore_index, workspace_bytes)
         counted = None if ignore_index is None else target != ignore_index
         return log_p.to(dtype), reduce_loss(log_p, counted, reduction).to(dtype)
@@ -82,7 +83,7 @@ def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     """
     tensors = (hidden, *weights.tensors())
     wants_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if wants_graph or torch.compiler.is_compiling():
+    if wants_graph or is_traced(hidden):
         return eager.log_prob(layout, weights, hidden)
     with torch.no_grad():
         return log_prob_of_classes(layout, weights, hidden, workspace_bytes)
@@ -94,7 +95,7 @@ def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     Computes a tail only for the rows in which one of its classes may win, and never their log-probabilities.
     Compiled graphs use the eager backend.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(hidden):
         return eager.predict(layout, weights, hidden)
     with torch.no_grad():
         return most_probable_class(layout, weights, hidden, workspace_bytes)
@@ -128,7 +129,7 @@ class _Nll(torch.autograd.Function):
         loss = reduce_loss(log_p, batch.counted, job.reduction)
 
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, target, *tensors)
+        ctx.save_for_backward(hidden, target.clone(), *tensors)  # the caller may write to its targets now
         ctx.job, ctx.batch, ctx.wanted = job, batch, wanted
         ctx.loss_gradients = None if scale is None else gradients
         return log_p.to(job.dtype), loss.to(job.dtype)
@@ -141,7 +142,7 @@ class _Nll(torch.autograd.Function):
         job, batch = ctx.job, ctx.batch
         job.upstream.learn(from_output=grad_output is not None)
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in (grad_output, grad_loss)):
             gradients = _differentiable_gradients(job, hidden, target, tensors, grad_output, grad_loss)
             return None, gradients[0], None, *gradients[1:]
 
@@ -191,25 +192,27 @@ def _differentiable_gradients(
     grad_output: Tensor | None,
     grad_loss: Tensor | None,
 ) -> list[Tensor | None]:
-    """The gradients as functions that autograd can differentiate: the eager backend's."""
-    results = eager.nll(
-        job.layout,
-        job.weights.with_tensors(tensors),
-        hidden,
-        target,
-        ignore_index=job.ignore_index,
-        reduction=job.reduction,
-        dtype=job.dtype,
-    )
-    seeds = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
-    inputs = [tensor for tensor in (hidden, *tensors) if tensor.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [result for result, _ in seeds],
-            inputs,
-            [gradient for _, gradient in seeds],
-            create_graph=True,
-            allow_unused=True,
+    """The gradients as functions that autograd can differentiate, and vmap can batch: the eager backend's."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        results = eager.nll(
+            job.layout,
+            job.weights.with_tensors(tensors),
+            hidden,
+            target,
+            ignore_index=job.ignore_index,
+            reduction=job.reduction,
+            dtype=job.dtype,
         )
-    )
+        seeds = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
+        inputs = [tensor for tensor in (hidden, *tensors) if tensor.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in seeds],
+                inputs,
+                [gradient for _, gradient in seeds],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
     return [next(found) if tensor.requires_grad else None for tensor in (hidden, *tensors)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,11 +11,14 @@ from torch import nn
 from zipfmax.clusters import ClusterLayout
 from zipfmax.converters.checkpoint import build_layer, refuse_biases, refuse_ranks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
-from zipfmax.weights import TailWeights, Weights
+from zipfmax.submodules import Replaced, plain_weights
 
 
 def from_torch(module: nn.AdaptiveLogSoftmaxWithLoss, **options: Any) -> AdaptiveLogSoftmaxWithLoss:
     """The layer with torch's weights, copied: same dtype, device, training mode and frozen parameters.
+
+    Submodules that are not what torch's constructor made (adapters, hooks, other classes) are copied whole,
+    and the layer computes through them.
 
     Args:
         module: torch.nn's layer.
@@ -26,11 +30,22 @@ def from_torch(module: nn.AdaptiveLogSoftmaxWithLoss, **options: Any) -> Adaptiv
     if not isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
         raise TypeError(f"expected a torch.nn.AdaptiveLogSoftmaxWithLoss, got {type(module).__name__}")
     layout = ClusterLayout(module.in_features, module.n_classes, tuple(module.cutoffs[:-1]), module.div_value)
-    tails = []
-    for pair in module.tail:
-        projection, output = (cast(nn.Linear, linear) for linear in cast(nn.Sequential, pair))
-        tails.append(TailWeights(projection.weight, output.weight))
-    layer = build_layer(layout, Weights(module.head.weight, module.head.bias, tuple(tails)), options)
+    read = plain_weights(module, layout)
+    if isinstance(read, Replaced):
+        device = next(module.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            layer = AdaptiveLogSoftmaxWithLoss(
+                layout.in_features,
+                layout.n_classes,
+                layout.cutoffs,
+                layout.div_value,
+                head_bias=module.head_bias,
+                device=device,
+                **options,
+            )
+        layer.head, layer.tail = deepcopy(module.head), deepcopy(module.tail)
+    else:
+        layer = build_layer(layout, read, options)
     for mine, theirs in zip(layer.parameters(), module.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
     return layer.train(module.training)
@@ -44,8 +59,10 @@ def to_torch(layer: AdaptiveLogSoftmaxWithLoss) -> nn.AdaptiveLogSoftmaxWithLoss
 
     Raises:
         ValueError: the layer has tail biases, label_ranks or projection sizes that torch's cannot have.
+        RuntimeError: a submodule was changed, so that its weights do not say what it computes.
     """
     target = "torch.nn.AdaptiveLogSoftmaxWithLoss"
+    layer.weights()  # raises where they are not all that the layer computes with
     refuse_ranks(layer, target)
     refuse_biases(layer, target, "tail_bias", "projection_bias")
     layout = layer.layout
