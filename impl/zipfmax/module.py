@@ -16,6 +16,7 @@ from torch.nn.modules.adaptive import _ASMoutput
 
 from zipfmax import backends, decoding
 from zipfmax.backends import Backend
+from zipfmax.backends.context import cannot_read
 from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
 from zipfmax.decoding import TopK
@@ -388,7 +389,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         """Frequency ranks of flat labels, and the rank that stands for ignore_index."""
         if self.label_ranks is None:
             return labels, self.ignore_index
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if labels.device.type == "cpu" and not (torch.compiler.is_compiling() or cannot_read(labels)):
             check_targets(
                 labels, self.n_classes, self.ignore_index
             )  # so that the error names labels, not ranks

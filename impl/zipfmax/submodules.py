@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _module
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
+_TENSORS = (nn.Parameter, Tensor)
+_TRACED = (FakeTensor, FunctionalTensor)  # torch's own stand-ins for a tensor, in tracers
 _LINEAR, _SEQUENTIAL = nn.Linear.forward, nn.Sequential.forward
 
 
@@ -88,14 +92,14 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
     if "weight" in own or "bias" in own or "bias" not in parameters:
         return "has a weight that is computed, not a parameter"
     weight, bias = parameters.get("weight"), parameters["bias"]
-    if weight is None or type(weight) not in _TENSORS or (bias is not None and type(bias) not in _TENSORS):
-        return f"has a weight of type {type(weight).__name__}"
+    for tensor in (weight, bias):
+        if type(tensor) not in _TENSORS and not (tensor is None or isinstance(tensor, _TRACED)):
+            return f"has a weight of type {type(tensor).__name__}"
+    if weight is None:
+        return "has no weight"
     if weight.shape != (n_outputs, n_inputs):
         return f"has a weight of shape {tuple(weight.shape)}, not {(n_outputs, n_inputs)}"
     return weight, bias
-
-
-_TENSORS = (nn.Parameter, Tensor)
 
 
 def _described(module: object) -> str:

@@ -59,6 +59,46 @@ def nll(
     return output.to(dtype), reduce_loss(output, counted, reduction).to(dtype)
 
 
+def gradients(
+    layout: ClusterLayout,
+    weights: Weights,
+    hidden: Tensor,
+    target: Tensor,
+    upstream: tuple[Tensor | None, Tensor | None],
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    dtype: torch.dtype | None = None,
+) -> list[Tensor | None]:
+    """Gradients of `nll`'s results, for the backward of another backend that is differentiated or batched.
+
+    Args:
+        layout, weights, hidden, target, ignore_index, reduction, dtype: as `nll` takes them.
+        upstream: gradients of output and of loss, None for none.
+
+    Returns:
+        of hidden and of each of `weights.tensors()`; None for those that need none, and for the weights of
+        clusters without targets. Functions that autograd can differentiate where grad mode is on.
+    """
+    create_graph = torch.is_grad_enabled()
+    tensors = (hidden, *weights.tensors())
+    with torch.enable_grad():
+        results = nll(
+            layout, weights, hidden, target, ignore_index=ignore_index, reduction=reduction, dtype=dtype
+        )
+        seeds = [(r, g) for r, g in zip(results, upstream, strict=True) if g is not None]
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in seeds],
+                [tensor for tensor in tensors if tensor.requires_grad],
+                [gradient for _, gradient in seeds],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return [next(found) if tensor.requires_grad else None for tensor in tensors]
+
+
 def log_prob(layout: ClusterLayout, scorer: Scorer, hidden: Tensor) -> Tensor:
     """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
     return log_prob_given_head(layout, scorer, hidden, head_log_prob(scorer, hidden))

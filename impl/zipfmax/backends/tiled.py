@@ -10,7 +10,6 @@ What a call leaves for the next is the workspace, one a thread: see `workspace_b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -143,7 +142,16 @@ class _Nll(torch.autograd.Function):
         job.upstream.learn(from_output=grad_output is not None)
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
         if torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in (grad_output, grad_loss)):
-            gradients = _differentiable_gradients(job, hidden, target, tensors, grad_output, grad_loss)
+            gradients = eager.gradients(
+                job.layout,
+                job.weights.with_tensors(tensors),
+                hidden,
+                target,
+                (grad_output, grad_loss),
+                ignore_index=job.ignore_index,
+                reduction=job.reduction,
+                dtype=job.dtype,
+            )
             return None, gradients[0], None, *gradients[1:]
 
         weights = job.weights.with_tensors(tensors)
@@ -182,37 +190,3 @@ def _row_scale(job: _Job, batch: Batch, grad_output: Tensor | None, grad_loss: T
     if grad_loss is not None:
         scale -= grad_loss.to(scale.dtype) / (max(batch.n_counted, 1) if job.reduction == "mean" else 1)
     return scale
-
-
-def _differentiable_gradients(
-    job: _Job,
-    hidden: Tensor,
-    target: Tensor,
-    tensors: Sequence[Tensor],
-    grad_output: Tensor | None,
-    grad_loss: Tensor | None,
-) -> list[Tensor | None]:
-    """The gradients as functions that autograd can differentiate, and vmap can batch: the eager backend's."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        results = eager.nll(
-            job.layout,
-            job.weights.with_tensors(tensors),
-            hidden,
-            target,
-            ignore_index=job.ignore_index,
-            reduction=job.reduction,
-            dtype=job.dtype,
-        )
-        seeds = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
-        inputs = [tensor for tensor in (hidden, *tensors) if tensor.requires_grad]
-        found = iter(
-            torch.autograd.grad(
-                [result for result, _ in seeds],
-                inputs,
-                [gradient for _, gradient in seeds],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-    return [next(found) if tensor.requires_grad else None for tensor in (hidden, *tensors)]
