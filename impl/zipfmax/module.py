@@ -30,6 +30,7 @@ from zipfmax.inputs import (
     operands,
     operands_of_called,
 )
+from zipfmax.losses import LossTerms, check_terms, nll_with_terms
 from zipfmax.ranks import LabelRanks
 from zipfmax.submodules import Called, Replaced, plain_weights
 from zipfmax.weights import Weights
@@ -80,6 +81,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             `find_unused_parameters`. Compiled graphs and GPU kernels, which never read the targets on the
             host, give zeros either way.
         backend: "auto" takes the fastest that can serve the input; a named one that cannot raises.
+        label_smoothing, weight: as `torch.nn.functional.cross_entropy` takes them, uniform over all classes
+            and [n_classes] by label; the mean then divides by the sum of the targets' weights. `weight` is
+            kept as the buffer `class_weight`; a checkpoint may lack it.
+        z_loss: adds this factor times the squared log-sum-exps of the head and of the target's tail; see
+            `zipfmax.losses` for the whole formula. `output` is log p of the target whatever is added.
         gradients: what will be differentiated. "loss": the loss alone, so `output` is detached. "output": a
             loss of the user's built from `output`, so the forward takes no gradients of the layer's own
             loss (nothing else changes). "auto": as "loss", with `output` differentiable, until a backward
@@ -115,6 +121,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         absent_grads: AbsentGrads = "none",
         backend: str = "auto",
         gradients: Gradients = "auto",
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         nn.Module.__init__(self)  # torch's own would make the weights a second time
         self.layout = ClusterLayout(
@@ -132,6 +141,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
             backends.load(backend)
+        check_terms(n_classes, label_smoothing, z_loss, weight)
         self.in_features = in_features
         self.n_classes = n_classes
         self.cutoffs = [*self.layout.cutoffs, n_classes]  # torch.nn keeps n_classes in this list
@@ -147,6 +157,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         self.absent_grads: AbsentGrads = absent_grads
         self.backend = backend
         self._upstream = Upstream(gradients)
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
         self._announced: set[str] = set()
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -160,6 +172,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         )
         self.label_ranks = (
             deepcopy(label_ranks).to(self.head.weight.device) if label_ranks is not None else None
+        )
+
+        self.class_weight: Tensor | None
+        self.register_buffer(
+            "class_weight", None if weight is None else weight.detach().clone().to(self.head.weight.device)
         )
 
     @classmethod
@@ -250,16 +267,30 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             scorer = with_zeros_for_absent(scorer)
         ranks, ignore_index = self._ranks(target_.reshape(-1).long())
         with context:
-            output, loss = self._backend_for(hidden, scorer).nll(
-                self.layout,
-                cast(Weights, scorer),
-                hidden,
-                ranks,
-                ignore_index=ignore_index,
-                reduction=self.reduction,
-                dtype=dtype,
-                upstream=self._upstream,
-            )
+            backend = self._backend_for(hidden, scorer)
+            if self.class_weight is None and not (self.label_smoothing or self.z_loss):
+                output, loss = backend.nll(
+                    self.layout,
+                    cast(Weights, scorer),
+                    hidden,
+                    ranks,
+                    ignore_index=ignore_index,
+                    reduction=self.reduction,
+                    dtype=dtype,
+                    upstream=self._upstream,
+                )
+            else:
+                output, loss = nll_with_terms(
+                    backend,
+                    self.layout,
+                    scorer,
+                    hidden,
+                    ranks,
+                    self._loss_terms(),
+                    ignore_index=ignore_index,
+                    reduction=self.reduction,
+                    dtype=dtype,
+                )
         if self.absent_grads == "zeros" and isinstance(scorer, Called):
             output, loss = zeros_besides(output, loss, self.parameters())
         if not self._upstream.output_needs_gradient:
@@ -379,6 +410,19 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         if isinstance(scorer, Called):
             return backends.load("eager")
         return backends.select(self.backend, hidden, scorer)
+
+    def _loss_terms(self) -> LossTerms:
+        weight = self.class_weight
+        if weight is not None and self.label_ranks is not None:
+            weight = weight.index_select(0, self.label_ranks.label_of_rank)
+        return LossTerms(self.label_smoothing, self.z_loss, weight)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: Any, missing: list[str], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+        if prefix + "class_weight" in missing:  # no weight of the model: torch's checkpoints have none
+            missing.remove(prefix + "class_weight")
 
     def _leaf_of_fx(self, input_: Any, target_: Any) -> Any:
         """One node of a torch.fx graph that calls this layer, as for any module of torch.nn."""

@@ -54,8 +54,8 @@ def from_torch(module: nn.AdaptiveLogSoftmaxWithLoss, **options: Any) -> Adaptiv
 def to_torch(layer: AdaptiveLogSoftmaxWithLoss) -> nn.AdaptiveLogSoftmaxWithLoss:
     """torch.nn's layer with this layer's weights, copied.
 
-    ignore_index, reduction and absent_grads are no parameters and torch's layer knows none of them: its loss
-    is the mean over all rows.
+    ignore_index, reduction, absent_grads, class weights, smoothing and z-loss are not parameters, and torch's
+    layer knows none of them: its loss is the mean over all rows.
 
     Raises:
         ValueError: the layer has tail biases, label_ranks or projection sizes that torch's cannot have.
@@ -83,7 +83,8 @@ def to_torch(layer: AdaptiveLogSoftmaxWithLoss) -> nn.AdaptiveLogSoftmaxWithLoss
             device=device,
             dtype=layer.head.weight.dtype,
         )
-    module.load_state_dict(layer.state_dict())
+    state = layer.state_dict()
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
     for theirs, mine in zip(module.parameters(), layer.parameters(), strict=True):
         theirs.requires_grad_(mine.requires_grad)
     return module.train(layer.training)
