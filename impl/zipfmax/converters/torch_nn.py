@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import build_layer, refuse_biases, refuse_ranks
+from zipfmax.converters.checkpoint import Sample, build_layer, checked, refuse_biases, refuse_ranks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.submodules import Replaced, plain_weights
 
 
-def from_torch(module: nn.AdaptiveLogSoftmaxWithLoss, **options: Any) -> AdaptiveLogSoftmaxWithLoss:
+def from_torch(
+    module: nn.AdaptiveLogSoftmaxWithLoss, *, check: Sample | None = None, **options: Any
+) -> AdaptiveLogSoftmaxWithLoss:
     """The layer with torch's weights, copied: same dtype, device, training mode and frozen parameters.
 
     Submodules that are not what torch's constructor made (adapters, hooks, other classes) are copied whole,
@@ -22,10 +24,12 @@ def from_torch(module: nn.AdaptiveLogSoftmaxWithLoss, **options: Any) -> Adaptiv
 
     Args:
         module: torch.nn's layer.
+        check: a sample (hidden, log_prob) of the module, which the layer must reproduce.
         options: what torch's layer lacks, such as ignore_index, reduction or backend.
 
     Raises:
         TypeError: another kind of module.
+        ValueError: the layer does not reproduce `check`.
     """
     if not isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
         raise TypeError(f"expected a torch.nn.AdaptiveLogSoftmaxWithLoss, got {type(module).__name__}")
@@ -48,7 +52,7 @@ def from_torch(module: nn.AdaptiveLogSoftmaxWithLoss, **options: Any) -> Adaptiv
         layer = build_layer(layout, read, options)
     for mine, theirs in zip(layer.parameters(), module.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
-    return layer.train(module.training)
+    return checked(layer.train(module.training), "torch.nn.AdaptiveLogSoftmaxWithLoss", check)
 
 
 def to_torch(layer: AdaptiveLogSoftmaxWithLoss) -> nn.AdaptiveLogSoftmaxWithLoss:
