@@ -9,6 +9,7 @@ import torch.nn.utils.prune as prune
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
+from torch.testing._internal.two_tensor import TwoTensor
 
 import zipfmax
 from zipfmax import AdaptiveLogSoftmaxWithLoss
@@ -250,6 +251,29 @@ def test_what_the_constructor_made_takes_the_fast_path_and_a_removed_hook_gives_
     assert not isinstance(plain_weights(layer, layer.layout), Replaced)
     with pytest.raises(RuntimeError, match=r"submodule 'head' is a .*LoRA"):
         both(lora)[1].weights()
+
+
+def test_a_pruning_made_permanent_gives_the_fast_path_back():
+    _, layer = both(stale_weight)
+    assert plain_weights(layer, layer.layout) == ("head", "has a hook")
+    layer(*batch())
+    expected = layer(*batch())
+    prune.remove(layer.head, "weight")
+    assert not isinstance(plain_weights(layer, layer.layout), Replaced)
+    assert_close(layer(*batch()), expected)
+
+
+def test_a_weight_of_another_tensor_type_is_left_to_its_module():
+    found = []
+    for layer in both(lambda layer: None):
+        weight = layer.head.weight.detach()
+        layer.head.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+        output, loss = layer(*batch())
+        loss.backward()
+        results = (output, loss, layer.head.weight.grad, layer.tail[0][1].weight.grad)
+        found.append([getattr(result, "a", result).detach() for result in results])
+    assert plain_weights(layer, layer.layout) == ("head", "has a weight of type TwoTensor")
+    assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("method", ["forward", "log_prob", "predict", "topk", "sample", "out"])

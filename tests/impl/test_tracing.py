@@ -168,3 +168,40 @@ def test_the_forward_exports_and_the_program_takes_any_target():
     target[:3] = -1
     for found, expected in zip(program.module()(hidden, target), step(hidden, target), strict=True):
         assert_close(found, expected)
+
+
+def test_compiled_transforms_are_one_graph():
+    layer = make(ignore_index=3)
+    hidden, target = batch()
+    x, y = hidden.view(3, 8, 16), target.view(3, 8)
+
+    def losses(x, y):
+        return torch.func.vmap(lambda x, y: layer(x, y).loss)(x, y)
+
+    def gradient(x):
+        return torch.func.grad(lambda x: layer(x, target).loss)(x)
+
+    for function, arguments in ((losses, (x, y)), (gradient, (hidden,))):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(*arguments), function(*arguments))
+    assert_close(losses(x, y), torch.stack([layer(x[i], y[i]).loss for i in range(3)]))
+
+
+def test_compiled_calls_with_changed_submodules_are_torchs():
+    found = []
+    hidden, target = batch()
+    for cls in (nn.AdaptiveLogSoftmaxWithLoss, AdaptiveLogSoftmaxWithLoss):
+        layer = make(cls)
+        layer.head.register_forward_hook(lambda module, x, y: y * 0.5)
+        result = torch.compile(layer, backend="aot_eager")(hidden, target)
+        result.loss.backward()
+        found.append([result.output, result.loss, layer.head.weight.grad])
+    assert_close(found[1], found[0])
+
+
+def test_jit_script_refuses_both_layers():
+    for cls in (nn.AdaptiveLogSoftmaxWithLoss, AdaptiveLogSoftmaxWithLoss):
+        with pytest.raises(
+            (ValueError, AssertionError)
+        ):  # which of them depends on what torch scripted before
+            torch.jit.script(make(cls))

@@ -19,10 +19,10 @@ def plain_operations_only() -> str | None:
     That is: function transforms (torch.func.grad, vjp, jvp, vmap and what is built of them), forward-mode
     automatic differentiation, torch.jit.trace, torch.export.
     """
-    if torch.compiler.is_compiling():
-        return "torch.export" if torch.compiler._is_exporting_flag else None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform"
+    if torch.compiler.is_compiling():
+        return "torch.export" if torch.compiler._is_exporting_flag else None
     if forward_ad._current_level >= 0:
         return "forward-mode automatic differentiation"
     if torch._C._get_tracing_state() is not None:
@@ -38,7 +38,7 @@ def is_traced(hidden: Tensor) -> bool:
 def cannot_read(values: Tensor) -> bool:
     """Whether Python cannot branch on these values, or a recording would keep the branch of one example."""
     if torch.compiler.is_compiling():
-        return bool(torch.compiler._is_exporting_flag)
+        return plain_operations_only() is not None
     return torch._C._get_tracing_state() is not None or _is_recorded_or_fake(values) or is_batched(values)
 
 
