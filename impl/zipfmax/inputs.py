@@ -32,7 +32,7 @@ def check_input(input: Tensor, weight: Tensor) -> None:
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
-    """Raise RuntimeError unless `target` [...] goes with `input` [..., d]; TypeError for what is not a tensor."""
+    """Raise RuntimeError unless `target` [...] goes with `input` [..., d], TypeError for other types."""
     for name, given in (("input_", input), ("target_", target)):
         if not isinstance(given, Tensor):
             raise TypeError(f"{name} should be a Tensor, but found {type(given).__name__}")

@@ -264,16 +264,17 @@ def test_a_pruning_made_permanent_gives_the_fast_path_back():
 
 
 def test_a_weight_of_another_tensor_type_is_left_to_its_module():
-    found = []
-    for layer in both(lambda layer: None):
-        weight = layer.head.weight.detach()
-        layer.head.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
-        output, loss = layer(*batch())
-        loss.backward()
-        results = (output, loss, layer.head.weight.grad, layer.tail[0][1].weight.grad)
-        found.append([getattr(result, "a", result).detach() for result in results])
+    theirs, layer = both(lambda layer: None)
+    weight = layer.head.weight.detach()
+    layer.head.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
     assert plain_weights(layer, layer.layout) == ("head", "has a weight of type TwoTensor")
-    assert_close(found[1], found[0])
+    found = []
+    for changed in (layer, theirs):
+        output, loss = changed(*batch())
+        loss.backward()
+        results = (output, loss, changed.head.weight.grad, changed.tail[0][1].weight.grad)
+        found.append([getattr(result, "a", result).detach() for result in results])
+    assert_close(*found)
 
 
 @pytest.mark.parametrize("method", ["forward", "log_prob", "predict", "topk", "sample", "out"])
