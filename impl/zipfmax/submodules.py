@@ -8,9 +8,11 @@ scores by calling the submodules, as torch.nn's layer does.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -105,6 +107,30 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
 def _described(module: object) -> str:
     cls = type(module)
     return "absent" if module is None else f"a {cls.__module__}.{cls.__qualname__}"
+
+
+def announce(replaced: Replaced, backend: str, announced: set[str]) -> None:
+    """Say that submodules will be called: once for each name, which is added to `announced`.
+
+    Raises:
+        RuntimeError: the layer's backend was named, and calls no submodules.
+    """
+    if backend == "eager" or torch.compiler.is_compiling():
+        return
+    if backend != "auto":
+        raise RuntimeError(
+            f"backend {backend!r} cannot serve this layer: it reads weights and calls no submodule, "
+            f"but submodule {replaced.name!r} {replaced.why}; backend='eager' calls the submodules, "
+            "and backend='auto' takes that here"
+        )
+    if replaced.name not in announced:
+        announced.add(replaced.name)
+        warnings.warn(
+            f"AdaptiveLogSoftmaxWithLoss computes through its submodules because {replaced.name!r} "
+            f"{replaced.why}: right, but as slow as torch.nn's layer and with all logits of a step in "
+            "memory. backend='eager' says that this is meant",
+            stacklevel=5,
+        )
 
 
 @dataclass(frozen=True)

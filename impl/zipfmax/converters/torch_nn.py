@@ -33,6 +33,8 @@ def from_torch(
     """
     if not isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
         raise TypeError(f"expected a torch.nn.AdaptiveLogSoftmaxWithLoss, got {type(module).__name__}")
+    if isinstance(module, AdaptiveLogSoftmaxWithLoss):
+        raise TypeError("the module is zipfmax's already, with options that torch's lacks; copy.deepcopy it")
     layout = ClusterLayout(module.in_features, module.n_classes, tuple(module.cutoffs[:-1]), module.div_value)
     read = plain_weights(module, layout)
     if isinstance(read, Replaced):
