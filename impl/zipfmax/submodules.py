@@ -14,15 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _module
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
 _TENSORS = (nn.Parameter, Tensor)
-_TRACED = (FakeTensor, FunctionalTensor)  # torch's own stand-ins for a tensor, in tracers
 _LINEAR, _SEQUENTIAL = nn.Linear.forward, nn.Sequential.forward
 
 
@@ -95,13 +92,21 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
         return "has a weight that is computed, not a parameter"
     weight, bias = parameters.get("weight"), parameters["bias"]
     for tensor in (weight, bias):
-        if type(tensor) not in _TENSORS and not (tensor is None or isinstance(tensor, _TRACED)):
+        if type(tensor) not in _TENSORS and not (tensor is None or _stands_for_a_tensor(tensor)):
             return f"has a weight of type {type(tensor).__name__}"
     if weight is None:
         return "has no weight"
     if weight.shape != (n_outputs, n_inputs):
         return f"has a weight of shape {tuple(weight.shape)}, not {(n_outputs, n_inputs)}"
     return weight, bias
+
+
+def _stands_for_a_tensor(tensor: Tensor) -> bool:
+    """Whether it is what torch's own tracers put in a tensor's place."""
+    from torch._subclasses.fake_tensor import FakeTensor  # slow to import, and seldom asked
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(tensor, (FakeTensor, FunctionalTensor))
 
 
 def _described(module: object) -> str:

@@ -75,7 +75,7 @@ def test_a_jit_trace_of_every_method_serves_other_batches_too(ranks):
     hidden, target = batch()
     shortlist = target * 0 if ranks is None else target * 0 + 59  # one example that opens no tail
     traced = torch.jit.trace(lambda x, y: tuple(layer(x, y)), (hidden, shortlist))
-    others = torch.jit.trace(lambda x: (layer.log_prob(x), layer.predict(x), *layer.topk(x, 7)), hidden * 0)
+    others = torch.jit.trace(lambda x: (layer.log_prob(x), layer.predict(x), *layer.topk(x, 7)), hidden * 0.01)
     hidden, target = batch(31, seed=5)
     assert_close(traced(hidden, target), tuple(layer(hidden, target)))
     for found, expected in zip(
@@ -184,6 +184,12 @@ def test_compiled_transforms_are_one_graph():
     for function, arguments in ((losses, (x, y)), (gradient, (hidden,))):
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
         assert_close(compiled(*arguments), function(*arguments))
+    served = []
+    compiled = torch.compile(
+        layer, backend=lambda graph, _: served.append(str(graph.graph)) or graph, fullgraph=True
+    )
+    assert_close(compiled(hidden, target), layer(hidden, target))
+    assert "zipfmax.tiled_log_p" in served[0]  # outside a transform it is the fast operator still
     assert_close(losses(x, y), torch.stack([layer(x[i], y[i]).loss for i in range(3)]))
 
 

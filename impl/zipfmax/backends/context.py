@@ -13,16 +13,30 @@ _FAKE = torch._C._TorchDispatchModeKey.FAKE
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
+TRANSFORM = "a torch.func transform"
+
+
+def _compiles_a_transform() -> bool:
+    """Whether torch.compile is inside a transform: it takes the question itself for a tensor's operation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler, a second and a half.
+_compiles_a_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def plain_operations_only() -> str | None:
     """What is active that only plain differentiable torch operations serve, or None.
 
     That is: function transforms (torch.func.grad, vjp, jvp, vmap and what is built of them), forward-mode
     automatic differentiation, torch.jit.trace, torch.export.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform"
     if torch.compiler.is_compiling():
-        return "torch.export" if torch.compiler._is_exporting_flag else None
+        if torch.compiler._is_exporting_flag:
+            return "torch.export"
+        return TRANSFORM if _compiles_a_transform() else None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return TRANSFORM
     if forward_ad._current_level >= 0:
         return "forward-mode automatic differentiation"
     if torch._C._get_tracing_state() is not None:
