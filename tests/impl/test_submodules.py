@@ -100,6 +100,21 @@ def old_backward_hook(layer):
     layer.head.register_backward_hook(lambda module, grad_in, grad_out: grad_in)
 
 
+def computed_weight(layer):
+    """As a hypernetwork does it: a tensor in the parameter's place."""
+    weight = layer.head.weight
+    del layer.head.weight
+    layer.head.weight = weight.detach() * 2
+
+
+def shadowed_weight(layer):
+    layer.head.__dict__["weight"] = layer.head.weight.detach() * 2
+
+
+def backward_hook_of_head(layer):
+    layer.head.register_full_backward_hook(lambda module, grad_in, grad_out: (grad_in[0] * 2,))
+
+
 def backward_pre_hook(layer):
     layer.tail[0][0].register_full_backward_pre_hook(lambda module, grad_out: (grad_out[0] * 2,))
 
@@ -120,6 +135,9 @@ CHANGES = {
     ),
     "a forward pre-hook": lambda layer: layer.tail[0][1].register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
     "a full backward hook": backward_hook,
+    "a full backward hook on head": backward_hook_of_head,
+    "a weight that is no parameter": computed_weight,
+    "a weight before the parameter": shadowed_weight,
     "a backward pre-hook": backward_pre_hook,
     "an old backward hook": old_backward_hook,
     "a subclass of Linear": subclass,

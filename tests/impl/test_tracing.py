@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, LabelRanks
 from zipfmax.backends import tiled
+from zipfmax.backends.tiled_workspace import workspace
 
 SHAPE = (16, 60, [10, 30], 2.0)
 
@@ -69,13 +70,27 @@ def test_fake_calls_give_the_shapes_and_leave_nothing_for_real_ones(backend):
             assert_close(mine, other)
 
 
+def test_a_workspace_of_a_fake_call_is_not_kept_and_a_real_one_not_handed_out():
+    device = torch.device("cpu")
+    tiled.release_workspace()
+    with FakeTensorMode():
+        assert isinstance(workspace(64, device), FakeTensor)
+    real = workspace(64, device)
+    assert type(real) is torch.Tensor
+    with FakeTensorMode():
+        assert isinstance(workspace(64, device), FakeTensor)
+    assert workspace(64, device) is real
+
+
 @pytest.mark.parametrize("ranks", [None, LabelRanks(list(range(59, -1, -1)))], ids=["plain", "ranks"])
 def test_a_jit_trace_of_every_method_serves_other_batches_too(ranks):
     layer = make(label_ranks=ranks).requires_grad_(False)
     hidden, target = batch()
     shortlist = target * 0 if ranks is None else target * 0 + 59  # one example that opens no tail
     traced = torch.jit.trace(lambda x, y: tuple(layer(x, y)), (hidden, shortlist))
-    others = torch.jit.trace(lambda x: (layer.log_prob(x), layer.predict(x), *layer.topk(x, 7)), hidden * 0.01)
+    others = torch.jit.trace(
+        lambda x: (layer.log_prob(x), layer.predict(x), *layer.topk(x, 7)), hidden * 0.01
+    )
     hidden, target = batch(31, seed=5)
     assert_close(traced(hidden, target), tuple(layer(hidden, target)))
     for found, expected in zip(
