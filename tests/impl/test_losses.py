@@ -161,7 +161,9 @@ def test_smoothing_on_tiled_holds_no_full_distribution(monkeypatch):
     assert largest < 200 * 3000 / 8
 
 
-@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
+@pytest.mark.parametrize(
+    "terms", [TERMS["z-loss"], TERMS["weight"], TERMS["all"]], ids=["z-loss", "weight", "all"]
+)
 def test_second_derivatives_transforms_and_compiled_graphs_have_the_terms(terms):
     torch.compiler.reset()
     hidden, target = batch(12)
