@@ -15,7 +15,8 @@ from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
 from zipfmax_bench import gate_report, judge, records
 from zipfmax_bench.baseline import Baseline, Key
-from zipfmax_bench.coordinator import Coordinator, Effort, usable_cores
+from zipfmax_bench.engine import Engine, SamplingPolicy
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.judge import Finding
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.runs import machine
@@ -26,7 +27,7 @@ Record = Mapping[str, Any]
 Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
 
 # A confirmation is worth more samples than the finding it is to confirm.
-RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
+RERUN_POLICY = SamplingPolicy(seconds=6.0, least=12, most=180)
 RERUN_PROCESSES = 6
 SHARP = 0.04
 """Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
@@ -127,9 +128,8 @@ def measure_again(found: Mapping[Key, Record]) -> Rerun:
             case = Case.from_fields(first)
             names = [key[1], *(name for name in records.STEADY if first.get(f"speedup_vs_{name}"))]
             threads = first.get("threads") or usable_cores()
-            with Coordinator(names, threads, RERUN_PROCESSES) as coordinator:
-                measured = coordinator.prepare(case, names, RERUN_EFFORT)
-                coordinator.sample(measured, RERUN_EFFORT)
+            with Engine.of_processes(names, threads, RERUN_PROCESSES) as engine:
+                measured = engine.measure(dict.fromkeys(names, case), RERUN_POLICY)
             limit = measured.pop(LIMIT, None)
             again[key] = records.timing_line(case, key[1], measured, limit, threads)
         return again

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.timing import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, training_step, zipf_labels
-from zipfmax_bench.timing import replayed
 from zipfmax_bench.work import count
 
 # Of `zipfmax verify --grid quick`, the slowest to compile first.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.timing import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
-from zipfmax_bench.timing import replayed
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import build_for_timing, settings_of
 from zipfmax_reference.runs.case import Case

@@ -27,7 +27,7 @@ from zipfmax.calibration import Calibration, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.planner import plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
-from zipfmax_bench.coordinator import usable_cores
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_reference.runs import labels as label_distributions
 

@@ -1,4 +1,4 @@
-"""What a coordinator and its workers say to each other. Plain values only: no array ever crosses a pipe."""
+"""What the engine asks of an executor, and the answers. Plain values only: no array ever crosses a pipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TakeSample:
     """Load the batch of this round and time runs on it. Answered by `Timed`, the median of the runs.
 
     With `replay` a GPU's run is captured in a CUDA graph, and replays of it are timed, where it can be.
@@ -126,5 +126,5 @@ class Failure:
     reason: str
 
 
-Request = Prepare | WarmUp | Sample | Weigh | Split | CheckParity
+Request = Prepare | WarmUp | TakeSample | Weigh | Split | CheckParity
 Reply = Prepared | Lacking | Timed | Work | PartTimes | Parity | Failure

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from zipfmax_bench import statistics
-from zipfmax_bench.coordinator import Measurement
+from zipfmax_bench import ratios
+from zipfmax_bench.engine import Measurement
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
@@ -68,16 +68,16 @@ def occupancy(case: Case, measurement: Measurement) -> list[float] | None:
     return [float(share) for share in rows / max(rows.sum(), 1)]
 
 
-def seconds_by_round(measurement: Measurement) -> dict[statistics.Key, float]:
+def seconds_by_round(measurement: Measurement) -> dict[ratios.Key, float]:
     """What the statistics pair by."""
     return {(sample.process, sample.round): sample.seconds for sample in measurement.samples}
 
 
-def measured_ratio(reference: Measurement | None, own: Measurement) -> statistics.Ratio | None:
+def measured_ratio(reference: Measurement | None, own: Measurement) -> ratios.Ratio | None:
     """How many times faster than the reference, from the rounds of both; None if either did not run."""
     if reference is None or not (reference.ok and own.ok):
         return None
-    return statistics.speedup(seconds_by_round(reference), seconds_by_round(own))
+    return ratios.speedup(seconds_by_round(reference), seconds_by_round(own))
 
 
 def precise(found: Mapping[str, Measurement], precision: float) -> bool:
@@ -102,17 +102,10 @@ def _times(own: Measurement) -> Record:
         "samples_process": [sample.process for sample in own.samples],
         "n_rounds": len(own.samples),
         "runs_per_sample": own.runs_per_sample,
-        "throttled": _throttled(own),
+        "throttled": own.was_throttled,
         "throttled_samples": own.throttled,
         "replayed": own.replayed,
     }
-
-
-def _throttled(own: Measurement) -> bool | None:
-    """Whether the device was slowed down in a sample, which was left out; None where nobody could say."""
-    if own.throttled:
-        return True
-    return None if own.unknown_throttle or not own.samples else False
 
 
 def _work(own: Measurement) -> Record:

@@ -26,7 +26,8 @@ from rich.table import Table
 from zipfmax.errors import UsageError
 from zipfmax_bench import judge, presets, protocol, records
 from zipfmax_bench.baseline import Baseline, cell_of
-from zipfmax_bench.coordinator import Coordinator, Worker
+from zipfmax_bench.engine import Engine
+from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.gate import examine, measure_again, sharpened
 from zipfmax_bench.judge import Finding, Outcome
 from zipfmax_reference.runs.case import Case
@@ -170,7 +171,7 @@ class Bench:
     """Pools of worker processes, one of each implementation, for both sides of a gate run."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._pools: dict[str, list[Worker]] = {}
+        self._pools: dict[str, list[WorkerProcess]] = {}
         self._random = random.Random(seed)
         self._turn = 0
 
@@ -205,12 +206,13 @@ class Bench:
             "seconds": time.monotonic() - started,
         }
 
-    def _measure(self, case: Case, name: str, workers: Mapping[str, Sequence[Worker]]) -> records.Record:
+    def _measure(
+        self, case: Case, name: str, workers: Mapping[str, Sequence[WorkerProcess]]
+    ) -> records.Record:
         """Timing line of an implementation, measured beside the references."""
         together = (name, *REFERENCES)
-        coordinator = Coordinator.borrowing({each: workers[each] for each in together}, THREADS, self._random)
-        found = coordinator.prepare(case, together, AXES.effort)
-        coordinator.sample(found, AXES.effort)
+        engine = Engine({each: workers[each] for each in together}, self._random)
+        found = engine.measure(dict.fromkeys(together, case), AXES.policy)
         for each, measurement in found.items():
             if not measurement.ok:
                 raise UsageError(
@@ -218,14 +220,14 @@ class Bench:
                 )
         return records.timing_line(case, name, found, found[protocol.LIMIT], THREADS)
 
-    def _sides(self, kind: Kind) -> tuple[dict[str, list[Worker]], dict[str, list[Worker]]]:
+    def _sides(self, kind: Kind) -> tuple[dict[str, list[WorkerProcess]], dict[str, list[WorkerProcess]]]:
         """Ready workers of every name for the baseline and for the run, none of them in both."""
         sizes = dict.fromkeys((OURS, *REFERENCES), 2 * PROCESSES)
         sizes.setdefault(kind.stand_in, PROCESSES)
         fresh = []
         for name, size in sizes.items():
             pool = self._pools.setdefault(name, [])
-            fresh += [Worker(name, THREADS) for _ in range(size - len(pool))]
+            fresh += [WorkerProcess(name, THREADS) for _ in range(size - len(pool))]
             pool += [worker for worker in fresh if worker.name == name]
         for worker in fresh:
             worker.start()

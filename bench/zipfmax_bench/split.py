@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from zipfmax.clusters import ClusterLayout
+from zipfmax.timing import Timer
 from zipfmax_bench.limit import LimitRunner
 from zipfmax_bench.protocol import PartTimes
-from zipfmax_bench.timing import Timer
 from zipfmax_reference.contestants.implementation import Array, Labels, Runner
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import draw_batch

@@ -1,6 +1,6 @@
-"""A worker process: it holds one implementation and times one run of it whenever the coordinator asks.
+"""A worker process: it holds one implementation and times one run of it whenever the engine asks.
 
-Started by `zipfmax_bench.coordinator` with its thread count already in the environment. It draws weights and
+Started by `zipfmax_bench.executors` with its thread count already in the environment. It draws weights and
 batches itself from the case's seed, so all workers see the same numbers and nothing large is sent.
 """
 
@@ -12,7 +12,6 @@ import gc
 import math
 import os
 import signal
-import statistics
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zipfmax_bench import protocol, timing
+from zipfmax import timing
+from zipfmax_bench import protocol
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import (
     Family,
@@ -34,6 +34,7 @@ from zipfmax_reference.contestants.implementation import (
 )
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
+from zipfmax_reference.runs.machine import Throttle
 
 REFERENCES: Mapping[Family, tuple[str, ...]] = {
     "adaptive": ("definition", "torch"),
@@ -80,7 +81,7 @@ class Session:
                 return self._prepare(case)
             case protocol.WarmUp():
                 return self._warm_up()
-            case protocol.Sample(round, runs, replay):
+            case protocol.TakeSample(round, runs, replay):
                 return self._sample(round, runs, replay)
             case protocol.Weigh():
                 return self._weigh()
@@ -106,6 +107,7 @@ class Session:
         self._run_s = math.inf
         self._refuses_capture = False
         self._timer = timing.timer_for(case.device)
+        self._throttle = Throttle.of(torch.device(case.device))
         assert self._runner is not None
         return protocol.Prepared(settings_of(self._runner))
 
@@ -119,12 +121,11 @@ class Session:
     def _sample(self, round: int, runs: int, replay: bool) -> protocol.Timed:
         assert self._runner is not None, "Prepare comes first"
         occupancy = self._load(round)
-        if self._run_s < timing.SHORT_RUN_S or self._on_gpu:  # there the allocator starts empty
+        if self._run_s < timing.WARM_RUN_S or self._on_gpu:  # there the allocator starts empty
             self._runner.run()
         captured = self._captured() if replay else None
-        times = [self._timer(captured or self._runner.run) for _ in range(runs)]
-        throttled = self._timer.throttled()
-        seconds, wall_s = (statistics.median(column) for column in zip(*times, strict=True))
+        seconds, wall_s = timing.sample(captured or self._runner.run, self._timer, runs)
+        throttled = self._throttle.state()
         return protocol.Timed(seconds, wall_s, occupancy, throttled, captured is not None)
 
     def _captured(self) -> Callable[[], None] | None:
@@ -193,7 +194,7 @@ class Session:
 
 
 def serve(connection: Connection, name: str) -> None:
-    """Answer requests until the coordinator is gone. An implementation that raises is reported, not fatal."""
+    """Answer requests until the engine is gone. An implementation that raises is reported, not fatal."""
     session = Session(name)
     while True:
         try:
@@ -204,7 +205,7 @@ def serve(connection: Connection, name: str) -> None:
             reply = session.answer(request)
         except Exception as error:
             traceback.print_exc()
-            reply = _failure(error)
+            reply = failure(error)
         connection.send(reply)
 
 
@@ -215,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args(arguments)
-    _live_and_die_with_the_coordinator()
+    _live_and_die_with_the_starter()
     torch.set_num_threads(options.threads)
     serve(Connection(options.fd), options.name)
 
@@ -230,7 +231,8 @@ def _implementation(name: str) -> Implementation | None:
     return registry.implementation(name)
 
 
-def _failure(error: Exception) -> protocol.Failure:
+def failure(error: Exception) -> protocol.Failure:
+    """What an implementation raised, as an answer: its first line, and whether memory ran out."""
     text = f"{type(error).__name__}: {error}".strip()
     first_line = text.splitlines()[0][:300]
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
@@ -239,15 +241,15 @@ def _failure(error: Exception) -> protocol.Failure:
     return protocol.Failure("out_of_memory" if ran_out else "failed", first_line)
 
 
-def _live_and_die_with_the_coordinator() -> None:
-    """On Linux: be the first that the kernel kills for memory, and do not outlive a killed coordinator."""
+def _live_and_die_with_the_starter() -> None:
+    """On Linux: be the first that the kernel kills for memory, and end with the process that started it."""
     if not sys.platform.startswith("linux"):
         return
     Path("/proc/self/oom_score_adj").write_text("1000")
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() == 1:
-        sys.exit("the coordinator is gone")
+        sys.exit("the process that started this one is gone")
 
 
 if __name__ == "__main__":

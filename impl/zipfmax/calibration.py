@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
+from zipfmax.cost_model import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
 Floats = npt.NDArray[np.float64]

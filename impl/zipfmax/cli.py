@@ -144,10 +144,10 @@ def sweep(
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Measure implementations against full softmax as vocabulary and skew grow."""
-    from zipfmax_bench.plan import Options
     from zipfmax_bench.sweep import run
+    from zipfmax_bench.sweep_options import SweepOptions
 
-    options = Options(
+    options = SweepOptions(
         preset=preset,
         impl=tuple(impl or ()),
         labels=tuple(labels or ()),
@@ -285,7 +285,7 @@ def plan(
     """Choose the cutoffs: the cheapest partition on this machine for these labels."""
     from rich.console import Console
 
-    from zipfmax_bench.cutoffs import PlanOptions, run
+    from zipfmax_bench.planning import PlanOptions, run
 
     sources = [
         source

@@ -14,7 +14,7 @@ import torch
 
 from zipfmax.calibration import calibrated
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import CostModel
+from zipfmax.cost_model import CostModel
 from zipfmax.partition import ClusterCost, best_partitions
 
 Floats = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from zipfmax.calibration import Calibration
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import CostModel, PartCost
+from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.steps import Trial
 from zipfmax_bench import plan_proof
 from zipfmax_bench.plan_proof import Outcome, Prover, claims, grid, read

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipfmax.backends import tiled_operators
 from zipfmax_bench import flops, work
-from zipfmax_bench.cost import product_flops
+from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import draw_inputs

@@ -18,7 +18,8 @@ from zipfmax.calibration import Calibration, calibrated
 from zipfmax.errors import UsageError
 from zipfmax.planner import Plan, plan_cutoffs
 from zipfmax.steps import TASKS
-from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, Worker, usable_cores
+from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.executors import WorkerProcess, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.records import measured_ratio
 from zipfmax_reference.runs import labels
@@ -49,7 +50,7 @@ class PlanOptions:
     recalibrate: bool = False
 
 
-def make_plan(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
+def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
     """The plan, under this machine's cost model, which is measured first where it is not known yet.
 
     Raises:
@@ -202,17 +203,13 @@ def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str,
 
 def _race(entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int) -> dict[str, Measurement]:
     """Each entry measured, in a process of its own."""
-    workers = {name: Worker(implementation, threads) for name, (implementation, _) in entries.items()}
-    effort = Effort(rounds=rounds, budget_s=rounds * _RUN_LIMIT_S)
-    found: dict[str, Measurement] = {}
-    try:
-        coordinator = Coordinator.borrowing({name: [worker] for name, worker in workers.items()}, threads)
-        for name, (_, case) in entries.items():
-            found |= coordinator.prepare(case, [name], effort)
-        coordinator.sample(found, effort, count_work=False)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    policy = SamplingPolicy(rounds=rounds, budget_s=rounds * _RUN_LIMIT_S)
+    workers = {
+        name: [WorkerProcess(implementation, threads)] for name, (implementation, _) in entries.items()
+    }
+    with Engine(workers) as engine:
+        subjects = {name: case for name, (_, case) in entries.items()}
+        found = engine.measure(subjects, policy, count_work=False)
     for name, measurement in found.items():
         if not measurement.ok:
             raise UsageError(f"{name} could not be measured: {measurement.reason}")
@@ -295,7 +292,7 @@ def run(
     options: PlanOptions, *, as_json: bool, measured: bool, python: bool, console: Console
 ) -> dict[str, Any]:
     """Plan, print, and return the record."""
-    plan, calibration = make_plan(options, console)
+    plan, calibration = planned(options, console)
     customary = customary_plan(plan, calibration, options)
     result = record(plan, calibration, options, customary)
     if measured:

@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import cutoffs, presets
-from zipfmax_bench.coordinator import Effort, usable_cores
+from zipfmax_bench import planning, presets
+from zipfmax_bench.engine import SamplingPolicy
+from zipfmax_bench.executors import usable_cores
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.rundir import RUN_FILE, RunDirectory, default_path
@@ -24,7 +25,7 @@ PLANNED = "plan"
 
 
 @dataclass(frozen=True)
-class Options:
+class SweepOptions:
     """What a user chose; None or () leaves it to the preset, or with `resume` to the interrupted run."""
 
     preset: str | None = None
@@ -58,18 +59,18 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedSweep:
     """A sweep to run."""
 
     cases: Sequence[Case]
     implementations: Sequence[str]
-    effort: Effort
+    policy: SamplingPolicy
     threads: int
     processes: int
     directory: RunDirectory
 
 
-def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
+def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSweep:
     """Check the choices, and only then make the run directory.
 
     Raises:
@@ -104,15 +105,15 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
         cases += given
     if PLANNED in options.cutoffs:
         cases += planned_cases(presets.cases(replace(axes, cutoffs=())), directory, options.threads)
-    return Plan(
+    return ResolvedSweep(
         cases=cases,
         implementations=axes.implementations,
-        effort=replace(
-            axes.effort,
+        policy=replace(
+            axes.policy,
             rounds=options.rounds,
             precision=_precision(options.precision),
-            budget_s=options.budget or axes.effort.budget_s,
-            replay=options.replay or axes.effort.replay,
+            budget_s=options.budget or axes.policy.budget_s,
+            replay=options.replay or axes.policy.replay,
         ),
         threads=options.threads or usable_cores(),
         processes=options.processes or 1,
@@ -151,7 +152,7 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
     planned = []
     for case in cases:
         if case.id not in known:
-            options = cutoffs.PlanOptions(
+            options = planning.PlanOptions(
                 labels=case.labels,
                 classes=case.n_classes,
                 features=case.in_features,
@@ -162,9 +163,9 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
                 task=case.task,
                 threads=threads,
             )
-            plan, calibration = cutoffs.make_plan(options, Console(stderr=True))
+            plan, calibration = planning.planned(options, Console(stderr=True))
             known[case.id] = tuple(plan.cutoffs)
-            line = cutoffs.record(plan, calibration, options)
+            line = planning.record(plan, calibration, options)
             its_case = replace(case, cutoffs=known[case.id])
             directory.append("plans", line | {"case": its_case.id, "planned_for": case.id})
         planned.append(replace(case, cutoffs=known[case.id]))
@@ -181,7 +182,7 @@ def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
     return {}
 
 
-def _check_positive(options: Options) -> None:
+def _check_positive(options: SweepOptions) -> None:
     for name in ("classes", "features", "batch", "threads", "processes", "rounds", "budget"):
         value = getattr(options, name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, cli
 from zipfmax.calibration import Calibration
-from zipfmax.cost import CostModel, PartCost
+from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.errors import UsageError
 from zipfmax.planner import plan_cutoffs
-from zipfmax_bench import cutoffs
-from zipfmax_bench.cutoffs import PlanOptions
+from zipfmax_bench import planning
+from zipfmax_bench.planning import PlanOptions
 
 MODEL = CostModel(
     head=PartCost(1e-4, 3e-11, 4e-10, 3e-10, 0.0, 0.0, 3e-7, (1e-10, 0.0), (5e-10,)),
@@ -29,7 +29,7 @@ OPTIONS = PlanOptions(labels="zipf:1.0", classes=20_000, features=256, batch=512
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch):
     calibration = Calibration(MODEL, 0.05, 0.2, 12, {"hardware": "test"})
-    monkeypatch.setattr(cutoffs, "calibrated", lambda *arguments, **options: calibration)
+    monkeypatch.setattr(planning, "calibrated", lambda *arguments, **options: calibration)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -70,20 +70,20 @@ def test_the_words_of_a_text_are_planned_for_with_its_own_vocabulary(tmp_path):
 
 
 def test_a_flat_tiny_vocabulary_is_told_to_use_full_softmax():
-    plan, calibration = cutoffs.make_plan(
+    plan, calibration = planning.planned(
         replace(OPTIONS, labels="uniform", classes=60), Console(file=StringIO())
     )
-    assert "Full softmax is the better choice" in cutoffs.verdict(plan, calibration)[0]
+    assert "Full softmax is the better choice" in planning.verdict(plan, calibration)[0]
 
 
 def test_the_cost_of_a_customary_shortlist_is_told_beside_the_plan():
-    plan, calibration = cutoffs.make_plan(OPTIONS, Console(file=StringIO()))
-    customary = cutoffs.customary_plan(plan, calibration, OPTIONS)
+    plan, calibration = planning.planned(OPTIONS, Console(file=StringIO()))
+    customary = planning.customary_plan(plan, calibration, OPTIONS)
     share = plan.search.probabilities[:1400].sum()  # 7 % of the classes, as WikiText-103's 20k of 267,735
     assert customary.occupancy[0] >= share > plan.occupancy[0]
     assert customary.predicted_s > plan.predicted_s
     times = customary.predicted_s / plan.predicted_s
-    advice = cutoffs.verdict(plan, calibration, customary)[-1]
+    advice = planning.verdict(plan, calibration, customary)[-1]
     assert f"{times:.1f} times as long" in advice
     assert "--min-shortlist-share" in advice
     result = run("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512")
@@ -94,9 +94,9 @@ def test_the_cost_of_a_customary_shortlist_is_told_beside_the_plan():
 
 def test_a_plan_that_holds_the_customary_share_is_given_no_advice():
     options = replace(OPTIONS, min_shortlist_share=0.9)
-    plan, calibration = cutoffs.make_plan(options, Console(file=StringIO()))
-    assert cutoffs.customary_plan(plan, calibration, options) is None
-    assert not any("--min-shortlist-share" in line for line in cutoffs.verdict(plan, calibration))
+    plan, calibration = planning.planned(options, Console(file=StringIO()))
+    assert planning.customary_plan(plan, calibration, options) is None
+    assert not any("--min-shortlist-share" in line for line in planning.verdict(plan, calibration))
 
 
 def test_no_number_of_clusters_is_silently_another():
@@ -108,8 +108,8 @@ def test_no_number_of_clusters_is_silently_another():
 
 def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax():
     options = replace(OPTIONS, classes=600, features=16, batch=32, threads=1)
-    plan, _ = cutoffs.make_plan(options, Console(file=StringIO()))
-    measured = cutoffs.measure(plan, options, rounds=3)
+    plan, _ = planning.planned(options, Console(file=StringIO()))
+    measured = planning.measure(plan, options, rounds=3)
     assert list(measured) == ["plan", "literature", "full"]
     assert measured["plan"]["cutoffs"] == list(plan.cutoffs)
     assert measured["literature"]["cutoffs"] == [42, 150]
@@ -120,9 +120,9 @@ def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax()
 
 
 def test_an_implementation_that_cannot_be_measured_is_named():
-    plan, _ = cutoffs.make_plan(replace(OPTIONS, classes=600), Console(file=StringIO()))
+    plan, _ = planning.planned(replace(OPTIONS, classes=600), Console(file=StringIO()))
     with pytest.raises(UsageError, match="plan could not be measured: no CUDA"):
-        cutoffs.measure(plan, replace(OPTIONS, classes=600, device="cuda"), rounds=1)
+        planning.measure(plan, replace(OPTIONS, classes=600, device="cuda"), rounds=1)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_an_implementation_that_cannot_be_measured_is_named():
 )
 def test_what_allows_no_plan_is_wrong_use(options, message):
     with pytest.raises(UsageError, match=message):
-        cutoffs.make_plan(replace(OPTIONS, **options), Console(file=StringIO()))
+        planning.planned(replace(OPTIONS, **options), Console(file=StringIO()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
 def test_a_device_that_is_not_there_is_wrong_use():
     with pytest.raises(UsageError, match="torch sees no CUDA device"):
-        cutoffs.make_plan(replace(OPTIONS, device="cuda"), Console(file=StringIO()))
+        planning.planned(replace(OPTIONS, device="cuda"), Console(file=StringIO()))
 
 
 @pytest.mark.parametrize("sources", [(), ("--zipf", "1", "--labels", "uniform")])

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from zipfmax_bench import protocol
-from zipfmax_bench.coordinator import Worker
-from zipfmax_bench.cost import product_flops
+from zipfmax_bench.executors import WorkerProcess
+from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
@@ -33,7 +33,7 @@ class ParityGuard:
     def __init__(self, directory: RunDirectory, threads: int, log: Path) -> None:
         self._directory = directory
         self._log = log.open("ab")
-        self._worker = Worker(protocol.CHECKER, threads, self._log)
+        self._worker = WorkerProcess(protocol.CHECKER, threads, self._log)
         # Of each implementation and case: by tensor, the fault against each reference, or None.
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
         self._refused: dict[tuple[str, str], tuple[str, str]] = {}
@@ -53,9 +53,10 @@ class ParityGuard:
     def fault(self, name: str, case: Case) -> tuple[str, str] | None:
         """Status and reason of a cell that must not be timed, or None where the implementation is right.
 
-        One that says that its gradients are inexact is not judged: it is shown with that label.
+        The bare products have no results to judge. An implementation that says that its gradients are inexact
+        is shown with that label.
         """
-        if not registry.gradients(name).exact:
+        if name == protocol.LIMIT or not registry.gradients(name).exact:
             return None
         checked = checked_case(case, registry.implementation(name).family)
         key = (name, checked.id)

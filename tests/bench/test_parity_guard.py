@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zipfmax_bench.cost import product_flops
-from zipfmax_bench.parity import DEFINITION_FLOPS, ParityGuard, checked_case
+from zipfmax_bench.parity_guard import DEFINITION_FLOPS, ParityGuard, checked_case
+from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.rundir import RunDirectory
 

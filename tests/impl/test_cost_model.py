@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import TAIL_WIDTHS, CostModel, PartCost, fit_nonnegative, part_features
+from zipfmax.cost_model import TAIL_WIDTHS, CostModel, PartCost, fit_nonnegative, part_features
 
 PRICES = (2e-10, 9e-10, 8e-10, 7e-10, 6e-10, 5e-10, 4e-10)
 MODEL = CostModel(

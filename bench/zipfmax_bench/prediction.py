@@ -34,7 +34,7 @@ def product_flops(family: Family, case: Case) -> float:
     return 3.0 * forward if case.task == "train" else forward
 
 
-class CostModel:
+class RunTimePredictor:
     """Predicts seconds of a run from runs already seen: the nearest one in size, scaled by its FLOPs.
 
     Meant for cases in ascending cost. What was broken off counts as having taken as long as it was given, so

@@ -1,49 +1,57 @@
-"""One timed run: a monotonic clock on a CPU, events after an L2 flush on a GPU."""
+"""How runs are timed, written once: the clock of a device, one sample, and rounds in random order.
+
+Everything that measures is made of these: the calibration of the planner, the sweep's workers, tile tuning.
+So what `plan` predicts and what `sweep` measures are the same quantity.
+"""
 
 from __future__ import annotations
 
 import gc
+import random
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
-from zipfmax_reference.runs.machine import Throttle
+K = TypeVar("K")
+Run = Callable[[], None]
 
 # Below this a run is repeated untimed before it is timed: after the other workers' turns its weights have
 # left the caches and its threads sleep, which costs some milliseconds that a training loop does not pay.
-SHORT_RUN_S = 0.2
+WARM_RUN_S = 0.2
+# Several runs are one sample where a run is so short that a neighbour's blink shows.
+SHORT_RUN_S = 0.02
+RUNS_OF_A_SHORT_SAMPLE = 5
+
+
+class Seconds(NamedTuple):
+    """Time of one run, or the median of several."""
+
+    device_s: float
+    """Between two events on a GPU's stream; on a CPU the same as `wall_s`."""
+    wall_s: float
 
 
 class Timer(Protocol):
     """Times one run of a function on a device."""
 
-    def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
-        """(seconds on the device, seconds on the wall) of one run."""
-
-    def throttled(self) -> bool | None:
-        """Whether the device is being slowed down at this moment, so that what it timed does not count.
-
-        None where that is unknown.
-        """
+    def __call__(self, run: Run) -> Seconds:
+        """Seconds of one run."""
 
 
 class CpuTimer:
     """Wall time by the monotonic clock, with garbage collection held off."""
 
-    def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
+    def __call__(self, run: Run) -> Seconds:
         """Device and wall time are one here."""
         with _no_garbage_collection():
             start = time.perf_counter()
             run()
             seconds = time.perf_counter() - start
-        return seconds, seconds
-
-    def throttled(self) -> bool | None:
-        """Unknown: a CPU does not say."""
-        return None
+        return Seconds(seconds, seconds)
 
 
 class CudaTimer:
@@ -57,9 +65,8 @@ class CudaTimer:
         self._device = device
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._flush = torch.empty(max(2 * l2_bytes, 1 << 26), dtype=torch.int8, device=device)
-        self._throttle = Throttle.of(device)
 
-    def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
+    def __call__(self, run: Run) -> Seconds:
         """Device seconds between the events, and wall seconds until the device was done."""
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -72,14 +79,10 @@ class CudaTimer:
             stop.record()
             stop.synchronize()
             wall_s = time.perf_counter() - begun
-        return start.elapsed_time(stop) / 1e3, wall_s
-
-    def throttled(self) -> bool | None:
-        """What the driver says; None where it cannot be asked."""
-        return self._throttle.state()
+        return Seconds(start.elapsed_time(stop) / 1e3, wall_s)
 
 
-def replayed(run: Callable[[], None]) -> Callable[[], None]:
+def replayed(run: Run) -> Run:
     """The run captured in a CUDA graph, on the buffers it uses now: a replay costs the host one launch.
 
     Raises:
@@ -97,10 +100,37 @@ def replayed(run: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def timer_for(device: str) -> Timer:
+def timer_for(device: str | torch.device) -> Timer:
     """The timer of a torch device, "cpu" or "cuda"."""
     kind = torch.device(device)
     return CudaTimer(kind) if kind.type == "cuda" else CpuTimer()
+
+
+def runs_per_sample(run_s: float) -> int:
+    """Runs whose median is one sample, for a run that takes about `run_s` seconds when warm."""
+    return RUNS_OF_A_SHORT_SAMPLE if run_s < SHORT_RUN_S else 1
+
+
+def sample(run: Run, timer: Timer, runs: int) -> Seconds:
+    """Median of some runs, one after the other."""
+    times = [timer(run) for _ in range(runs)]
+    return Seconds(*(statistics.median(column) for column in zip(*times, strict=True)))
+
+
+def rounds(active: Callable[[int], Sequence[K]], order: random.Random) -> Iterator[tuple[int, K]]:
+    """(round, subject) for every turn: each subject that is active takes one turn a round, in random order.
+
+    So a drift of the machine meets all subjects alike.
+
+    Args:
+        active: asked before each round for the subjects that take part; none ends it.
+        order: of the turns.
+    """
+    done = 0
+    while subjects := active(done):
+        for subject in order.sample(list(subjects), len(subjects)):
+            yield done, subject
+        done += 1
 
 
 @contextmanager

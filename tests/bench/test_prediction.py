@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zipfmax_bench.cost import CostModel, product_flops
+from zipfmax_bench.prediction import RunTimePredictor, product_flops
 from zipfmax_reference.runs.case import Case
 
 CASE = Case(100, 8, 10, (20, 50), div_value=2.0, labels="uniform", task="forward")
@@ -32,7 +32,7 @@ def test_skew_makes_adaptive_softmax_cheaper():
 
 
 def test_a_prediction_scales_the_nearest_run_by_its_flops():
-    model = CostModel({"full": "full"})
+    model = RunTimePredictor({"full": "full"})
     larger = Case(**{**CASE.to_fields(), "n_classes": 400})
     assert model.predict("full", CASE) is None
     model.learn("full", CASE, 2.0)
@@ -42,6 +42,6 @@ def test_a_prediction_scales_the_nearest_run_by_its_flops():
 
 
 def test_a_dtype_says_nothing_about_another():
-    model = CostModel({"full": "full"})
+    model = RunTimePredictor({"full": "full"})
     model.learn("full", CASE, 2.0)
     assert model.predict("full", Case(**{**CASE.to_fields(), "dtype": "bfloat16"})) is None

@@ -1,0 +1,22 @@
+"""Executors in the test's own process, under a clock that it sets: no outcome depends on the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from zipfmax import timing
+from zipfmax_bench import engine, parity_guard, selftest
+from zipfmax_bench.executors import InProcess
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Implementations run in this process, and every run takes a millisecond by the clock."""
+
+    def timer(run):
+        run()
+        return timing.Seconds(1e-3, 1e-3)
+
+    monkeypatch.setattr(timing, "timer_for", lambda device: timer)
+    for module in (engine, parity_guard, selftest):
+        monkeypatch.setattr(module, "WorkerProcess", InProcess)
