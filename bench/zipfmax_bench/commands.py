@@ -271,7 +271,9 @@ def _figure(name: str) -> Callable[[dict[str, Any], Path], None]:
     for entry in entry_points(group="zipfmax.figures", name=name):
         draw: Callable[[dict[str, Any], Path], None] = entry.load()
         return draw
-    raise UsageError(f"nothing is installed that draws the figure of a {name}: pip install 'zipfmax[harness]'")
+    raise UsageError(
+        f"nothing is installed that draws the figure of a {name}: pip install 'zipfmax[harness]'"
+    )
 
 
 def _integers(option: str, text: str | None) -> tuple[int, ...]:

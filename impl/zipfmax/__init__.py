@@ -1,6 +1,6 @@
 """zipfmax: adaptive softmax that is fast, verified and measured.
 
-What is public is imported when it is first asked for, so that a command that needs no layer does not import torch.
+What is public is imported when it is first asked for, so that a command that needs no layer imports no torch.
 """
 
 from importlib import import_module

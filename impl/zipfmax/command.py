@@ -1,11 +1,11 @@
 """The `zipfmax` command: finds the commands that are installed, and runs one.
 
-A command is an entry point of the group `zipfmax.commands`: a function whose parameters Typer turns into options.
-It belongs to the package that does the work, and is imported only when it is called; so this module imports
-no package above it, and `zipfmax --help` needs nothing but the standard library.
+A command is an entry point of the group `zipfmax.commands`: a function whose parameters Typer turns into
+options. It belongs to the package that does the work, and is imported only when it is called; so this module
+imports no package above it, and `zipfmax --help` needs nothing but the standard library.
 
-Exit status everywhere: 0 holds, 1 a finding (parity failed, a regression), 2 wrong use, missing input or nothing
-to judge, with one line on standard error and no traceback.
+Exit status everywhere: 0 holds, 1 a finding (parity failed, a regression), 2 wrong use, missing input or
+nothing to judge, with one line on standard error and no traceback.
 """
 
 from __future__ import annotations

@@ -23,6 +23,6 @@ def report(
     ] = None,
 ) -> None:
     """Make the page of a run: is it right, is it worth it, why, and how to repeat it."""
-    from zipfmax_reports import write_report
+    from zipfmax_reports.report import write_report
 
     print(write_report(directories, output, figures, markdown))

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from zipfmax import timing
-from zipfmax.cli import app
+from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench import presets, sweep_options
 from zipfmax_bench.sweep import run
@@ -248,7 +248,7 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
     ],
 )
 def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
-    result = CliRunner().invoke(app, ["sweep", *arguments])
+    result = CliRunner().invoke(application("sweep"), arguments)
     assert isinstance(result.exception, UsageError)
     message = str(result.exception)
     assert "\n" not in message
