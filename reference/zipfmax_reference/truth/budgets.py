@@ -12,7 +12,8 @@ taken in, and t that of a product's operands (tf32; else 0):
 
     q = P h             var(q) = sum(q) + stored(q)
     s = O q (or W h+b)  var(s) = sum(s) + stored(s) + (O^2) var(q)
-    L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + (a L)^2     over C classes
+    L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + u^2 + (a L)^2   over C classes,
+                        whose sum of exponentials may be stored
     l = s - L           var(l) = var(s) + var(L) + (u l)^2 + a^2 (s^2 + L^2)
     output              var = var(l) of the head's slot + var(l) within the tail + stored(output)
     loss                sd  = mean of sd(output) + stored: rows need not be independent
@@ -21,7 +22,7 @@ taken in, and t that of a product's operands (tf32; else 0):
     ds = g (p - y)      var = g^2 (var(p) + 2 u^2 (p - y)^2) + tiny^2, for an upstream gradient -g of the row
 
     dW = ds' h, dO = dt' q, dP = dq' h (over rows), db = ds' 1:
-                        var = m [var(ds)' h^2 (+ ds^2' var(q))] + sum + stored
+                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum] + stored
     dq = dt O, dh = ds W, dh = dq P (over classes or features):
                         var = var_own(ds) W^2 + (g sd(L) p W)^2 + sum + stored
                         The error of L is common to all classes of a row, so its part adds up coherently; so does
@@ -66,10 +67,15 @@ class Rounding:
     """Half the spacing of the smallest numbers, or the smallest normal number where smaller ones are flushed."""
     operand: float = 0.0
     """Of the operands of products, where they are rounded first."""
+    largest: float = np.inf
+    """Beyond it a stored number may become infinite."""
 
     def store(self, values: Floats) -> Floats:
-        """Variance that storing the values adds."""
-        return (self.stored * values) ** 2 + self.tiny**2
+        """Variance that storing the values adds; infinite where they may overflow."""
+        variance: Floats = (self.stored * values) ** 2 + self.tiny**2
+        return (
+            variance if self.largest == np.inf else np.where(np.abs(values) > self.largest, np.inf, variance)
+        )
 
     def sum(self, n_terms: int, absolute: Floats, squares: Floats | None) -> Floats:
         """Variance of a sum: of the terms' absolute values and, where operands are rounded, squares."""
@@ -83,13 +89,14 @@ class Rounding:
 
 
 ROUNDING = {
-    "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-1022),
+    "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-500),
     "float32": Rounding(2.0**-24, 2.0**-24, 2.0**-126),
     "tf32": Rounding(2.0**-24, 2.0**-24, 2.0**-126, operand=2.0**-11),
     "bfloat16": Rounding(2.0**-8, 2.0**-24, 2.0**-126),
-    "float16": Rounding(2.0**-11, 2.0**-24, 2.0**-25),
+    "float16": Rounding(2.0**-11, 2.0**-24, 2.0**-25, largest=65504.0),
 }
-"""By the dtype of a case; "tf32" is float32 whose products round their operands to 10 bits."""
+"""By the dtype of a case; "tf32" is float32 whose products round their operands to 10 bits. float64's smallest
+numbers are left out, because their squares underflow."""
 
 
 class _Softmax(NamedTuple):
@@ -311,7 +318,7 @@ class _Sum:
 
     def deviation(self, r: Rounding, n_rows: int, equal_rows: int) -> Floats:
         """Standard deviation of the error of each element."""
-        spread = equal_rows * self._variance + r.sum(n_rows, self._absolute, self._squares)
+        spread = equal_rows * (self._variance + r.sum(n_rows, self._absolute, self._squares))
         return np.sqrt(spread + r.store(self._value)).reshape(self._shape)
 
 
@@ -337,7 +344,7 @@ def _softmax(
     log_p = logits - log_sum
     p = np.exp(log_p)
     row = (p**2 * variance).sum(axis=1, keepdims=True) + logits.shape[1] * r.summed**2
-    row += (r.summed * log_sum) ** 2
+    row += r.stored**2 + (r.summed * log_sum) ** 2
     if out is not None and q_variance is not None:
         row += ((p @ out) ** 2 * q_variance).sum(axis=1, keepdims=True)
     own = variance + (r.stored * log_p) ** 2 + r.summed**2 * (logits**2 + log_sum**2)
@@ -349,13 +356,13 @@ def _grad_logits(
 ) -> tuple[Floats, Floats, Floats]:
     """ds [n, C], the variance of what is each element's own, and of what is common to a row or comes by q."""
     at = np.arange(len(label)), label
-    own = soft.p**2 * (_relative(soft.own) ** 2 + r.stored**2)
+    own = np.minimum(soft.p * _relative(soft.own), 1.0) ** 2 + (r.stored * soft.p) ** 2
     shared = soft.row if through_q is None else soft.row + through_q
-    common = soft.p**2 * _relative(shared) ** 2
+    common = np.minimum(soft.p * _relative(shared), 1.0) ** 2
     ds = soft.p.copy()
     ds[at] -= 1
-    own = np.minimum(own, 1.0) + 2 * r.stored**2 * ds**2
-    return -g * ds, g**2 * own + r.tiny**2, g**2 * np.minimum(common, 1.0)
+    own += 2 * r.stored**2 * ds**2
+    return -g * ds, g**2 * own + r.tiny**2, g**2 * common
 
 
 def _relative(variance: Floats) -> Floats:

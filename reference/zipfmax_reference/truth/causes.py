@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,24 +17,30 @@ AFFORDABLE = 1 << 31
 """Multiplications N x d x V beyond which no explanation is tried."""
 
 
-def likely_cause(case: Case, inputs: Inputs, tensor: str, values: Values) -> str | None:
-    """The mistake with which the definition gives these values, within their budget; None if none does.
+class Causes:
+    """The usual mistakes on one case, each evaluated once."""
 
-    Args:
-        case: the cell.
-        inputs: its weights and batch.
-        tensor: name of the wrong one.
-        values: what was computed.
-    """
-    if tensor in CLASSES or case.batch_size * case.in_features * case.n_classes > AFFORDABLE:
-        return None
-    for mistake, truth in _mistakes(case, inputs):
-        if tensor in truth.values and truth.values[tensor].shape == values.shape:
-            if np.array_equal(truth.values[tensor], Truth.of(case, inputs).values[tensor]):
-                continue  # it makes no difference here
-            if truth.judge(tensor, values).status == "pass":
+    def __init__(self, case: Case, inputs: Inputs, truth: Truth) -> None:
+        self._case, self._inputs, self._truth = case, inputs, truth
+
+    def of(self, tensor: str, values: Values) -> str | None:
+        """The mistake with which the definition gives these values, within their budget; None if none does."""
+        if tensor in CLASSES:
+            return None
+        right = self._truth.values[tensor]
+        for mistake, wrong in self._mistakes:
+            there = wrong.values.get(tensor)
+            differs = there is not None and there.shape == values.shape and not np.array_equal(there, right)
+            if differs and wrong.judge(tensor, values).status == "pass":
                 return mistake
-    return None
+        return None
+
+    @cached_property
+    def _mistakes(self) -> list[tuple[str, Truth]]:
+        case = self._case
+        if case.batch_size * case.in_features * case.n_classes > AFFORDABLE:
+            return []
+        return list(_mistakes(case, self._inputs))
 
 
 def _mistakes(case: Case, inputs: Inputs) -> Iterator[tuple[str, Truth]]:

@@ -8,8 +8,10 @@ grains, each with a threshold of its own, because each sees a kind of fault that
     group     the same over many rows: shortlist, each tail, targets       a small error of all rare classes
               of the batch, absent classes, each decade of label rank
 
-A mean of n squares is known to about 1 / sqrt(2 n), so a row or group of n elements may exceed 1 by a multiple
-of 1 / sqrt(n). Values must be finite where the truth is, and nowhere else. A class that is picked may be less
+A mean of n squares is known to about 1 / sqrt(2 n), so a row or group may exceed 1 by a multiple of 1 / sqrt(n).
+n is the number of errors that are independent at worst: of a class's row, the smaller one of its width and of the
+number of different hidden states; of a batch row, whose log-sum-exp all share, one. Values must be finite where
+the truth is and does not overflow the dtype, and nowhere else. A class that is picked may be less
 probable than the right one by what rounding does to the two log-probabilities.
 """
 
@@ -30,8 +32,8 @@ from zipfmax_reference.truth.contract import CLASSES, Values, best_classes, form
 ELEMENT = 6.0
 """Deviations that one element may be off."""
 ROW, ROW_SPREAD = 1.5, 3.5
-GROUP, GROUP_SPREAD = 1.0, 3.0
-"""A row or group of n elements may be off by ROW + ROW_SPREAD / sqrt(n) deviations, in the root mean square."""
+GROUP, GROUP_SPREAD = 0.9, 2.5
+"""A row or group may be off by ROW + ROW_SPREAD / sqrt(n) deviations, in the root mean square."""
 
 EXTENDED_LIMIT = 1 << 24
 """Multiplications N x d x V up to which a float64 case's truth is evaluated in extended precision."""
@@ -92,6 +94,8 @@ class Truth:
     target: Values
     values: Results
     deviations: Results
+    different_rows: int
+    """Rows of the hidden state that differ from each other."""
     log_prob: Values | None = None
     """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
     log_prob_deviation: Values | None = None
@@ -123,6 +127,7 @@ class Truth:
         affordable = case.batch_size * case.n_classes * case.in_features <= EXTENDED_LIMIT
         dtype = np.longdouble if case.dtype == "float64" and affordable else np.float64
         values = definition.evaluate(case, inputs, family, row_weight=row_weight, dtype=dtype)
+        different = max(1, len(np.unique(inputs.hidden, axis=0)))
         if case.task in ("forward", "train"):
             gradients = case.task == "train"
             if family == "full":
@@ -141,7 +146,7 @@ class Truth:
                     rounding,
                     gradients=gradients,
                 )
-            return cls(case, inputs.target, values, deviations)
+            return cls(case, inputs.target, values, deviations, different)
         if family == "full":
             weight = definition.full_weight(case, inputs)
             log_prob = definition.full_log_prob(weight, inputs.hidden, dtype)
@@ -152,7 +157,7 @@ class Truth:
         deviations = {"log_prob": deviation} if case.task == "log_prob" else {}
         if case.task == "topk":
             deviations["topk.values"] = np.take_along_axis(deviation, values["topk.classes"], axis=1)
-        return cls(case, inputs.target, values, deviations, log_prob, deviation)
+        return cls(case, inputs.target, values, deviations, different, log_prob, deviation)
 
     def of_results(self, results: Results) -> Truth:
         """Another implementation's results as the truth: both may be off, so deviations count twice."""
@@ -194,8 +199,11 @@ class Truth:
         spurious = int((np.isfinite(values) & ~sound).sum())
         if spurious:
             return Verdict("fail", reason=f"{spurious} finite values where the truth is not finite")
-        if not np.isfinite(values[sound]).all():
+        deviation = np.where(np.isnan(deviation), np.inf, deviation)
+        overflown = sound & ~np.isfinite(values)
+        if (overflown & np.isfinite(deviation)).any():
             return Verdict("fail", reason="not finite where the truth is")
+        sound &= ~overflown
         if truth.size == 0 or not sound.any():
             return Verdict("pass", 0.0, 0.0)
         with np.errstate(all="ignore"):
@@ -207,7 +215,7 @@ class Truth:
         parts = tuple(self._parts(tensor, error, deviation, size))
         grains = [
             ("element", *_element(error, deviation)),
-            ("row", *_row(error, deviation)),
+            ("row", *_row(error, deviation, self._independent(tensor, error.shape[1]))),
         ]
         grain, share, off, budget, row = max(grains, key=lambda one: one[1])
         where = self._place(tensor, row, error.shape[1])
@@ -229,19 +237,23 @@ class Truth:
             budget = ELEMENT * sum(
                 np.take_along_axis(self.log_prob_deviation, classes, axis=1) for classes in (chosen, right)
             )
-        budget = np.where(np.isfinite(budget), budget, np.inf)
+        # Where one log-probability of a row may overflow, so may those that it is compared with.
+        known = np.isfinite(self.log_prob_deviation).all(axis=1, keepdims=True)
+        budget = np.where(known & np.isfinite(budget), budget, np.inf)
         excess = np.where(gap > 0, gap / np.maximum(budget, 1e-300), 0.0)
         at = np.unravel_index(int(excess.argmax()), excess.shape)
         status: Status = "pass" if excess[at] <= 1 else "fail"
         return Verdict(status, float(gap[at]), float(budget[at]), "element", f"row {at[0]}")
 
     def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[Part]:
+        within_row = self._independent(tensor, error.shape[1])
+        by_class = self._classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
         for name, mask, axis in self._groups(tensor, error.shape):
             if not mask.any():
                 continue
             chosen = (mask,) if axis == 0 else (slice(None), mask)
             e, d, t = error[chosen], deviation[chosen], size[chosen]
-            n = e.size
+            n = within_row if by_class else min(len(e), self.different_rows)
             budget = (GROUP + GROUP_SPREAD / np.sqrt(n)) * _rms(d)
             off, scale = _rms(e), _rms(t)
             yield Part(name, off, budget, off / scale if scale > 0 else (0.0 if off == 0 else np.inf))
@@ -293,6 +305,11 @@ class Truth:
             return 0, np.arange(tail.start, tail.stop)
         return 0, None
 
+    def _independent(self, tensor: str, width: int) -> int:
+        """Errors within a row that are independent at worst."""
+        by_batch_row = tensor in ("output", "loss", "grad.input", "log_prob", "topk.values")
+        return 1 if by_batch_row else max(1, min(width, self.different_rows))
+
     def _place(self, tensor: str, row: int, width: int) -> str:
         rows = self.values[tensor].shape[:1] or (1,)
         axis, classes = self._classes(tensor, (*rows, width))
@@ -313,10 +330,11 @@ def _part_name(part: int) -> str:
 def _rms(values: Values) -> float:
     if values.size == 0:
         return 0.0
-    largest = float(np.max(values))
+    absolute = np.abs(values)
+    largest = float(np.max(absolute))
     if largest == 0 or not np.isfinite(largest):
         return largest
-    return largest * float(np.sqrt(np.mean((values / largest) ** 2)))
+    return largest * float(np.sqrt(np.mean((absolute / largest) ** 2)))
 
 
 def _element(error: Values, deviation: Values) -> tuple[float, float, float, int]:
@@ -329,7 +347,7 @@ def _element(error: Values, deviation: Values) -> tuple[float, float, float, int
     return float(share[at]), float(error[at]), float(budget[at]), int(at[0])
 
 
-def _row(error: Values, deviation: Values) -> tuple[float, float, float, int]:
+def _row(error: Values, deviation: Values, independent: int) -> tuple[float, float, float, int]:
     """The same of the worst row; (0, ...) where a row is an element."""
     width = error.shape[1]
     if width < 2:
@@ -338,7 +356,7 @@ def _row(error: Values, deviation: Values) -> tuple[float, float, float, int]:
         scale = np.maximum(deviation.max(axis=1, keepdims=True), 1e-300)
         off = scale[:, 0] * np.sqrt(np.mean((error / scale) ** 2, axis=1))
         spread = scale[:, 0] * np.sqrt(np.mean((deviation / scale) ** 2, axis=1))
-        budget = (ROW + ROW_SPREAD / np.sqrt(width)) * spread
+        budget = (ROW + ROW_SPREAD / np.sqrt(independent)) * spread
         share = np.where(off > 0, off / budget, 0.0)
     share = np.where(np.isnan(share), 0.0, share)
     at = int(share.argmax())

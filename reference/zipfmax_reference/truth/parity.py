@@ -23,7 +23,7 @@ from zipfmax_reference.contestants.implementation import Family, Implementation,
 from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_full_weight, draw_inputs
-from zipfmax_reference.truth.causes import likely_cause
+from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
 WHOLE = "*"
@@ -98,14 +98,20 @@ class Oracle:
         case: the cell.
         against: names of the references.
         inputs: weights and batch; by default the case's own.
+        explain: whether a likely cause of each failure is looked for.
     """
 
-    def __init__(self, case: Case, against: Sequence[str], inputs: Inputs | None = None) -> None:
+    def __init__(
+        self, case: Case, against: Sequence[str], inputs: Inputs | None = None, explain: bool = True
+    ) -> None:
         self.case = case
         self._against = tuple(against)
         self._given = inputs
+        self._explain = explain
         self._truths: dict[Family, Truth] = {}
         self._references: dict[tuple[str, Family], Truth | str] = {}
+        self._causes: Causes | None = None
+        self._wrong: dict[tuple[str, Family], dict[str, str]] = {}
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -116,8 +122,9 @@ class Oracle:
         """Judge an implementation, against each reference in turn.
 
         Returns:
-            Records with `case`, `impl`, `against`, `tensor`, `dtype` and the fields of `Verdict`. A cell that cannot be judged has one record with the tensor "*": skipped
-            with what is lacking, or failed with what the implementation raised.
+            Records with `case`, `impl`, `against`, `tensor`, `dtype` and the fields of `Verdict`. A cell that
+            cannot be judged has one record with the tensor "*": skipped with what is lacking, or failed with
+            what the implementation raised.
         """
         reason = implementation.lacks(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
@@ -164,15 +171,25 @@ class Oracle:
         if isinstance(reference, str):
             return {WHOLE: Verdict("skipped", reason=f"{name}: {reference}")}
         verdicts = reference.verdicts(results, mismatches)
+        for tensor in self._wrong.get((name, family), {}).keys() & verdicts.keys():
+            reason = f"{name}'s own is wrong: {self._wrong[name, family][tensor]}"
+            verdicts[tensor] = Verdict("skipped", reason=reason)
         return {
             tensor: replace(verdict, cause=self._cause(family, tensor, results, verdict))
             for tensor, verdict in verdicts.items()
         }
 
     def _cause(self, family: Family, tensor: str, results: Results, verdict: Verdict) -> str | None:
-        if verdict.status != "fail" or family != "adaptive" or verdict.reason is not None:
+        if (
+            verdict.status != "fail"
+            or family != "adaptive"
+            or verdict.reason is not None
+            or tensor not in results
+        ):
             return None
-        return likely_cause(self.case, self.inputs, tensor, results[tensor])
+        if self._causes is None:
+            self._causes = Causes(self.case, self.inputs, self.truth(family))
+        return self._causes.of(tensor, results[tensor])
 
     def _reference(self, name: str, family: Family) -> Truth | str:
         """A peer's results as the truth, or why there are none."""
@@ -190,11 +207,20 @@ class Oracle:
         try:
             runner = implementation.build(self.case, self.inputs)
             runner.run()
-            return self.truth(family).of_results(runner.results())
+            results = runner.results()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a reference that raises judges nobody; the record says so
             return f"raised {type(error).__name__}: {_one_line(error)}"
+        truth = self.truth(family)
+        own = {tensor: truth.judge(tensor, results[tensor]) for tensor in truth.values if tensor in results}
+        # Nobody is held against a result that the definition refuses.
+        self._wrong[name, family] = {
+            tensor: verdict.reason or f"{verdict.where} is off by {verdict.error:.3g}"
+            for tensor, verdict in own.items()
+            if verdict.status == "fail"
+        }
+        return truth.of_results(results)
 
     def _record(self, implementation: Implementation, against: str, tensor: str, verdict: Verdict) -> Record:
         identity = {
