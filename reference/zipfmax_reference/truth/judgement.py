@@ -18,8 +18,8 @@ probable than the right one by what rounding does to the two log-probabilities.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,6 +99,9 @@ class Truth:
     log_prob: Values | None = None
     """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
     log_prob_deviation: Values | None = None
+    _known_groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, tuple[Any, ...]]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def of(
@@ -248,10 +251,13 @@ class Truth:
     def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[Part]:
         within_row = self._independent(tensor, error.shape[1])
         by_class = self._classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
-        for name, mask, axis in self._groups(tensor, error.shape):
-            if not mask.any():
-                continue
-            chosen = (mask,) if axis == 0 else (slice(None), mask)
+        if (tensor, error.shape) not in self._known_groups:
+            self._known_groups[tensor, error.shape] = [
+                (name, (np.flatnonzero(mask),) if axis == 0 else (slice(None), np.flatnonzero(mask)))
+                for name, mask, axis in self._groups(tensor, error.shape)
+                if mask.any()
+            ]
+        for name, chosen in self._known_groups[tensor, error.shape]:
             e, d, t = error[chosen], deviation[chosen], size[chosen]
             n = within_row if by_class else min(len(e), self.different_rows)
             budget = (GROUP + GROUP_SPREAD / np.sqrt(n)) * _rms(d)
