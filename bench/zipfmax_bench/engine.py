@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 from zipfmax import timing
-from zipfmax_bench import protocol
+from zipfmax_bench import plausibility, protocol
 from zipfmax_bench.executors import Executor, WorkerProcess
 from zipfmax_reference.runs.case import Case
 
@@ -34,12 +35,14 @@ _ALLOWANCE_S = 180.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed run."""
+    """The median of some timed runs."""
 
     process: int
     round: int
     seconds: float
     wall_s: float
+    trip_s: float = 0.0
+    """By this process's clock, of the request that was answered with the run's times."""
 
 
 @dataclass
@@ -66,6 +69,10 @@ class Measurement:
     rows: list[tuple[int, ...]] = field(default_factory=list)
     work: protocol.Work = field(default_factory=protocol.Work)
     parts: protocol.PartTimes | None = None
+    verified: int = 0
+    """Samples whose results were compared with the definition."""
+    empty_trips_s: list[float] = field(default_factory=list)
+    """Of requests that time nothing, a round each: the cost of asking."""
 
     @property
     def runs_per_sample(self) -> int:
@@ -127,16 +134,32 @@ Judge = Callable[[str, Case], tuple[str, str] | None]
 """Status and reason of a subject that must not be timed on a case, or None."""
 
 
+class Verifier(Protocol):
+    """Judges what timed runs computed."""
+
+    def wanted(self, cases: Mapping[str, Case], common: bool, drawn: str) -> set[str]:
+        """The subjects whose sample of a round is to be verified; see `ParityGuard.wanted`."""
+
+    def timed_fault(self, name: str, case: Case, batch: int, executor: Executor) -> tuple[str, str] | None:
+        """Status and reason where the last timed run of an executor is wrong."""
+
+
 class Engine:
     """Executors of some subjects, kept from case to case; equally many, as replicates, of each.
 
     Args:
         executors: of each subject; they take the rounds in turns.
         order: of the turns within a round.
+        clock: seconds, of this process: it runs no user's code.
+        secret: which timed runs are verified; by default nobody can predict it.
     """
 
     def __init__(
-        self, executors: Mapping[str, Sequence[Executor]], order: random.Random | None = None
+        self,
+        executors: Mapping[str, Sequence[Executor]],
+        order: random.Random | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        secret: random.Random | None = None,
     ) -> None:
         counts = {len(own) for own in executors.values()}
         if len(counts) > 1:
@@ -144,6 +167,8 @@ class Engine:
         self.processes = counts.pop() if counts else 1
         self._executors = executors
         self._order = order or random.Random(0)
+        self._clock = clock
+        self._secret = secret or random.SystemRandom()
         self._log: IO[bytes] | None = None
 
     @classmethod
@@ -206,6 +231,7 @@ class Engine:
         split: Collection[str] = (),
         count_work: bool = True,
         policies: Mapping[str, SamplingPolicy] | None = None,
+        verifier: Verifier | None = None,
     ) -> dict[str, Measurement]:
         """What came of each subject on its case, measured together.
 
@@ -217,12 +243,15 @@ class Engine:
             split: the subjects whose head and tails are then timed apart.
             count_work: whether `Measurement.work` is wanted; it takes further runs.
             policies: for making single subjects ready, where theirs differs.
+            verifier: judges what timed runs computed; without one nothing is verified.
         """
         found = self.prepare(subjects, policy, policies)
         for name, measurement in found.items():
             if judge is not None and measurement.ok and (fault := judge(name, subjects[name])):
                 measurement.end(*fault)
-        self.sample(found, policy, satisfied, split, count_work)
+        self.sample(found, policy, satisfied, split, count_work, verifier, subjects)
+        if verifier is not None:
+            plausibility.end_implausible(found, subjects)
         return found
 
     def prepare(
@@ -251,6 +280,8 @@ class Engine:
         satisfied: Callable[[Mapping[str, Measurement]], bool] | None = None,
         split: Collection[str] = (),
         count_work: bool = True,
+        verifier: Verifier | None = None,
+        subjects: Mapping[str, Case] | None = None,
     ) -> None:
         """Rounds of samples of what `prepare` has made ready, in random order; then its work is counted.
 
@@ -260,14 +291,21 @@ class Engine:
             satisfied: asked after each round from the least number on; True stops too.
             split: the implementations whose head and tails are then timed apart.
             count_work: whether `Measurement.work` is wanted; it takes further runs.
+            verifier: judges what timed runs computed.
+            subjects: the case of each, for the verifier.
         """
+        common = self._secret.randrange(policy.least_rounds)
+        plan = _Verifications(verifier, subjects or {}, common, self._secret)
 
         def active(done: int) -> list[str]:
             going = [name for name, own in found.items() if own.ok and not policy.enough(done, own.spent_s)]
             return [] if satisfied and done >= policy.least_rounds and satisfied(found) else going
 
         for round, name in timing.rounds(active, self._order):
-            self._take_turn(self._executors[name][round % self.processes], round, found[name], policy)
+            self._take_turn(name, round, found, policy, plan)
+        for measurement in found.values():
+            if verifier is not None and measurement.ok and (fault := plausibility.clock_fault(measurement)):
+                measurement.end("implausible", fault)
         for name, measurement in found.items():
             if measurement.ok and name in split:
                 self._split(self._executors[name][0], measurement, policy)
@@ -289,7 +327,7 @@ class Engine:
                 if compiles or reply.wall_s < PERHAPS_COLD_S:
                     reply = executor.ask(protocol.WarmUp(), longest_s)
         match reply:
-            case protocol.Timed(_, wall_s):
+            case protocol.Timed(_, wall_s, _):
                 measurement.run_s = min(measurement.run_s, wall_s)
             case protocol.Lacking(reason):
                 measurement.end("skipped", reason)
@@ -315,19 +353,107 @@ class Engine:
             case protocol.Work() as work:
                 measurement.work = work
             case protocol.Failure(status, reason):
-                measurement.end(status, f"while its work was counted: {reason}")
+                # The times stand: an implementation may do what cannot be counted.
+                measurement.work = protocol.Work(uncounted=f"{status}: {reason}")
 
-    def _take_turn(self, executor: Executor, round: int, own: Measurement, policy: SamplingPolicy) -> None:
-        started = time.monotonic()
-        match executor.ask(protocol.TakeSample(round, own.runs_per_sample, policy.replay), policy.budget_s):
-            case protocol.Timed(seconds, wall_s, rows, throttled, replayed):
-                own.rows.append(rows)
-                own.replayed += replayed
-                own.unknown_throttle += throttled is None
-                if throttled:
-                    own.throttled += 1
-                else:
-                    own.samples.append(Sample(round % self.processes, round, seconds, wall_s))
-            case protocol.Failure(status, reason):
-                own.end(status, reason)
-        own.spent_s += time.monotonic() - started
+    def _take_turn(
+        self,
+        name: str,
+        round: int,
+        found: Mapping[str, Measurement],
+        policy: SamplingPolicy,
+        plan: _Verifications,
+    ) -> None:
+        """One sample: each of its runs is a request of its own, on a batch that no other run sees."""
+        own, executor = found[name], self._executors[name][round % self.processes]
+        started = self._clock()
+        runs = own.runs_per_sample
+        verified_run = plan.run_of(round, name, found, runs)
+        taken: list[tuple[protocol.Timed, float]] = []
+        rows, replayed, verifying_s = [], False, 0.0
+        if verified_run is not None or plan.on:
+            began = self._clock()
+            executor.ask(protocol.TakeSample(empty=True), policy.budget_s)
+            own.empty_trips_s.append(self._clock() - began)
+        for run in range(runs):
+            batch = _batch_number(round, run)
+            warm = _batch_number(round, -1) if run == 0 else None
+            loaded = executor.ask(protocol.Load(batch, warm, policy.replay), policy.budget_s)
+            began = self._clock()
+            reply = (
+                executor.ask(protocol.TakeSample(), policy.budget_s)
+                if isinstance(loaded, protocol.Loaded)
+                else loaded
+            )
+            trip_s = self._clock() - began
+            if isinstance(reply, protocol.Failure):
+                own.end(reply.status, reply.reason)
+                break
+            assert isinstance(loaded, protocol.Loaded)
+            assert isinstance(reply, protocol.Timed)
+            taken.append((reply, trip_s))
+            rows.append(loaded.occupancy)
+            replayed = loaded.replayed
+            if run == verified_run:
+                began = self._clock()
+                fault = plan.fault(name, batch, executor)
+                own.verified += 1
+                verifying_s += self._clock() - began
+                if fault is not None:
+                    own.end(*fault)
+                    break
+        if own.ok:
+            own.rows.append(tuple(map(sum, zip(*rows, strict=True))))
+            own.replayed += replayed
+            self._note(own, round, taken)
+        own.spent_s += self._clock() - started - verifying_s
+
+    def _note(self, own: Measurement, round: int, taken: Sequence[tuple[protocol.Timed, float]]) -> None:
+        states = [timed.throttled for timed, _ in taken]
+        own.unknown_throttle += None in states
+        if True in states:
+            own.throttled += 1
+            return
+        seconds, wall_s, trip_s = (
+            median(column)
+            for column in zip(*((one.seconds, one.wall_s, trip) for one, trip in taken), strict=True)
+        )
+        own.samples.append(Sample(round % self.processes, round, seconds, wall_s, trip_s))
+
+
+class _Verifications:
+    """Which timed runs are verified. The processes that compute cannot know before they have."""
+
+    def __init__(
+        self, verifier: Verifier | None, cases: Mapping[str, Case], common: int, secret: random.Random
+    ) -> None:
+        self.on = verifier is not None
+        self._verifier, self._cases = verifier, cases
+        self._common, self._secret = common, secret
+        self._round = -1
+        self._wanted: set[str] = set()
+        self._run = 0
+
+    def run_of(self, round: int, name: str, found: Mapping[str, Measurement], runs: int) -> int | None:
+        """Which of a sample's runs is verified; None for no one."""
+        if self._verifier is None:
+            return None
+        if round != self._round:
+            self._round = round
+            going = [each for each, own in found.items() if own.ok]
+            cases = {each: self._cases[each] for each in going}
+            common = round == self._common
+            self._wanted = self._verifier.wanted(cases, common, self._secret.choice(going))
+            # The same run of all, so that their truth is computed once.
+            self._run = self._secret.randrange(timing.RUNS_OF_A_SHORT_SAMPLE)
+        return self._run % runs if name in self._wanted else None
+
+    def fault(self, name: str, batch: int, executor: Executor) -> tuple[str, str] | None:
+        """Status and reason where the last timed run is wrong."""
+        assert self._verifier is not None
+        return self._verifier.timed_fault(name, self._cases[name], batch, executor)
+
+
+def _batch_number(round: int, run: int) -> int:
+    """A batch of its own for each run of a sample, and for the untimed one before, which is -1."""
+    return 1 + round * (timing.RUNS_OF_A_SHORT_SAMPLE + 1) + run + 1

@@ -105,6 +105,7 @@ def _times(own: Measurement) -> Record:
         "throttled": own.was_throttled,
         "throttled_samples": own.throttled,
         "replayed": own.replayed,
+        "verified_samples": own.verified,
     }
 
 
@@ -114,6 +115,8 @@ def _work(own: Measurement) -> Record:
         "flops": own.work.flops,
         "launches": own.work.launches,
         "synchronisations": own.work.synchronisations,
+        "delegates": own.work.delegates,
+        "uncounted": own.work.uncounted,
     }
 
 

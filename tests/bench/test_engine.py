@@ -81,7 +81,7 @@ class Noted:
         if isinstance(request, protocol.Prepare):
             return protocol.Prepared()
         self.limits.append(timeout_s)
-        return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits), ())
+        return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits))
 
 
 @pytest.mark.parametrize(("device", "slack"), [("cpu", [0]), ("cuda", [100, 0])])
@@ -103,7 +103,9 @@ def test_rounds_are_complete_paired_and_drawn_from_the_same_labels():
     for name in names:
         assert [(s.process, s.round) for s in found[name].samples] == [(0, 0), (1, 1), (0, 2), (1, 3)]
         assert found[name].rows == found["torch"].rows
-        assert all(sum(rows) == CASE.batch_size for rows in found[name].rows)
+        assert all(
+            sum(rows) == CASE.batch_size * found[name].runs_per_sample for rows in found[name].rows
+        )
     assert len(set(found["torch"].rows)) > 1, "labels are fresh in each round"
 
 
@@ -126,8 +128,10 @@ class Throttled(Noted):
     def ask(self, request, timeout_s):
         if isinstance(request, protocol.Prepare):
             return protocol.Prepared("chunk_size=4")
+        if isinstance(request, protocol.Load):
+            return protocol.Loaded((16, 0, 0))
         state = self.states.pop(0) if isinstance(request, protocol.TakeSample) else None
-        return protocol.Timed(1.0, 1.0, (16, 0, 0), state)
+        return protocol.Timed(1.0, 1.0, state)
 
 
 @pytest.mark.parametrize(
