@@ -61,6 +61,11 @@ class ParityGuard:
             worker.close()
         self._log.close()
 
+    def release(self, name: str) -> None:
+        """End the process that an implementation is checked in, if there is one."""
+        if name in self._subjects:
+            self._subjects.pop(name).close()
+
     def fault(self, name: str, case: Case) -> tuple[str, str] | None:
         """Status and reason of a cell that must not be timed, or None where the implementation is right.
 

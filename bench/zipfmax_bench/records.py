@@ -19,6 +19,9 @@ REFERENCES = ("full", "torch")
 # What a gate holds times against: those, and the bare matrix products, which allocate nothing and vary least.
 STEADY = (*REFERENCES, LIMIT)
 
+FINDINGS = {"parity_failed": "parity failed", "failed": "failed", "implausible": "implausible"}
+"""Statuses that are a fault of the implementation, in words."""
+
 Record = dict[str, Any]
 
 

@@ -35,8 +35,6 @@ from zipfmax_reference.runs.labels import vocabulary_size
 # Their faults are shown; what is under test is the others: zipfmax, and an implementation of the user's own.
 PEERS = tuple(name for name in registry.names() if not name.startswith("zipfmax"))
 INTERRUPTED = 130
-CAUSES = {"parity_failed": "parity failed", "failed": "failed", "implausible": "implausible"}
-"""Statuses that are a fault of the implementation, as they are told."""
 
 
 def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
@@ -71,15 +69,15 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
     _say(console, "\nmilliseconds (times faster than full softmax)")
     show(console, timing_tables(lines, plan.implementations))
     _say(console, f"run directory: {path}")
-    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in CAUSES]
+    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in records.FINDINGS]
     for text, cells in Counter(causes).items():
         print(f"zipfmax: {text}" + (f" ({cells} cells)" if cells > 1 else ""), file=sys.stderr)
-    return 1 if any(line["status"] in CAUSES and line["impl"] not in PEERS for line in lines) else 0
+    return 1 if any(line["status"] in records.FINDINGS and line["impl"] not in PEERS for line in lines) else 0
 
 
 def cause(line: records.Record) -> str:
     """Why a cell has no time, without the name of the case, so that equal causes are told once."""
-    return f"{CAUSES[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
+    return f"{records.FINDINGS[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
 
 
 def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: Ranks) -> ResolvedSweep:

@@ -103,9 +103,7 @@ def test_rounds_are_complete_paired_and_drawn_from_the_same_labels():
     for name in names:
         assert [(s.process, s.round) for s in found[name].samples] == [(0, 0), (1, 1), (0, 2), (1, 3)]
         assert found[name].rows == found["torch"].rows
-        assert all(
-            sum(rows) == CASE.batch_size * found[name].runs_per_sample for rows in found[name].rows
-        )
+        assert all(sum(rows) == CASE.batch_size * found[name].runs_per_sample for rows in found[name].rows)
     assert len(set(found["torch"].rows)) > 1, "labels are fresh in each round"
 
 
