@@ -41,8 +41,11 @@ class Sample:
     round: int
     seconds: float
     wall_s: float
-    trip_s: float = 0.0
-    """By this process's clock, of the request that was answered with the run's times."""
+    untimed_s: float = 0.0
+    """What a request to time a run took, by this process's clock, beyond the time that was claimed for the
+
+    run; the least of the sample's runs, since it holds whatever delayed the answer.
+    """
 
 
 @dataclass
@@ -414,11 +417,11 @@ class Engine:
         if True in states:
             own.throttled += 1
             return
-        seconds, wall_s, trip_s = (
-            median(column)
-            for column in zip(*((one.seconds, one.wall_s, trip) for one, trip in taken), strict=True)
+        seconds, wall_s = (
+            median(column) for column in zip(*((one.seconds, one.wall_s) for one, _ in taken), strict=True)
         )
-        own.samples.append(Sample(round % self.processes, round, seconds, wall_s, trip_s))
+        untimed_s = min(trip_s - one.wall_s for one, trip_s in taken)
+        own.samples.append(Sample(round % self.processes, round, seconds, wall_s, untimed_s))
 
 
 class _Verifications:

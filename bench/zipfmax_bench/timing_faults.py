@@ -150,7 +150,7 @@ def examine(planted: Sequence[Planted], directory: RunDirectory) -> list[Outcome
 
 
 def _outcome(one: Planted, beside: dict[str, list[WorkerProcess]], guard: ParityGuard) -> Outcome:
-    case = Case(10_000, 64, 128, (1_000, 4_000), task=one.task, device=one.device)
+    case = Case(10_000, 64, 256, (1_000, 4_000), task=one.task, device=one.device)
     name = one.implementation
     worker = WorkerProcess(name, THREADS)
     try:

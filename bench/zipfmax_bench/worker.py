@@ -156,7 +156,9 @@ class Session:
     def _sample(self, empty: bool) -> protocol.Timed:
         assert self._run is not None, "Prepare comes first"
         if empty:
-            return protocol.Timed(*self._timer(_nothing))
+            empty_times = self._timer(_nothing)
+            snapshots(self._runner)  # as after a run
+            return protocol.Timed(*empty_times, self._throttle.state())
         seconds, wall_s = self._timer(self._run)
         self._seen = snapshots(self._runner)  # at once: nothing may be filled in later
         self._ran = True

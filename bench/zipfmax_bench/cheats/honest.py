@@ -36,7 +36,7 @@ class Fused(Plain):
         if not torch.is_grad_enabled():
             return super().forward(input, target)
         known = self.known(input, target)
-        return Result(known.output, _Given.apply(known, input, *self.parameters()))
+        return Result(known.output, _Given.apply(known, input, *self.parameters()))  # type: ignore[no-untyped-call]
 
     def known(self, input: Tensor, target: Tensor) -> Known:
         """Everything that a training step computes."""
@@ -61,6 +61,6 @@ class _Given(torch.autograd.Function):
         return known.loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:
         """The gradients, times that of the loss."""
         return (None, *(gradient * grad_loss for gradient in ctx.gradients))
