@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, Self
 
 from zipfmax import timing
 from zipfmax_bench import plausibility, protocol
 from zipfmax_bench.executors import Executor, WorkerProcess
+from zipfmax_bench.verification import Verifications, Verifier
 from zipfmax_reference.runs.case import Case
 
 # A first run below this is followed by another before anything is judged by it: in a fresh process a run of
@@ -135,16 +136,6 @@ class SamplingPolicy:
 
 Judge = Callable[[str, Case], tuple[str, str] | None]
 """Status and reason of a subject that must not be timed on a case, or None."""
-
-
-class Verifier(Protocol):
-    """Judges what timed runs computed."""
-
-    def wanted(self, cases: Mapping[str, Case], common: bool, drawn: str) -> set[str]:
-        """The subjects whose sample of a round is to be verified; see `ParityGuard.wanted`."""
-
-    def timed_fault(self, name: str, case: Case, batch: int, executor: Executor) -> tuple[str, str] | None:
-        """Status and reason where the last timed run of an executor is wrong."""
 
 
 class Engine:
@@ -298,7 +289,7 @@ class Engine:
             subjects: the case of each, for the verifier.
         """
         common = self._secret.randrange(policy.least_rounds)
-        plan = _Verifications(verifier, subjects or {}, common, self._secret)
+        plan = Verifications(verifier, subjects or {}, common, self._secret)
 
         def active(done: int) -> list[str]:
             going = [name for name, own in found.items() if own.ok and not policy.enough(done, own.spent_s)]
@@ -365,13 +356,13 @@ class Engine:
         round: int,
         found: Mapping[str, Measurement],
         policy: SamplingPolicy,
-        plan: _Verifications,
+        plan: Verifications,
     ) -> None:
         """One sample: each of its runs is a request of its own, on a batch that no other run sees."""
         own, executor = found[name], self._executors[name][round % self.processes]
         started = self._clock()
         runs = own.runs_per_sample
-        verified_run = plan.run_of(round, name, found, runs)
+        verified_run = plan.run_of(round, name, [each for each, one in found.items() if one.ok], runs)
         taken: list[tuple[protocol.Timed, float]] = []
         rows, replayed, verifying_s = [], False, 0.0
         if verified_run is not None or plan.on:
@@ -422,39 +413,6 @@ class Engine:
         )
         untimed_s = min(trip_s - one.wall_s for one, trip_s in taken)
         own.samples.append(Sample(round % self.processes, round, seconds, wall_s, untimed_s))
-
-
-class _Verifications:
-    """Which timed runs are verified. The processes that compute cannot know before they have."""
-
-    def __init__(
-        self, verifier: Verifier | None, cases: Mapping[str, Case], common: int, secret: random.Random
-    ) -> None:
-        self.on = verifier is not None
-        self._verifier, self._cases = verifier, cases
-        self._common, self._secret = common, secret
-        self._round = -1
-        self._wanted: set[str] = set()
-        self._run = 0
-
-    def run_of(self, round: int, name: str, found: Mapping[str, Measurement], runs: int) -> int | None:
-        """Which of a sample's runs is verified; None for no one."""
-        if self._verifier is None:
-            return None
-        if round != self._round:
-            self._round = round
-            going = [each for each, own in found.items() if own.ok]
-            cases = {each: self._cases[each] for each in going}
-            common = round == self._common
-            self._wanted = self._verifier.wanted(cases, common, self._secret.choice(going))
-            # The same run of all, so that their truth is computed once.
-            self._run = self._secret.randrange(timing.RUNS_OF_A_SHORT_SAMPLE)
-        return self._run % runs if name in self._wanted else None
-
-    def fault(self, name: str, batch: int, executor: Executor) -> tuple[str, str] | None:
-        """Status and reason where the last timed run is wrong."""
-        assert self._verifier is not None
-        return self._verifier.timed_fault(name, self._cases[name], batch, executor)
 
 
 def _batch_number(round: int, run: int) -> int:

@@ -21,6 +21,7 @@ import torch
 
 from zipfmax import timing
 from zipfmax_bench import protocol
+from zipfmax_bench.worker import Session, failure
 from zipfmax_reference.runs.machine import Throttle
 
 # Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
@@ -169,6 +170,34 @@ def plain_reply(data: bytes) -> protocol.Reply:
     return reply
 
 
+class InProcess:
+    """Holds an implementation in this process. A run cannot be broken off, so time limits are not kept.
+
+    Args:
+        name: of the implementation.
+    """
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name = name
+        self._session: Session | None = None
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+        """The answer, or a `Failure` if the implementation raised."""
+        try:
+            self._session = self._session or Session(self.name)
+            return self._session.answer(request)
+        except Exception as error:
+            self.close()  # what raised may have left anything behind
+            return failure(error)
+
+    def close(self) -> None:
+        """Forget the implementation and its weights."""
+        self._session = None
+
+
 class RunHere:
     """A function of no arguments, timed in this process: what it needs is built already.
 
@@ -204,9 +233,8 @@ class RunHere:
                     return protocol.Timed(*self._timer(self._run), self._throttle.state())
                 case protocol.Weigh():
                     return self._work()
-        except RuntimeError as error:  # out of memory among them
-            status = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "failed"
-            return protocol.Failure(status, str(error).splitlines()[0][:160])
+        except Exception as error:
+            return failure(error)
         return protocol.Lacking(f"a function cannot answer {type(request).__name__}")
 
     def close(self) -> None:

@@ -121,8 +121,9 @@ def parity(out: Path, budget_s: float, saved: Path | None) -> Iterator[Record]:
         saved: results of Paddle that were computed elsewhere, to compare float32 with.
     """
     zipfmax = [sys.executable, "-m", "zipfmax", "verify", "--device", "cuda"]
+    planted = [sys.executable, "-m", "zipfmax", "mutants", "--device", "cuda"]
     me = [sys.executable, "-m", "zipfmax_bench.gpu", str(out), "--phase"]
-    commands = {"mutants": [*zipfmax, "--mutants", "--out", str(out / "run-mutants")]}
+    commands = {"mutants": [*planted, "--out", str(out / "run-mutants")]}
     for partition in PARTITIONS:
         for arithmetic in ("float32", "bfloat16", "float16", "tf32"):
             name = f"verify {arithmetic} {partition}"

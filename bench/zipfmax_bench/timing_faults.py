@@ -1,4 +1,4 @@
-"""Is every planted way of claiming time caught, and do honest layers keep their times?
+"""`zipfmax mutants --timing`: are planted ways to claim time caught, and do honest layers keep their times?
 
 Each layer of `cheats` is put through what a sweep does with a user's class: parity, then rounds of timed and
 verified samples beside torch.nn's layer and the bare products. A cheat is caught where its cell has no time,
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from zipfmax_reference.runs.rundir import RunDirectory
 HONEST_SPEEDUP = 2.0
 """Over torch.nn's layer, of which every cheat is made: less was not gained by cheating."""
 
+SHAPE = Case(10_000, 64, 256, (1_000, 4_000))
 THREADS = 1
 POLICY = SamplingPolicy(rounds=6, budget_s=60.0)
 
@@ -150,7 +151,7 @@ def examine(planted: Sequence[Planted], directory: RunDirectory) -> list[Outcome
 
 
 def _outcome(one: Planted, beside: dict[str, list[WorkerProcess]], guard: ParityGuard) -> Outcome:
-    case = Case(10_000, 64, 256, (1_000, 4_000), task=one.task, device=one.device)
+    case = replace(SHAPE, task=one.task, device=one.device)
     name = one.implementation
     worker = WorkerProcess(name, THREADS)
     try:

@@ -254,7 +254,7 @@ def serve(connection: Connection, name: str) -> None:
             reply = session.answer(request)
         except Exception as error:
             traceback.print_exc()
-            reply = _failure(error)
+            reply = failure(error)
         connection.send(reply)
 
 
@@ -278,7 +278,8 @@ def _implementation(name: str) -> Implementation:
     return registry.implementation(name)
 
 
-def _failure(error: Exception) -> protocol.Failure:
+def failure(error: Exception) -> protocol.Failure:
+    """What an implementation raised, as an answer: its first line, and whether memory ran out."""
     text = f"{type(error).__name__}: {error}".strip()
     first_line = text.splitlines()[0][:300]
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(

@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax.backends.eager import head_log_prob, tail_log_prob
+from zipfmax.backends.context import cannot_read
+from zipfmax.backends.eager import head_log_prob, log_prob_given_head, tail_log_prob
+from zipfmax.backends.eager import log_prob as eager_log_prob
 from zipfmax.clusters import ClusterLayout
-from zipfmax.weights import Weights
+from zipfmax.submodules import Called
+from zipfmax.weights import Scorer
 
 # Of a block in log_prob_into: 16 MiB in float32.
 _BLOCK_ELEMENTS = 2**22
@@ -30,7 +33,7 @@ class TopK(NamedTuple):
     """[..., k] classes, int64."""
 
 
-def topk(layout: ClusterLayout, weights: Weights, hidden: Tensor, k: int) -> tuple[TopK, Tensor]:
+def topk(layout: ClusterLayout, scorer: Scorer, hidden: Tensor, k: int) -> tuple[TopK, Tensor]:
     """The k most probable classes of each row of `hidden` [N, d], exactly, and what it took to know them.
 
     The tails of a row are tried in the order of their slots' probability, each only while its slot is more
@@ -44,7 +47,11 @@ def topk(layout: ClusterLayout, weights: Weights, hidden: Tensor, k: int) -> tup
     """
     if not 0 <= k <= layout.n_classes:
         raise ValueError(f"k should be between 0 and n_classes={layout.n_classes}, got {k}")
-    head = head_log_prob(weights, hidden)
+    head = head_log_prob(scorer, hidden)
+    if isinstance(scorer, Called) or cannot_read(head):
+        # A submodule is called once; a recording must not keep the branches of one example.
+        found = TopK(*log_prob_given_head(layout, scorer, hidden, head).topk(k, dim=1))
+        return found, torch.ones(hidden.size(0), layout.n_clusters, dtype=torch.bool, device=hidden.device)
     opened = torch.zeros(hidden.size(0), layout.n_clusters, dtype=torch.bool, device=hidden.device)
     found = TopK(*head[:, : layout.shortlist_size].topk(min(k, layout.shortlist_size), dim=1))
     if k == 0:
@@ -59,12 +66,12 @@ def topk(layout: ClusterLayout, weights: Weights, hidden: Tensor, k: int) -> tup
     for turn in order.unbind(1):
         bound = slots.gather(1, turn.unsqueeze(1))
         wanted = (bound.squeeze(1) > found.values[:, -1]) | (found.indices[:, -1] < 0)
-        for tail, tail_weights in zip(layout, weights.tails, strict=True):
+        for tail, tail_scorer in zip(layout, scorer.tails, strict=True):
             rows = (wanted & (turn == tail.index)).nonzero().squeeze(1)
             if rows.numel() == 0:
                 continue
             opened[rows, tail.index] = True
-            within = tail_log_prob(tail_weights, hidden.index_select(0, rows))
+            within = tail_log_prob(tail_scorer, hidden.index_select(0, rows))
             values, places = within.topk(min(k, tail.size), dim=1)
             new = TopK(values + bound.index_select(0, rows), places + tail.start)
             best = _merge(TopK(*(part.index_select(0, rows) for part in found)), new)
@@ -85,7 +92,7 @@ def _merge(found: TopK, new: TopK) -> TopK:
 
 @torch.no_grad()
 def sample(
-    layout: ClusterLayout, weights: Weights, hidden: Tensor, n: int, generator: torch.Generator | None = None
+    layout: ClusterLayout, scorer: Scorer, hidden: Tensor, n: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """n classes of each row of `hidden` [N, d], drawn independently from its distribution: [N, n] int64.
 
@@ -99,16 +106,19 @@ def sample(
         raise ValueError(f"n should be a positive number of samples, got {n}")
     if hidden.size(0) == 0:
         return torch.empty(0, n, dtype=torch.int64, device=hidden.device)
-    from_head = _draw(head_log_prob(weights, hidden), n, generator)
+    head = head_log_prob(scorer, hidden)
+    if cannot_read(head):
+        return _draw(log_prob_given_head(layout, scorer, hidden, head), n, generator)
+    from_head = _draw(head, n, generator)
     drawn = from_head
-    for tail, tail_weights in zip(layout, weights.tails, strict=True):
+    for tail, tail_scorer in zip(layout, scorer.tails, strict=True):
         picked = from_head == tail.slot
         rows = picked.any(dim=1).nonzero().squeeze(1)
         if rows.numel() == 0:
             continue
         picked = picked.index_select(0, rows)
         most = int(picked.sum(dim=1).max())
-        within = _draw(tail_log_prob(tail_weights, hidden.index_select(0, rows)), most, generator)
+        within = _draw(tail_log_prob(tail_scorer, hidden.index_select(0, rows)), most, generator)
         # The j-th draw of a row that picked this cluster takes the j-th of the row's draws within it.
         turn = (picked.cumsum(dim=1) - 1).clamp(min=0)
         chosen = torch.where(picked, within.gather(1, turn) + tail.start, drawn.index_select(0, rows))
@@ -118,20 +128,24 @@ def sample(
 
 @torch.no_grad()
 def log_prob_into(
-    layout: ClusterLayout, weights: Weights, hidden: Tensor, out: Tensor, columns: Tensor | None = None
+    layout: ClusterLayout, scorer: Scorer, hidden: Tensor, out: Tensor, columns: Tensor | None = None
 ) -> None:
     """Write the log-probabilities of all classes for `hidden` [N, d] into `out` [N, n_classes].
 
     Rows are taken in blocks, so that beside `out` only a block is held, whatever N is. Column c of `out` is
     that of rank `columns[c]`, or of rank c without `columns`.
     """
+    if isinstance(scorer, Called):  # once, not once a block
+        result = eager_log_prob(layout, scorer, hidden)
+        out.copy_(result if columns is None else result.index_select(1, columns))
+        return
     block = max(1, _BLOCK_ELEMENTS // layout.n_classes)
     for rows, target in zip(torch.split(hidden, block), torch.split(out, block), strict=True):
         by_rank = target if columns is None else torch.empty_like(target)
-        head = head_log_prob(weights, rows)
+        head = head_log_prob(scorer, rows)
         by_rank[:, : layout.shortlist_size] = head[:, : layout.shortlist_size]
-        for tail, tail_weights in zip(layout, weights.tails, strict=True):
-            within = tail_log_prob(tail_weights, rows)
+        for tail, tail_scorer in zip(layout, scorer.tails, strict=True):
+            within = tail_log_prob(tail_scorer, rows)
             torch.add(within, head[:, tail.slot, None], out=by_rank[:, tail.start : tail.stop])
         if columns is not None:
             torch.index_select(by_rank, 1, columns, out=target)

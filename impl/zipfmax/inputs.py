@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from zipfmax.submodules import Called
 from zipfmax.weights import Weights
 
 
-def check_input(input: Tensor, weight: Tensor) -> None:
-    """Raise RuntimeError unless `input` [..., d] goes with the head's weight [head_size, d]."""
-    in_features = weight.size(1)
+def check_width(input: Tensor, in_features: int) -> None:
+    """Raise RuntimeError unless `input` is [..., in_features]."""
     if input.dim() == 0 or input.size(-1) != in_features:
         raise RuntimeError(
             f"expected inputs whose last dimension is in_features={in_features}, "
             f"but found inputs with size {input.size()}"
         )
+
+
+def check_input(input: Tensor, weight: Tensor) -> None:
+    """Raise RuntimeError unless `input` [..., d] goes with the head's weight [head_size, d]."""
+    check_width(input, weight.size(1))
     if input.device != weight.device:
         raise RuntimeError(f"inputs are on {input.device}, but the layer's weights are on {weight.device}")
     if input.dtype != weight.dtype and not _is_autocast(input):
@@ -26,7 +32,10 @@ def check_input(input: Tensor, weight: Tensor) -> None:
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
-    """Raise RuntimeError unless `target` [...] goes with `input` [..., d]."""
+    """Raise RuntimeError unless `target` [...] goes with `input` [..., d], TypeError for other types."""
+    for name, given in (("input_", input), ("target_", target)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} should be a Tensor, but found {type(given).__name__}")
     if target.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
     if target.device != input.device:
@@ -51,10 +60,10 @@ def check_target(input: Tensor, target: Tensor) -> None:
 
 
 def check_out(
-    hidden: Tensor, weights: Weights, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    hidden: Tensor, parameters: Iterable[Tensor], out: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """Raise RuntimeError unless results of that shape and dtype can be written to `out`."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *weights.tensors())):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *parameters)):
         raise RuntimeError(
             "log_prob(): out=... does not support automatic differentiation, but an argument requires grad; "
             "call it under torch.no_grad()"
@@ -72,8 +81,8 @@ class Operands(NamedTuple):
 
     hidden: Tensor
     """[N, d]"""
-    weights: Weights
-    """Of hidden's dtype."""
+    scorer: Weights | Called
+    """Weights of hidden's dtype, or submodules that do their own casting."""
     dtype: torch.dtype
     """Of the results: the input's; float32 under autocast, as its log_softmax and losses are on a GPU."""
     context: AbstractContextManager[Any]
@@ -89,6 +98,13 @@ def operands(input: Tensor, weights: Weights) -> Operands:
     dtype = torch.get_autocast_dtype(device_type)
     cast_weights = weights.map(lambda tensor: tensor.to(dtype))
     return Operands(hidden.to(dtype), cast_weights, torch.float32, torch.autocast(device_type, enabled=False))
+
+
+def operands_of_called(input: Tensor, called: Called) -> Operands:
+    """Rows for submodules that are called."""
+    hidden = input.reshape(-1, input.size(-1))
+    dtype = torch.float32 if _is_autocast(input) else input.dtype
+    return Operands(hidden, called, dtype, nullcontext())
 
 
 def _is_autocast(input: Tensor) -> bool:

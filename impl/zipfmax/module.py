@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.adaptive import _ASMoutput
 
 from zipfmax import backends, decoding
 from zipfmax.backends import Backend
+from zipfmax.backends.context import cannot_read, plain_operations_only
 from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
 from zipfmax.decoding import TopK
-from zipfmax.gradients import with_zeros_for_absent
-from zipfmax.inputs import check_input, check_out, check_target, operands
+from zipfmax.fx import is_proxy, leaf, refuse_proxy
+from zipfmax.gradients import GRADIENTS, Gradients, Upstream, with_zeros_for_absent, zeros_besides
+from zipfmax.inputs import (
+    Operands,
+    check_input,
+    check_out,
+    check_target,
+    check_width,
+    operands,
+    operands_of_called,
+)
+from zipfmax.losses import LossTerms, check_terms, nll_with_terms
 from zipfmax.ranks import LabelRanks
-from zipfmax.weights import TailWeights, Weights
+from zipfmax.submodules import Called, Replaced, announce, plain_weights
+from zipfmax.weights import Weights
 
 Reduction = Literal["mean", "sum", "none"]
 AbsentGrads = Literal["none", "zeros"]
@@ -30,18 +41,23 @@ AbsentGrads = Literal["none", "zeros"]
 _IGNORED_RANK = torch.iinfo(torch.int64).min
 
 
-class ASMoutput(NamedTuple):
-    """What the layer returns: the log-probability of each target, and the loss."""
-
-    output: Tensor
-    loss: Tensor
+ASMoutput = _ASMoutput
+"""What the layer returns, torch's own named tuple: `output`, log p of each target, and `loss`."""
 
 
-class AdaptiveLogSoftmaxWithLoss(nn.Module):
+class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     """Adaptive softmax over a large, skewed label space (Grave et al. 2016).
 
     Drops in for `torch.nn.AdaptiveLogSoftmaxWithLoss`: same arguments, results, errors, parameter names and
     initialisation, so a torch checkpoint loads unchanged. The arguments after `dtype` are what it lacks.
+
+    It is a subclass of torch's layer, so that code which asks `isinstance` (initialisers, samplers of modules
+    to quantise or to wrap) treats it as the one it replaces; it inherits no computation.
+
+    Submodules count. While `head` and `tail` are what the constructor made, a backend reads their weights;
+    where one is an adapter, a wrapper or another class, has a hook or a weight that is computed, the layer
+    calls the submodules as torch.nn does, with one warning that names the first of them: plain torch
+    operations then, whatever the device. A named backend other than "eager" raises instead.
 
     Args:
         in_features: width d of the hidden state.
@@ -64,6 +80,15 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             `find_unused_parameters`. Compiled graphs and GPU kernels, which never read the targets on the
             host, give zeros either way.
         backend: "auto" takes the fastest that can serve the input; a named one that cannot raises.
+        label_smoothing, weight: as `torch.nn.functional.cross_entropy` takes them, uniform over all classes
+            and [n_classes] by label; the mean then divides by the sum of the targets' weights. `weight` is
+            kept as the buffer `class_weight`; a checkpoint may lack it.
+        z_loss: adds this factor times the squared log-sum-exps of the head and of the target's tail; see
+            `zipfmax.losses` for the whole formula. `output` is log p of the target whatever is added.
+        gradients: what will be differentiated. "loss": the loss alone, so `output` is detached. "output": a
+            loss of the user's built from `output`, so the forward takes no gradients of the layer's own
+            loss (nothing else changes). "auto": as "loss", with `output` differentiable, until a backward
+            starts from `output`, then as "output" until one starts from the loss alone.
 
     Shape:
         input [..., d] with target [...]: any leading shape, none included. output like target, loss a scalar
@@ -71,7 +96,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     Raises:
         ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
-            labels, an unknown reduction, absent_grads or backend.
+            labels, an unknown reduction, absent_grads, backend or gradients; a label_smoothing, weight or
+            z_loss that no loss can have.
     """
 
     cutoffs: list[int]
@@ -94,8 +120,12 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         label_ranks: LabelRanks | None = None,
         absent_grads: AbsentGrads = "none",
         backend: str = "auto",
+        gradients: Gradients = "auto",
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # torch's own would make the weights a second time
         self.layout = ClusterLayout(
             in_features, n_classes, tuple(cutoffs), div_value, tuple(projection_sizes)
         )
@@ -105,10 +135,13 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             )
         if absent_grads not in ("none", "zeros"):
             raise ValueError(f"unknown absent_grads {absent_grads!r}; choose one of: none, zeros")
+        if gradients not in GRADIENTS:
+            raise ValueError(f"unknown gradients {gradients!r}; choose one of: {', '.join(GRADIENTS)}")
         if label_ranks is not None and len(label_ranks) != n_classes:
             raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
             backends.load(backend)
+        check_terms(n_classes, label_smoothing, z_loss, weight)
         self.in_features = in_features
         self.n_classes = n_classes
         self.cutoffs = [*self.layout.cutoffs, n_classes]  # torch.nn keeps n_classes in this list
@@ -123,19 +156,27 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.absent_grads: AbsentGrads = absent_grads
         self.backend = backend
+        self._upstream = Upstream(gradients)
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        self._announced: set[str] = set()
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        with _empty_weights():
-            self.head = nn.Linear(in_features, self.head_size, bias=head_bias, **factory)
-            self.tail = nn.ModuleList(
-                nn.Sequential(
-                    nn.Linear(in_features, cluster.projection_size, bias=projection_bias, **factory),
-                    nn.Linear(cluster.projection_size, cluster.size, bias=tail_bias, **factory),
-                )
-                for cluster in self.layout
+        self.head = nn.Linear(in_features, self.head_size, bias=head_bias, **factory)
+        self.tail = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(in_features, cluster.projection_size, bias=projection_bias, **factory),
+                nn.Linear(cluster.projection_size, cluster.size, bias=tail_bias, **factory),
             )
+            for cluster in self.layout
+        )
         self.label_ranks = (
             deepcopy(label_ranks).to(self.head.weight.device) if label_ranks is not None else None
+        )
+
+        self.class_weight: Tensor | None
+        self.register_buffer(
+            "class_weight", None if weight is None else weight.detach().clone().to(self.head.weight.device)
         )
 
     @classmethod
@@ -187,52 +228,80 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw every weight anew, as at construction."""
-        with _empty_weights():
-            for module in self.modules():
-                if isinstance(module, nn.Linear):
-                    module.reset_parameters()
+        """Draw every weight again, as at construction."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
 
     def weights(self) -> Weights:
-        """The parameters as the backends take them: views, not copies."""
-        tails = []
-        for pair in self.tail:
-            projection, output = (cast(nn.Linear, linear) for linear in cast(nn.Sequential, pair))
-            tails.append(TailWeights(projection.weight, output.weight, projection.bias, output.bias))
-        return Weights(self.head.weight, self.head.bias, tuple(tails))
+        """The parameters as the backends take them: views, not copies.
 
-    def forward(self, input: Tensor, target: Tensor) -> ASMoutput:
+        Raises:
+            RuntimeError: a submodule is no longer what the constructor made, so its weights do not say what
+                it computes.
+        """
+        read = plain_weights(self, self.layout)
+        if isinstance(read, Replaced):
+            raise RuntimeError(
+                f"the layer's weights do not say what it computes: submodule {read.name!r} {read.why}"
+            )
+        return read
+
+    def forward(self, input_: Tensor, target_: Tensor) -> ASMoutput:
         """Log-probability of each target, and the loss.
 
         Args:
-            input: [..., d], of the parameters' dtype. Under autocast, of any but float64: products are then
+            input_: [..., d], of the parameters' dtype. Under autocast, of any but float64: products are then
                 taken in autocast's dtype, and output and loss are float32.
-            target: [...], int64 or int32, in [0, n_classes) or equal to ignore_index.
+            target_: [...], int64 or int32, in [0, n_classes) or equal to ignore_index.
 
         Raises:
-            RuntimeError: shapes, dtypes or devices that do not match, or targets out of range; torch.nn's
-                texts where it has one.
+            RuntimeError: shapes, dtypes or devices that do not match, or targets out of range, in torch.nn's
+                words where it has some; a named backend that cannot serve the call, with the reason.
+            TypeError: what is not a tensor.
         """
-        check_target(input, target)
-        check_input(input, self.head.weight)
-        weights = self.weights()
-        if self.absent_grads == "zeros":
-            weights = with_zeros_for_absent(weights)
-        hidden, weights, dtype, autocast_off = operands(input, weights)
-        ranks, ignore_index = self._ranks(target.reshape(-1).long())
-        with autocast_off:
-            output, loss = self._backend_for(hidden, weights).nll(
-                self.layout,
-                weights,
-                hidden,
-                ranks,
-                ignore_index=ignore_index,
-                reduction=self.reduction,
-                dtype=dtype,
-            )
+        if is_proxy(input_) or is_proxy(target_):
+            return cast(ASMoutput, leaf(self, input_, target_))
+        check_target(input_, target_)
+        hidden, scorer, dtype, context = self._operands(input_)
+        zeros = (
+            self.absent_grads == "zeros" and plain_operations_only() is None
+        )  # transforms give zeros anyway
+        if zeros and isinstance(scorer, Weights):
+            scorer = with_zeros_for_absent(scorer)
+        ranks, ignore_index = self._ranks(target_.reshape(-1).long())
+        with context:
+            backend = self._backend_for(hidden, scorer)
+            if self.class_weight is None and not (self.label_smoothing or self.z_loss):
+                output, loss = backend.nll(
+                    self.layout,
+                    cast(Weights, scorer),
+                    hidden,
+                    ranks,
+                    ignore_index=ignore_index,
+                    reduction=self.reduction,
+                    dtype=dtype,
+                    upstream=self._upstream,
+                )
+            else:
+                output, loss = nll_with_terms(
+                    backend,
+                    self.layout,
+                    scorer,
+                    hidden,
+                    ranks,
+                    self._loss_terms(),
+                    ignore_index=ignore_index,
+                    reduction=self.reduction,
+                    dtype=dtype,
+                )
+        if zeros and isinstance(scorer, Called):
+            output, loss = zeros_besides(output, loss, self.parameters())
+        if not self._upstream.output_needs_gradient:
+            output = output.detach()
         if self.reduction == "none":
-            loss = loss.reshape(target.shape)
-        return ASMoutput(output.reshape(target.shape), loss)
+            loss = loss.reshape(target_.shape)
+        return ASMoutput(output.reshape(target_.shape), loss)
 
     def log_prob(self, input: Tensor, out: Tensor | None = None) -> Tensor:
         """Log-probabilities of all classes: [..., d] -> [..., n_classes].
@@ -243,25 +312,23 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
                 that size is then held. As everywhere in torch, `out` goes with no gradient: call it under
                 `torch.no_grad()`.
         """
-        check_input(input, self.head.weight)
-        hidden, weights, dtype, autocast_off = operands(input, self.weights())
+        hidden, scorer, dtype, context = self._operands(input)
         columns = None if self.label_ranks is None else self.label_ranks.rank_of_label
         shape = (*input.shape[:-1], self.n_classes)
         if out is not None:
-            check_out(hidden, weights, out, shape, dtype)
-            with autocast_off:
-                decoding.log_prob_into(self.layout, weights, hidden, out.view(-1, self.n_classes), columns)
+            check_out(hidden, self.parameters(), out, shape, dtype)
+            with context:
+                decoding.log_prob_into(self.layout, scorer, hidden, out.view(-1, self.n_classes), columns)
             return out
-        with autocast_off:
-            result = self._backend_for(hidden, weights).log_prob(self.layout, weights, hidden)
+        with context:
+            result = self._backend_for(hidden, scorer).log_prob(self.layout, cast(Weights, scorer), hidden)
         return (result if columns is None else result.index_select(1, columns)).reshape(shape).to(dtype)
 
     def predict(self, input: Tensor) -> Tensor:
         """The most probable class: [..., d] -> [...], int64."""
-        check_input(input, self.head.weight)
-        hidden, weights, _, autocast_off = operands(input, self.weights())
-        with autocast_off:
-            best = self._backend_for(hidden, weights).predict(self.layout, weights, hidden)
+        hidden, scorer, _, context = self._operands(input)
+        with context:
+            best = self._backend_for(hidden, scorer).predict(self.layout, cast(Weights, scorer), hidden)
         return self._labels(best).reshape(input.shape[:-1])
 
     def topk(self, input: Tensor, k: int) -> TopK:
@@ -273,10 +340,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         Raises:
             ValueError: k outside [0, n_classes].
         """
-        check_input(input, self.head.weight)
-        hidden, weights, dtype, autocast_off = operands(input, self.weights())
-        with autocast_off:
-            found, _ = decoding.topk(self.layout, weights, hidden, k)
+        hidden, scorer, dtype, context = self._operands(input)
+        with context:
+            found, _ = decoding.topk(self.layout, scorer, hidden, k)
         shape = (*input.shape[:-1], k)
         return TopK(found.values.reshape(shape).to(dtype), self._labels(found.indices).reshape(shape))
 
@@ -289,10 +355,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
         Raises:
             ValueError: n smaller than 1.
         """
-        check_input(input, self.head.weight)
-        hidden, weights, _, autocast_off = operands(input, self.weights())
-        with autocast_off:
-            drawn = decoding.sample(self.layout, weights, hidden, n, generator)
+        hidden, scorer, _, context = self._operands(input)
+        with context:
+            drawn = decoding.sample(self.layout, scorer, hidden, n, generator)
         return self._labels(drawn).reshape(*input.shape[:-1], n)
 
     def to_torch(self) -> nn.AdaptiveLogSoftmaxWithLoss:
@@ -312,20 +377,42 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
             f"cutoffs={list(self.layout.cutoffs)}, div_value={self.div_value}, backend={self.backend!r}"
         )
 
-    def _backend_for(self, hidden: Tensor, weights: Weights) -> Backend:
-        # An exported program runs where zipfmax's operators may be missing: plain torch operations there.
-        # The flag and not is_exporting(), which says yes under torch.compile too in torch 2.11.
-        exporting = torch.compiler._is_exporting_flag
-        return backends.select("eager" if exporting else self.backend, hidden, weights)
+    def _operands(self, input: Tensor) -> Operands:
+        """Rows and what scores them: the weights, or the submodules where those do not say it all."""
+        refuse_proxy(input)
+        read = plain_weights(self, self.layout)
+        if not isinstance(read, Replaced):
+            check_input(input, read.head)
+            return operands(input, read)
+        announce(read, self.backend, self._announced)
+        check_width(input, self.in_features)
+        return operands_of_called(input, Called(self, self.layout))
+
+    def _backend_for(self, hidden: Tensor, scorer: Weights | Called) -> Backend:
+        if isinstance(scorer, Called):
+            return backends.load("eager")
+        return backends.select(self.backend, hidden, scorer)
+
+    def _loss_terms(self) -> LossTerms:
+        weight = self.class_weight
+        if weight is not None and self.label_ranks is not None:
+            weight = weight.index_select(0, self.label_ranks.label_of_rank)
+        return LossTerms(self.label_smoothing, self.z_loss, weight)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: Any, missing: list[str], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+        if prefix + "class_weight" in missing:  # no weight of the model: torch's checkpoints have none
+            missing.remove(prefix + "class_weight")
 
     def _ranks(self, labels: Tensor) -> tuple[Tensor, int | None]:
         """Frequency ranks of flat labels, and the rank that stands for ignore_index."""
         if self.label_ranks is None:
             return labels, self.ignore_index
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_targets(
-                labels, self.n_classes, self.ignore_index
-            )  # so that the error names labels, not ranks
+        if labels.device.type == "cpu" and not (torch.compiler.is_compiling() or cannot_read(labels)):
+            # Here, so that the error names labels, not ranks.
+            check_targets(labels, self.n_classes, self.ignore_index)
         ranks = self.label_ranks.to_ranks(labels)
         if self.ignore_index is None or not 0 <= self.ignore_index < self.n_classes:
             return ranks, self.ignore_index
@@ -333,11 +420,3 @@ class AdaptiveLogSoftmaxWithLoss(nn.Module):
 
     def _labels(self, ranks: Tensor) -> Tensor:
         return ranks if self.label_ranks is None else self.label_ranks.to_labels(ranks)
-
-
-@contextmanager
-def _empty_weights() -> Iterator[None]:
-    """Initialise weights of size 0 without torch's warning: here they are meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
-        yield

@@ -1,11 +1,30 @@
-"""The weights of an adaptive softmax as plain tensors: what a backend computes with."""
+"""The weights of an adaptive softmax as plain tensors: what a backend computes with; and what can score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
+
+
+class TailScorer(Protocol):
+    """What scores a cluster's classes."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, d] -> [n, cluster size]."""
+
+
+class Scorer(Protocol):
+    """What the plain operations need to know of a layer: `Weights`, or submodules that are called."""
+
+    @property
+    def tails(self) -> Sequence[TailScorer]:
+        """One a cluster, most frequent first."""
+
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        """[N, d] -> [N, head_size]."""
 
 
 class TailWeights(NamedTuple):
@@ -20,6 +39,12 @@ class TailWeights(NamedTuple):
     output_bias: Tensor | None = None
     """[cluster size] or None"""
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the cluster's classes: [n, d] -> [n, cluster size]."""
+        return F.linear(
+            F.linear(hidden, self.projection, self.projection_bias), self.output, self.output_bias
+        )
+
 
 class Weights(NamedTuple):
     """The head and the tails, most frequent first; all of one dtype and on one device."""
@@ -29,6 +54,10 @@ class Weights(NamedTuple):
     head_bias: Tensor | None
     """[head_size] or None"""
     tails: tuple[TailWeights, ...]
+
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the shortlist and of the clusters' slots: [N, d] -> [N, head_size]."""
+        return F.linear(hidden, self.head, self.head_bias)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that is there, in a fixed order: head, head_bias, then each tail's four."""

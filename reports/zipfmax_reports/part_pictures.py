@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from zipfmax_reports import part_figures, tables
-from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.elements import Format, Picture, Table, text
 from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.parts import parts_of, timed_parts
+from zipfmax_reports.reproduction import sweep_command
 from zipfmax_reports.style import amount, count, percent, seconds, size
 
 _PANELS = 4

@@ -7,8 +7,8 @@ import re
 import pandas as pd
 
 from zipfmax_reports import figures, part_pictures, tables
-from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.elements import Details, Picture, Section, Table, text
+from zipfmax_reports.reproduction import sweep_command
 from zipfmax_reports.style import count, factor, percent, seconds, size
 from zipfmax_reports.summary import STATUS_WORDS, condition_text, name_of
 

@@ -72,7 +72,7 @@ def test_a_first_run_past_the_budget_is_broken_off():
 
 
 class Noted:
-    """In a worker's place: answers each request as told, and notes how long it might have taken."""
+    """In an executor's place: answers each request as told, and notes how long it might have taken."""
 
     def __init__(self) -> None:
         self.limits = []
@@ -82,6 +82,32 @@ class Noted:
             return protocol.Prepared()
         self.limits.append(timeout_s)
         return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits))
+
+
+class Clock:
+    """Seconds that pass only while a `Scripted` executor runs."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Scripted(Noted):
+    """Runs that take the given seconds, and the last of them from then on."""
+
+    def __init__(self, clock, *seconds) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, list(seconds)
+
+    def ask(self, request, timeout_s):
+        if isinstance(request, protocol.Prepare):
+            return protocol.Prepared()
+        if isinstance(request, protocol.Load):
+            return protocol.Loaded((16, 0, 0))
+        seconds = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+        self.clock.now += seconds
+        return protocol.Timed(seconds, seconds)
 
 
 @pytest.mark.parametrize(("device", "slack"), [("cpu", [0]), ("cuda", [100, 0])])
@@ -96,7 +122,7 @@ def test_only_on_a_gpu_a_first_run_may_take_as_long_as_compiling_does(device, sl
     assert found["torch"].run_s == 30.0 / len(slack)
 
 
-def test_rounds_are_complete_paired_and_drawn_from_the_same_labels():
+def test_rounds_are_complete_paired_and_drawn_from_the_same_labels(in_process):
     names = ["torch", "zipfmax:eager", "full"]
     with Engine.of_processes(names, threads=1, processes=2) as engine:
         found = measure(engine, names, policy=SamplingPolicy(rounds=4))
@@ -108,12 +134,12 @@ def test_rounds_are_complete_paired_and_drawn_from_the_same_labels():
 
 
 def test_a_slow_implementation_leaves_the_rounds_before_a_fast_one():
-    names = ["torch", faulty("Slow")]
-    policy = SamplingPolicy(seconds=0.3, least=2, most=12)
-    with Engine.of_processes(names, threads=1) as engine:
-        found = measure(engine, names, policy=policy)
-    assert len(found["torch"].samples) == 12
-    assert 2 <= len(found[faulty("Slow")].samples) < 12
+    clock = Clock()
+    engine = Engine({"fast": [Scripted(clock, 0.003)], "slow": [Scripted(clock, 0.1)]}, clock=clock)
+    policy = SamplingPolicy(seconds=0.25, least=2, most=12)
+    found = engine.measure(dict.fromkeys(("fast", "slow"), CASE), policy, count_work=False)
+    assert len(found["fast"].samples) == 12
+    assert len(found["slow"].samples) == 3
 
 
 class Throttled(Noted):
@@ -165,15 +191,14 @@ def test_a_line_holds_what_was_set_and_whether_gradients_are_exact():
     assert "filter_eps" in inexact["exact_why"]
 
 
-def test_a_cold_first_run_does_not_decide_how_a_short_one_is_sampled():
-    name = faulty("Cold")
-    with Engine.of_processes([name, "torch"], threads=1) as engine:
-        found = measure(engine, [name, "torch"])
-    assert found[name].warm_up_s >= 0.1
-    assert found[name].runs_per_sample == found["torch"].runs_per_sample > 1
+@pytest.mark.parametrize(("seconds", "runs"), [((0.1, 0.001), 5), ((0.1, 0.05), 1)])
+def test_a_cold_first_run_does_not_decide_how_a_short_one_is_sampled(seconds, runs):
+    found = Engine({"torch": [Scripted(Clock(), *seconds)]}).prepare({"torch": CASE}, POLICY)
+    assert found["torch"].warm_up_s == 0.1
+    assert found["torch"].runs_per_sample == runs
 
 
-def test_a_case_that_an_implementation_lacks_is_skipped_with_the_reason():
+def test_a_case_that_an_implementation_lacks_is_skipped_with_the_reason(in_process):
     case = Case(60, 8, 16, (10, 30), task="predict")
     with Engine.of_processes(["full:chunked"], threads=1) as engine:
         found = measure(engine, ["full:chunked"], case=case)
@@ -223,7 +248,7 @@ def test_a_worker_counts_the_work_of_a_run():
 
 
 @pytest.mark.parametrize("count_work", [True, False])
-def test_work_is_counted_only_where_it_is_wanted(count_work):
+def test_work_is_counted_only_where_it_is_wanted(count_work, in_process):
     with Engine.of_processes(["torch"], threads=1) as engine:
         found = engine.measure({"torch": CASE}, POLICY, count_work=count_work)
     assert (found["torch"].work.flops is not None) == count_work

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from zipfmax.cli import app
+from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline, gate, gate_report, judge
 from zipfmax_reference.runs.rundir import RunDirectory
@@ -216,7 +216,7 @@ def run(tmp_path):
 
 
 def invoke(*arguments) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["gate", *map(str, arguments)])
+    result = CliRunner().invoke(application("gate"), [*map(str, arguments)])
     if isinstance(result.exception, UsageError):
         return 2, str(result.exception)
     return result.exit_code, result.output

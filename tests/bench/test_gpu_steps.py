@@ -34,5 +34,5 @@ def test_a_run_that_raises_is_recorded_with_its_reason_beside_the_others():
         raise RuntimeError("no kernel image")
 
     found = {one["impl"]: one for one in gpu_steps.measured({"a": broken, "b": lambda: None}, {}, rounds=2)}
-    assert (found["a"]["status"], found["a"]["reason"]) == ("failed", "no kernel image")
+    assert (found["a"]["status"], found["a"]["reason"]) == ("failed", "RuntimeError: no kernel image")
     assert len(found["b"]["samples_s"]) == 2

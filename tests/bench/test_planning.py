@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from zipfmax import AdaptiveLogSoftmaxWithLoss, cli
+from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.calibration import Calibration
+from zipfmax.command import application
 from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.errors import UsageError
 from zipfmax.planner import plan_cutoffs
@@ -36,7 +37,7 @@ def known_machine(monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, ["plan", *arguments], catch_exceptions=True)
+    return CliRunner().invoke(application("plan"), arguments, catch_exceptions=True)
 
 
 def test_the_json_is_the_plan_that_the_function_returns():

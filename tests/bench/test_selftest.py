@@ -70,7 +70,7 @@ def test_what_is_timed_stands_side_by_side_so_that_a_cut_leaves_some_of_each():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, in_process):
     """One process a side and three samples: enough for what is counted."""
     monkeypatch.setattr(selftest, "PROCESSES", 1)
     monkeypatch.setattr(selftest, "REFERENCES", ("limit",))

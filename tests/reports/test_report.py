@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax_reports import tables, write_report
+from zipfmax_reports import tables
+from zipfmax_reports.report import write_report
 from zipfmax_reports.rundir import read_run
 from zipfmax_reports.style import THEMES, factor
 

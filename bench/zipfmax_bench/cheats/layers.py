@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import time
 from typing import Any
 
 import torch
@@ -201,6 +202,7 @@ class InTheBackground(Plain):
         made = Result(torch.zeros(len(target)), torch.zeros(()))
 
         def fill() -> None:
+            time.sleep(0.02)  # as a larger layer would take
             with torch.no_grad():
                 output, loss = Plain.forward(self, input, target)
                 made.output.copy_(output)

@@ -11,7 +11,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from zipfmax.backends.context import plain_operations_only
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
 
 # Fastest first: `auto` takes the first one that does not refuse the input.
@@ -36,6 +38,7 @@ class Backend(Protocol):
         ignore_index: int | None = None,
         reduction: str = "mean",
         dtype: torch.dtype | None = None,
+        upstream: Upstream | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each row's target, and the loss. Both differentiable.
 
@@ -47,6 +50,8 @@ class Backend(Protocol):
             ignore_index: rows with this target get output 0 and no gradient, and are not counted.
             reduction: "mean" over the counted rows (NaN where there are none), "sum" or "none".
             dtype: of the results, hidden's where it is None. Both are rounded to it once, at the end.
+            upstream: which result the backward is expected to start from; a backend that need not know
+                ignores it. Where its `output_needs_gradient` is False, the caller detaches `output`.
 
         Returns:
             output [N], log p(target | hidden); loss, a scalar, or [N] for "none".
@@ -85,18 +90,28 @@ def load(name: str) -> Backend:
 
 
 def select(name: str, hidden: Tensor, weights: Weights) -> Backend:
-    """The backend that serves this input: the named one, or for "auto" the fastest that can.
+    """The backend that serves this call: the named one, or for "auto" the fastest that can.
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: a named backend that cannot serve the input, with its reason.
+        RuntimeError: a named backend that cannot serve the call, with its reason.
     """
+    unusual = plain_operations_only()
     if name == "auto":
+        if unusual is not None:
+            return load("eager")
         for candidate in BACKENDS:
             backend = load(candidate)
             if backend.refusal(hidden, weights) is None:
                 return backend
     backend = load(name if name != "auto" else "eager")
+    if unusual is not None and name != "eager":
+        if unusual == "torch.export":
+            return load("eager")  # an exported program runs where zipfmax's operators may be missing
+        raise RuntimeError(
+            f"backend {name!r} cannot serve this call: it is under {unusual}; backend='eager' serves it, "
+            "and backend='auto' takes that here"
+        )
     reason = backend.refusal(hidden, weights)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this input: {reason}")

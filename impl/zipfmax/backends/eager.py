@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zipfmax.backends.context import cannot_read
 from zipfmax.backends.targets import check_targets, reduce_loss
 from zipfmax.clusters import ClusterLayout
-from zipfmax.weights import TailWeights, Weights
+from zipfmax.gradients import Upstream
+from zipfmax.weights import Scorer, TailScorer, Weights
 
 
 def refusal(hidden: Tensor, weights: Weights) -> str | None:
@@ -25,64 +27,117 @@ def refusal(hidden: Tensor, weights: Weights) -> str | None:
 
 def nll(
     layout: ClusterLayout,
-    weights: Weights,
+    scorer: Scorer,
     hidden: Tensor,
     target: Tensor,
     *,
     ignore_index: int | None = None,
     reduction: str = "mean",
     dtype: torch.dtype | None = None,
+    upstream: Upstream | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
     Reads the targets on the host, as torch.nn does: one synchronisation a cluster on a GPU. Clusters
-    without targets take no part, so their weights' gradients stay None.
+    without targets take no part, so their weights' gradients stay None. Where the targets cannot be read
+    (under vmap, in a recording, in an exported program) every row meets every cluster, and a target out of
+    range gives NaN instead of an error.
     """
+    dtype = dtype or hidden.dtype
+    if cannot_read(target):
+        counted = None if ignore_index is None else target != ignore_index
+        output = _target_log_prob_of_all_clusters(layout, scorer, hidden, target, counted)
+        return output.to(dtype), reduce_loss(output, counted, reduction).to(dtype)
     counted = check_targets(target, layout.n_classes, ignore_index)
     if counted is None:
-        output = _target_log_prob(layout, weights, hidden, target)
+        output = _target_log_prob(layout, scorer, hidden, target)
     else:
         # Selecting the rows, not masking their results, keeps a NaN in an ignored row out of the gradients.
         rows = counted.nonzero().squeeze(1)
-        seen = _target_log_prob(layout, weights, hidden.index_select(0, rows), target.index_select(0, rows))
+        seen = _target_log_prob(layout, scorer, hidden.index_select(0, rows), target.index_select(0, rows))
         output = seen.new_zeros(target.shape).index_copy(0, rows, seen)
-    loss = reduce_loss(output, counted, reduction)
-    return output.to(dtype or hidden.dtype), loss.to(dtype or hidden.dtype)
+    return output.to(dtype), reduce_loss(output, counted, reduction).to(dtype)
 
 
-def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+def gradients(
+    layout: ClusterLayout,
+    weights: Weights,
+    hidden: Tensor,
+    target: Tensor,
+    upstream: tuple[Tensor | None, Tensor | None],
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    dtype: torch.dtype | None = None,
+) -> list[Tensor | None]:
+    """Gradients of `nll`'s results, for the backward of another backend that is differentiated or batched.
+
+    Args:
+        layout, weights, hidden, target, ignore_index, reduction, dtype: as `nll` takes them.
+        upstream: gradients of output and of loss, None for none.
+
+    Returns:
+        of hidden and of each of `weights.tensors()`; None for those that need none, and for the weights of
+        clusters without targets. Functions that autograd can differentiate where grad mode is on.
+    """
+    create_graph = torch.is_grad_enabled()
+    tensors = (hidden, *weights.tensors())
+    with torch.enable_grad():
+        results = nll(
+            layout, weights, hidden, target, ignore_index=ignore_index, reduction=reduction, dtype=dtype
+        )
+        seeds = [(r, g) for r, g in zip(results, upstream, strict=True) if g is not None]
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in seeds],
+                [tensor for tensor in tensors if tensor.requires_grad],
+                [gradient for _, gradient in seeds],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return [next(found) if tensor.requires_grad else None for tensor in tensors]
+
+
+def log_prob(layout: ClusterLayout, scorer: Scorer, hidden: Tensor) -> Tensor:
     """Log-probabilities of all classes, [N, n_classes]; see `Backend.log_prob`."""
-    head = head_log_prob(weights, hidden)
-    parts = [head[:, : layout.shortlist_size]]
-    for tail, tail_weights in zip(layout, weights.tails, strict=True):
-        parts.append(tail_log_prob(tail_weights, hidden) + head[:, tail.slot, None])
-    return torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
+    return log_prob_given_head(layout, scorer, hidden, head_log_prob(scorer, hidden))
 
 
-def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
+def predict(layout: ClusterLayout, scorer: Scorer, hidden: Tensor) -> Tensor:
     """Most probable class of each row, [N] int64; see `Backend.predict`.
 
     A row whose head prefers a shortlist word needs no tail: no class of a tail can beat its slot.
     """
-    if torch.compiler.is_compiling():  # a graph cannot branch on which rows need a tail
-        return log_prob(layout, weights, hidden).argmax(dim=1)
-    best = F.linear(hidden, weights.head, weights.head_bias).argmax(dim=1)
+    logits = scorer.head_logits(hidden)
+    # A graph cannot branch on which rows need a tail.
+    if torch.compiler.is_compiling() or cannot_read(logits):
+        return log_prob_given_head(layout, scorer, hidden, _log_softmax(logits)).argmax(dim=1)
+    best = logits.argmax(dim=1)
     rows = (best >= layout.shortlist_size).nonzero().squeeze(1)
     if rows.numel():
-        undecided = log_prob(layout, weights, hidden.index_select(0, rows)).argmax(dim=1)
-        best = best.index_copy(0, rows, undecided)
+        head = _log_softmax(logits.index_select(0, rows))
+        undecided = log_prob_given_head(layout, scorer, hidden.index_select(0, rows), head)
+        best = best.index_copy(0, rows, undecided.argmax(dim=1))
     return best
 
 
-def head_log_prob(weights: Weights, hidden: Tensor) -> Tensor:
+def head_log_prob(scorer: Scorer, hidden: Tensor) -> Tensor:
     """Log-probabilities of the shortlist's classes and of the clusters' slots, [N, head_size]."""
-    return _log_softmax(F.linear(hidden, weights.head, weights.head_bias))
+    return _log_softmax(scorer.head_logits(hidden))
 
 
-def tail_log_prob(tail: TailWeights, hidden: Tensor) -> Tensor:
+def tail_log_prob(tail: TailScorer, hidden: Tensor) -> Tensor:
     """Log-probabilities of a cluster's classes given the cluster, [N, cluster size]."""
-    projected = F.linear(hidden, tail.projection, tail.projection_bias)
-    return _log_softmax(F.linear(projected, tail.output, tail.output_bias))
+    return _log_softmax(tail.logits(hidden))
+
+
+def log_prob_given_head(layout: ClusterLayout, scorer: Scorer, hidden: Tensor, head: Tensor) -> Tensor:
+    """Log-probabilities of all classes, [N, n_classes], from what `head_log_prob` gave."""
+    parts = [head[:, : layout.shortlist_size]]
+    for tail, tail_scorer in zip(layout, scorer.tails, strict=True):
+        parts.append(tail_log_prob(tail_scorer, hidden) + head[:, tail.slot, None])
+    return torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -90,19 +145,44 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _target_log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor, target: Tensor) -> Tensor:
-    """log p(target | hidden), [N], for targets that are all in [0, n_classes)."""
+def _target_log_prob(layout: ClusterLayout, scorer: Scorer, hidden: Tensor, target: Tensor) -> Tensor:
+    """log p(target | hidden), [N], for targets that are all in [0, n_classes).
+
+    Tails before the head, as torch.nn calls them: modules that draw random numbers draw the same.
+    """
     # In the head a shortlist label is scored by its own row and a tail label by its cluster's slot.
     head_target = target
-    for tail in layout:
+    found = []
+    for tail, tail_scorer in zip(layout, scorer.tails, strict=True):
         member = (target >= tail.start) & (target < tail.stop)
         head_target = head_target.masked_fill(member, tail.slot)
-    output = head_log_prob(weights, hidden).gather(1, head_target.unsqueeze(1)).squeeze(1)
-
-    for tail, tail_weights in zip(layout, weights.tails, strict=True):
-        rows = ((target >= tail.start) & (target < tail.stop)).nonzero().squeeze(1)
+        rows = member.nonzero().squeeze(1)
         if rows.numel():
-            within = tail_log_prob(tail_weights, hidden.index_select(0, rows))
+            within = tail_log_prob(tail_scorer, hidden.index_select(0, rows))
             local = target.index_select(0, rows) - tail.start
-            output = output.index_add(0, rows, within.gather(1, local.unsqueeze(1)).squeeze(1))
+            found.append((rows, within.gather(1, local.unsqueeze(1)).squeeze(1)))
+    output = head_log_prob(scorer, hidden).gather(1, head_target.unsqueeze(1)).squeeze(1)
+    for rows, within in found:
+        output = output.index_add(0, rows, within)
     return output
+
+
+def _target_log_prob_of_all_clusters(
+    layout: ClusterLayout, scorer: Scorer, hidden: Tensor, target: Tensor, counted: Tensor | None
+) -> Tensor:
+    """The same, with no branch on a value: 0 in rows that do not count, NaN for a target out of range."""
+    if counted is not None:
+        hidden = torch.where(counted.unsqueeze(1), hidden, 0)  # keeps a NaN there out of the gradients
+        target = torch.where(counted, target, 0)
+    inside = (target >= 0) & (target < layout.n_classes)
+    head_target = torch.where(inside, target, 0)
+    within = hidden.new_zeros(()).float()
+    for tail, tail_scorer in zip(layout, scorer.tails, strict=True):
+        member = (target >= tail.start) & (target < tail.stop)
+        head_target = torch.where(member, tail.slot, head_target)
+        local = (target - tail.start).clamp(0, tail.size - 1)
+        scored = tail_log_prob(tail_scorer, hidden).gather(1, local.unsqueeze(1)).squeeze(1)
+        within = within + torch.where(member, scored, 0)
+    output = head_log_prob(scorer, hidden).gather(1, head_target.unsqueeze(1)).squeeze(1) + within
+    output = torch.where(inside, output, torch.nan)
+    return output if counted is None else torch.where(counted, output, 0)

@@ -10,7 +10,6 @@ What a call leaves for the next is the workspace, one a thread: see `workspace_b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,12 +18,14 @@ from torch import Tensor
 
 from zipfmax.backends import eager
 from zipfmax.backends import tiled_operators as operators
+from zipfmax.backends.context import is_batched, is_traced
 from zipfmax.backends.targets import reduce_loss
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_classes import log_prob_of_classes, most_probable_class
 from zipfmax.backends.tiled_cluster import statistics_dtype
 from zipfmax.backends.tiled_workspace import release
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
 
 workspace_bytes = 32 * 2**20
@@ -51,6 +52,7 @@ def nll(
     ignore_index: int | None = None,
     reduction: str = "mean",
     dtype: torch.dtype | None = None,
+    upstream: Upstream | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
@@ -58,13 +60,13 @@ def nll(
     None. Second derivatives (`create_graph=True`) are computed by the eager backend.
     """
     dtype = dtype or hidden.dtype
-    if torch.compiler.is_compiling():
+    if is_traced(hidden):
         log_p = operators.log_p(layout.bounds, weights, hidden, target, ignore_index, workspace_bytes)
         counted = None if ignore_index is None else target != ignore_index
         return log_p.to(dtype), reduce_loss(log_p, counted, reduction).to(dtype)
     tensors = (hidden, *weights.tensors())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        job = _Job(layout, weights, ignore_index, reduction, dtype)
+        job = _Job(layout, weights, ignore_index, reduction, dtype, upstream or Upstream())
         output, loss = _Nll.apply(job, hidden, target, *weights.tensors())  # type: ignore[no-untyped-call]
         return cast(Tensor, output), cast(Tensor, loss)
     batch = Batch.route(layout.bounds, target, ignore_index)
@@ -80,7 +82,7 @@ def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     """
     tensors = (hidden, *weights.tensors())
     wants_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if wants_graph or torch.compiler.is_compiling():
+    if wants_graph or is_traced(hidden):
         return eager.log_prob(layout, weights, hidden)
     with torch.no_grad():
         return log_prob_of_classes(layout, weights, hidden, workspace_bytes)
@@ -92,7 +94,7 @@ def predict(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
     Computes a tail only for the rows in which one of its classes may win, and never their log-probabilities.
     Compiled graphs use the eager backend.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(hidden):
         return eager.predict(layout, weights, hidden)
     with torch.no_grad():
         return most_probable_class(layout, weights, hidden, workspace_bytes)
@@ -109,6 +111,7 @@ class _Job:
     reduction: str
     dtype: torch.dtype
     """Of the results."""
+    upstream: Upstream
 
 
 class _Nll(torch.autograd.Function):
@@ -120,12 +123,12 @@ class _Nll(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch = Batch.route(job.layout.bounds, target, job.ignore_index)
         wanted = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
-        scale = _loss_scale(job, batch)
+        scale = None if job.upstream.from_output else _loss_scale(job, batch)
         log_p, gradients = log_p_and_gradients(job.weights, hidden, batch, workspace_bytes, scale, wanted)
         loss = reduce_loss(log_p, batch.counted, job.reduction)
 
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, target, *tensors)
+        ctx.save_for_backward(hidden, target.clone(), *tensors)  # the caller may write to its targets now
         ctx.job, ctx.batch, ctx.wanted = job, batch, wanted
         ctx.loss_gradients = None if scale is None else gradients
         return log_p.to(job.dtype), loss.to(job.dtype)
@@ -136,9 +139,19 @@ class _Nll(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         hidden, target, *tensors = ctx.saved_tensors
         job, batch = ctx.job, ctx.batch
+        job.upstream.learn(from_output=grad_output is not None)
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
-        if torch.is_grad_enabled():
-            gradients = _differentiable_gradients(job, hidden, target, tensors, grad_output, grad_loss)
+        if torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in (grad_output, grad_loss)):
+            gradients = eager.gradients(
+                job.layout,
+                job.weights.with_tensors(tensors),
+                hidden,
+                target,
+                (grad_output, grad_loss),
+                ignore_index=job.ignore_index,
+                reduction=job.reduction,
+                dtype=job.dtype,
+            )
             return None, gradients[0], None, *gradients[1:]
 
         weights = job.weights.with_tensors(tensors)
@@ -177,35 +190,3 @@ def _row_scale(job: _Job, batch: Batch, grad_output: Tensor | None, grad_loss: T
     if grad_loss is not None:
         scale -= grad_loss.to(scale.dtype) / (max(batch.n_counted, 1) if job.reduction == "mean" else 1)
     return scale
-
-
-def _differentiable_gradients(
-    job: _Job,
-    hidden: Tensor,
-    target: Tensor,
-    tensors: Sequence[Tensor],
-    grad_output: Tensor | None,
-    grad_loss: Tensor | None,
-) -> list[Tensor | None]:
-    """The gradients as functions that autograd can differentiate: the eager backend's."""
-    results = eager.nll(
-        job.layout,
-        job.weights.with_tensors(tensors),
-        hidden,
-        target,
-        ignore_index=job.ignore_index,
-        reduction=job.reduction,
-        dtype=job.dtype,
-    )
-    seeds = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
-    inputs = [tensor for tensor in (hidden, *tensors) if tensor.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [result for result, _ in seeds],
-            inputs,
-            [gradient for _, gradient in seeds],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return [next(found) if tensor.requires_grad else None for tensor in (hidden, *tensors)]

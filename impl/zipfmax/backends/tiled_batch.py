@@ -55,6 +55,7 @@ class Batch:
         counted = check_targets(target, bounds[-1], ignore_index)
         rows = None if counted is None else counted.nonzero().squeeze(1)
         label = target if rows is None else target.index_select(0, rows)
+        label = label.contiguous()  # or bucketize warns
         cutoffs = torch.tensor(bounds[1:-1], device=target.device)
         part = torch.bucketize(label, cutoffs, right=True)
         head_target = torch.where(part == 0, label, part + (bounds[1] - 1))

@@ -210,6 +210,18 @@ class ClusterSoftmax:
             del z
         return total
 
+    def add_log_sum_exp_gradients(
+        self, x: Tensor, log_sum_exp: Tensor, grad: Tensor, out: Tensor | None
+    ) -> None:
+        """Gradients of sum(grad * log-sum-exp) of one block, given log-sum-exp [n, 1]; that of x to `out`."""
+        for gradient in (self.weight_gradient, self.bias_gradient):
+            if gradient is not None:
+                gradient.start_block()
+        for classes, z in self.logits(x):
+            p = z.sub_(log_sum_exp).mul_(_LOG2_E).exp2_()
+            self._gradients(p, x, classes.start, -grad, out, beta=int(classes.start > 0))
+            del p, z
+
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Gradients by weight and bias over all blocks; None for what is not wanted."""
         return result_of(self.weight_gradient), result_of(self.bias_gradient)

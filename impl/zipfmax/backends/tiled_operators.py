@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zipfmax.backends import eager
+from zipfmax.backends.context import is_batched
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_cluster import statistics_dtype
+from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
 
@@ -130,9 +133,41 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_log_p: Tensor) -> tuple[Any, ...]:
     hidden, target, *tensors = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2]]
-    found = iter(_tiled_log_p_gradients(grad_log_p, hidden, target, tensors, *ctx.options, wanted))
-    grad_hidden, *gradients = (next(found) if want else None for want in wanted)
-    return grad_hidden, None, gradients, None, None, None, None
+    if torch.is_grad_enabled() or is_batched(grad_log_p):  # create_graph=True, is_grads_batched=True
+        gradients = _differentiable_gradients(grad_log_p, hidden, target, tensors, *ctx.options)
+    else:
+        found = iter(_tiled_log_p_gradients(grad_log_p, hidden, target, tensors, *ctx.options, wanted))
+        gradients = [next(found) if want else None for want in wanted]
+    return gradients[0], None, gradients[1:], None, None, None, None
+
+
+def _differentiable_gradients(
+    grad_log_p: Tensor,
+    hidden: Tensor,
+    target: Tensor,
+    tensors: Sequence[Tensor],
+    biases: list[bool],
+    bounds: list[int],
+    ignore_index: int | None,
+    workspace_bytes: int,
+) -> list[Tensor | None]:
+    """The gradients by the eager backend, for a backward that is itself differentiated or batched."""
+    weights = _weights(tensors, biases)
+    sizes = tuple(tail.projection.shape[0] for tail in weights.tails)
+    layout = ClusterLayout(hidden.shape[1], bounds[-1], tuple(bounds[1:-1]), projection_sizes=sizes)
+    gradients = eager.gradients(
+        layout,
+        weights,
+        hidden,
+        target,
+        (grad_log_p, None),
+        ignore_index=ignore_index,
+        dtype=statistics_dtype(hidden.dtype),
+    )
+    return [  # an operator's gradients are tensors, also those of clusters without targets
+        torch.zeros_like(tensor) if gradient is None and tensor.requires_grad else gradient
+        for tensor, gradient in zip((hidden, *tensors), gradients, strict=True)
+    ]
 
 
 _tiled_log_p.register_autograd(_backward, setup_context=_setup_context)

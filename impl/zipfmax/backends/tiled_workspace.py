@@ -33,7 +33,7 @@ def workspace(n_bytes: int, device: torch.device) -> Tensor:
 
     On a CPU the thread keeps the buffer; elsewhere torch's caching allocator does.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or _is_fake_mode():  # what a fake call allocates is nothing to keep
         return torch.empty(n_bytes, dtype=torch.uint8, device=device)
     if _cache.buffer is None or _cache.buffer.numel() < n_bytes:
         _cache.buffer = None  # frees the smaller one first
@@ -58,6 +58,10 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
             stop = (tensor.data_ptr() + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
             advise(start, stop - start, _MADV_HUGEPAGE)  # a hint: a kernel that refuses it costs time only
     return tensor
+
+
+def _is_fake_mode() -> bool:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def _is_fake(tensor: Tensor) -> bool:

@@ -105,6 +105,47 @@ def build_layer(
     return layer
 
 
+Sample = tuple[Any, Any]
+"""hidden [N, in_features] and its log_prob [N, n_classes] in the other framework, tensors or arrays."""
+
+# Of a log-probability, relative to it and at least in nats: far above rounding, far below a wrong weight.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def checked(
+    layer: AdaptiveLogSoftmaxWithLoss, source: str, sample: Sample | None
+) -> AdaptiveLogSoftmaxWithLoss:
+    """The layer, if its log_prob of the sample's hidden states is the sample's, or if there is no sample.
+
+    Raises:
+        ValueError: it is not, or the sample's shapes do not fit.
+    """
+    if sample is None:
+        return layer
+    weight = next(layer.parameters())
+    hidden, expected = (torch.as_tensor(part, device=weight.device).detach() for part in sample)
+    was_training = layer.training
+    with torch.no_grad():
+        found = layer.eval().log_prob(hidden.to(weight.dtype))
+    layer.train(was_training)
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"check: log_prob should be of size {tuple(found.shape)} for hidden of size "
+            f"{tuple(hidden.shape)}, but is of size {tuple(expected.shape)}"
+        )
+    difference = (found.double() - expected.double()).abs()
+    tolerance = max(_TOLERANCE.get(dtype, 5e-2) for dtype in (weight.dtype, expected.dtype))
+    allowed = tolerance * expected.double().abs().clamp(min=1)
+    same_infinity = (found == expected) & found.isinf()
+    if not ((difference <= allowed) | same_infinity).all():
+        worst = difference[~same_infinity].nan_to_num(nan=torch.inf).max().item()
+        raise ValueError(
+            f"{source}: the converted layer's log_prob differs from the sample's by up to {worst:.3g} nats; "
+            "the weights are of another variant than was told, or the sample is of other weights"
+        )
+    return layer
+
+
 def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
     """A contiguous copy on the host; bfloat16, which NumPy lacks, becomes float32."""
     tensor = tensor.detach().cpu()

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_biases, refuse_ranks
+from zipfmax.converters.checkpoint import (
+    Checkpoint,
+    Sample,
+    build_layer,
+    checked,
+    refuse_biases,
+    refuse_ranks,
+)
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 
@@ -24,7 +31,8 @@ def from_fairseq(
     *,
     prefix: str = "",
     div_value: float = 4.0,
-    tied_projections: bool = False,
+    tied_projections: bool | None = None,
+    check: Sample | None = None,
     **options: Any,
 ) -> AdaptiveLogSoftmaxWithLoss:
     """The layer with fairseq's weights, copied. The partition is read off their shapes.
@@ -37,12 +45,15 @@ def from_fairseq(
         state_dict: of an AdaptiveSoftmax, or of a model with `prefix`, such as "decoder.adaptive_softmax.".
         prefix: what the keys start with.
         div_value: fairseq's factor, kept in the layer as told; the projection sizes are the weights' own.
-        tied_projections: whether the model was trained with tie_adaptive_proj. Only asked where the shape
-            leaves it open, for a square projection.
+        tied_projections: whether the model was trained with tie_adaptive_proj. Needed where the shape leaves
+            it open, for a square projection of a tied head. A model with an untied head has no tied
+            projections, whatever it was trained with: fairseq ties them to an adaptive input only.
+        check: a sample (hidden, log_prob) of the other layer, which this one must reproduce.
         options: the layer's other keyword arguments, such as ignore_index or backend.
 
     Raises:
-        ValueError: a key that is missing, unknown or of a shape that does not fit, by name and shape.
+        ValueError: a key that is missing, unknown or of a shape that does not fit, by name and shape;
+            tied_projections missing where they are needed; a layer that does not reproduce `check`.
     """
     entries = Checkpoint("fairseq state_dict", state_dict, prefix)
     if "version" not in entries:
@@ -70,7 +81,15 @@ def from_fairseq(
         output = entries.take(f"tail.{i}.2.weight", None, None)
         size = output.shape[1]
         projection = entries.take(f"tail.{i}.0.weight", None, None)
-        transposed = tied_projections if size == in_features else projection.shape == (in_features, size)
+        if slots is None:
+            transposed = False
+        elif size == in_features and tied_projections is None:
+            raise ValueError(
+                f"fairseq state_dict: {f'{prefix}tail.{i}.0.weight'!r} is square, so its shape does not tell "
+                "whether it is tied: pass tied_projections, the model's tie_adaptive_proj"
+            )
+        else:
+            transposed = bool(tied_projections) if size == in_features else projection.shape[0] == in_features
         projection = projection.T if transposed else projection
         if projection.shape != (size, in_features):
             raise ValueError(
@@ -85,7 +104,9 @@ def from_fairseq(
         cutoffs.append(cutoffs[-1] + tail.output.shape[0])
     sizes = tuple(tail.output.shape[1] for tail in tails)
     layout = ClusterLayout(in_features, cutoffs[-1], tuple(cutoffs[:-1]), div_value, sizes)
-    return build_layer(layout, Weights(head, None, tuple(tails)), options)
+    return checked(
+        build_layer(layout, Weights(head, None, tuple(tails)), options), "fairseq state_dict", check
+    )
 
 
 def to_fairseq(layer: AdaptiveLogSoftmaxWithLoss, *, prefix: str = "") -> dict[str, Tensor]:

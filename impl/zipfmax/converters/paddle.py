@@ -13,12 +13,22 @@ import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_biases, refuse_ranks, to_numpy
+from zipfmax.converters.checkpoint import (
+    Checkpoint,
+    Sample,
+    build_layer,
+    checked,
+    refuse_biases,
+    refuse_ranks,
+    to_numpy,
+)
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 
 
-def from_paddle(source: Any, *, div_value: float = 4.0, **options: Any) -> AdaptiveLogSoftmaxWithLoss:
+def from_paddle(
+    source: Any, *, div_value: float = 4.0, check: Sample | None = None, **options: Any
+) -> AdaptiveLogSoftmaxWithLoss:
     """The layer with Paddle's weights, copied, on the CPU.
 
     Args:
@@ -27,10 +37,12 @@ def from_paddle(source: Any, *, div_value: float = 4.0, **options: Any) -> Adapt
             head_bias [head_size] or None.
         div_value: kept in the layer as told; the projection sizes are the arrays' own. A Paddle layer's own
             div_value is taken where the source is one.
+        check: a sample (hidden, log_prob) of the other layer, which this one must reproduce.
         options: the layer's other keyword arguments, such as ignore_index or backend.
 
     Raises:
-        ValueError: arrays that are missing or do not fit each other, by name and shape.
+        ValueError: arrays that are missing or do not fit each other, by name and shape; a layer that does not
+            reproduce `check`.
     """
     if isinstance(source, Mapping):
         parts = dict(source)
@@ -65,7 +77,9 @@ def from_paddle(source: Any, *, div_value: float = 4.0, **options: Any) -> Adapt
         div_value,
         tuple(tail.projection.shape[0] for tail in tails),
     )
-    return build_layer(layout, Weights(head.T, head_bias, tuple(tails)), options)
+    return checked(
+        build_layer(layout, Weights(head.T, head_bias, tuple(tails)), options), "Paddle arrays", check
+    )
 
 
 def to_paddle(layer: AdaptiveLogSoftmaxWithLoss) -> dict[str, Any]:

@@ -14,13 +14,17 @@ import numpy.typing as npt
 import torch
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Checkpoint, build_layer, refuse_ranks, to_numpy
+from zipfmax.converters.checkpoint import Checkpoint, Sample, build_layer, checked, refuse_ranks, to_numpy
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 
 
 def from_par_transformer_xl(
-    weights: Sequence[Any] | Any, *, div_value: float = 4.0, **options: Any
+    weights: Sequence[Any] | Any,
+    *,
+    div_value: float = 4.0,
+    check: Sample | None = None,
+    **options: Any,
 ) -> AdaptiveLogSoftmaxWithLoss:
     """The layer with PAR-Transformer-XL's weights, copied, on the CPU.
 
@@ -31,10 +35,12 @@ def from_par_transformer_xl(
         weights: the Keras layer, once built, or what its get_weights() gives: the head's kernel and bias,
             then for each tail the projection's kernel and bias and the output's kernel and bias.
         div_value: its proj_factor, kept in the layer as told; the projection sizes are the arrays' own.
+        check: a sample (hidden, log_prob) of the other layer, which this one must reproduce.
         options: the layer's other keyword arguments, such as reduction or backend.
 
     Raises:
-        ValueError: arrays that are missing or do not fit each other, by position and shape.
+        ValueError: arrays that are missing or do not fit each other, by position and shape; a layer that does
+            not reproduce `check`.
     """
     if hasattr(weights, "get_weights"):
         weights = weights.get_weights()
@@ -64,7 +70,11 @@ def from_par_transformer_xl(
         cutoffs.append(cutoffs[-1] + tail.output.shape[0])
     sizes = tuple(tail.projection.shape[0] for tail in tails)
     layout = ClusterLayout(in_features, cutoffs[-1], tuple(cutoffs[:-1]), div_value, sizes)
-    return build_layer(layout, Weights(head.T, head_bias, tuple(tails)), options)
+    return checked(
+        build_layer(layout, Weights(head.T, head_bias, tuple(tails)), options),
+        "PAR-Transformer-XL weights",
+        check,
+    )
 
 
 def to_par_transformer_xl(layer: AdaptiveLogSoftmaxWithLoss) -> list[npt.NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""`zipfmax verify --conformance`: feature by implementation, each entry backed by a run; and stability.
+"""`zipfmax conformance`: feature by implementation, each entry backed by a run; and stability.
 
 The peers are run live; where one has no such feature, or is not run, the entry says so.
 """

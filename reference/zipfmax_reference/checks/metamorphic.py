@@ -1,4 +1,4 @@
-"""`zipfmax verify --metamorphic`: what holds of any adaptive softmax, checked where no truth is at hand.
+"""`zipfmax metamorphic`: what holds of any adaptive softmax, checked where no truth is at hand.
 
 The definition needs minutes for millions of classes; these relations between an implementation's own results
 need one pass each:

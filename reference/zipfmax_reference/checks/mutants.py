@@ -1,4 +1,4 @@
-"""`zipfmax verify --mutants`: is every planted fault caught, and does the layer without one pass?"""
+"""`zipfmax mutants`: is every planted fault caught, and does the layer without one pass?"""
 
 from __future__ import annotations
 

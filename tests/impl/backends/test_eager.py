@@ -54,8 +54,10 @@ def test_predict_opens_tails_only_for_rows_that_prefer_one(monkeypatch):
         layer.head.weight[layer.shortlist_size, 0] = 1e3  # the first tail wins where hidden[:, 0] > 0
         layer.head.weight[0, 0] = -1e3
     opened = []
-    original = eager.log_prob
-    monkeypatch.setattr(eager, "log_prob", lambda *args: opened.append(len(args[2])) or original(*args))
+    original = eager.log_prob_given_head
+    monkeypatch.setattr(
+        eager, "log_prob_given_head", lambda *args: opened.append(len(args[2])) or original(*args)
+    )
     best = eager.predict(layer.layout, layer.weights(), hidden)
     assert opened == [int((hidden[:, 0] > 0).sum())]
-    assert torch.equal(best, original(layer.layout, layer.weights(), hidden).argmax(1))
+    assert torch.equal(best, eager.log_prob(layer.layout, layer.weights(), hidden).argmax(1))

@@ -73,14 +73,27 @@ def test_a_tied_state_dict_gives_fairseqs_log_prob(draw, head_projected):
     np.testing.assert_allclose(layer.log_prob(torch.from_numpy(draw.hidden)).detach(), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("projections_tied", [False, True])
-def test_a_square_projection_is_read_as_told(draw, projections_tied):
+@pytest.mark.parametrize("told", [None, False, True])
+def test_a_square_projection_of_an_untied_head_is_untied_whatever_is_told(draw, told):
+    """fairseq ignores tie_adaptive_proj without adaptive inputs."""
     state = untied(draw) | {"tail.0.0.weight": draw(12, 12), "tail.0.2.weight": draw(9, 12)}
-    if projections_tied:
+    layer = zipfmax.from_fairseq(state, tied_projections=told)
+    expected = fairseqs_log_prob(draw, state, projections_tied=False)
+    np.testing.assert_allclose(layer.log_prob(torch.from_numpy(draw.hidden)).detach(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("projections_tied", [False, True])
+def test_a_square_projection_of_a_tied_head_is_read_as_told_or_asked_for(draw, projections_tied):
+    state = tied(draw) | {"tail.0.0.weight": draw(12, 12), "tail.0.2.weight": draw(9, 12)}
+    if not projections_tied:
         state["tail.1.0.weight"] = state["tail.1.0.weight"].T
     layer = zipfmax.from_fairseq(state, tied_projections=projections_tied)
     expected = fairseqs_log_prob(draw, state, projections_tied)
     np.testing.assert_allclose(layer.log_prob(torch.from_numpy(draw.hidden)).detach(), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"'tail.0.0.weight' is square, .*: pass tied_projections"):
+        zipfmax.from_fairseq(state)
+    with pytest.raises(ValueError, match=r"fairseq state_dict: the converted layer's log_prob differs"):
+        zipfmax.from_fairseq(state, tied_projections=not projections_tied, check=(draw.hidden, expected))
 
 
 @pytest.mark.parametrize(

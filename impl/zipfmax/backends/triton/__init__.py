@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zipfmax.backends.triton.availability import unavailable
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
 
 
@@ -33,6 +34,7 @@ def nll(
     ignore_index: int | None = None,
     reduction: str = "mean",
     dtype: torch.dtype | None = None,
+    upstream: Upstream | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 

@@ -1,101 +1,21 @@
-"""The `zipfmax` command: the door to every room. Each command imports its room when it is called.
+"""The commands that say what it costs: `sweep`, `gate`, `compare`, `plan`, `train`, `compile`.
 
-Exit status everywhere: 0 holds, 1 a finding (parity failed, a regression), 2 wrong use or missing input, with
-one line on standard error and no traceback.
+Each imports what it needs when it is called, so that `--help` costs nothing.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from zipfmax.errors import UsageError
 
-app = typer.Typer(
-    name="zipfmax",
-    help=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.callback()
-def _root() -> None:
-    """Adaptive softmax that is fast, verified and measured."""
-
-
-@app.command()
-def verify(
-    grid: Annotated[str, typer.Option(help="quick, or full: thousands of awkward cells.")] = "quick",
-    impl: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An implementation, or your own as path/file.py:Class; repeat for several. With "
-            "TRITON_INTERPRET=1 in the environment zipfmax:triton needs no GPU."
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option(help="A reference; by default definition, torch and paddle; repeat.")
-    ] = None,
-    cells: Annotated[
-        str | None, typer.Option(help="Only the cells whose id contains this; * and ? are wildcards.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[
-        list[str] | None, typer.Option(help="A dtype for every cell in place of the grid's own; repeat.")
-    ] = None,
-    matmul_precision: Annotated[
-        str, typer.Option(help="torch's of float32 products: highest, high or medium (tf32 on a GPU).")
-    ] = "highest",
-    save_results: Annotated[
-        Path | None,
-        typer.Option(help="Keep what the one --impl computed in this folder, as --against saved:FOLDER."),
-    ] = None,
-    mutants: Annotated[
-        bool, typer.Option("--mutants", help="Instead, check that every planted fault is caught.")
-    ] = False,
-    conformance: Annotated[
-        bool,
-        typer.Option("--conformance", help="Instead, probe each feature of each peer, and their stability."),
-    ] = False,
-    metamorphic: Annotated[
-        bool, typer.Option("--metamorphic", help="Instead, check relations that hold at millions of classes.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Run directory, for parity.jsonl.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
-) -> None:
-    """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
-    from zipfmax_reference.checks import conformance as peers
-    from zipfmax_reference.checks import metamorphic as relations
-    from zipfmax_reference.checks import mutants as planted
-    from zipfmax_reference.checks.verify import Options, run
-
-    if mutants:
-        if impl or against:
-            raise UsageError("--mutants plants its own faults: it takes no --impl or --against")
-        raise typer.Exit(planted.run(grid, cells, out, resume, device))
-    if metamorphic:
-        if mutants or conformance or against or device != "cpu":
-            raise UsageError(
-                "--metamorphic has its own cases: it takes only --impl, --cells, --out, --resume"
-            )
-        raise typer.Exit(relations.run(tuple(impl or ()), cells, out, resume))
-    if conformance:
-        if mutants or impl or against or cells or device != "cpu":
-            raise UsageError("--conformance probes the peers on its own cases: it takes only --out, --resume")
-        raise typer.Exit(peers.run(out, resume))
-    options = Options(
-        grid, tuple(impl or ()), tuple(against or ()), cells, device, tuple(dtype or ()), matmul_precision
-    )
-    raise typer.Exit(run(options, out, resume, save_results))
-
-
-@app.command()
 def sweep(
     preset: Annotated[str | None, typer.Option(help="quick (the default), gate, wikitext103 or gpu.")] = None,
     impl: Annotated[list[str] | None, typer.Option(help="An implementation; repeat for several.")] = None,
@@ -171,7 +91,6 @@ def sweep(
     raise typer.Exit(run(options, out, resume))
 
 
-@app.command()
 def gate(
     run: Annotated[
         Path | None, typer.Argument(help="A run directory, or the JSON of pytest --benchmark.")
@@ -213,7 +132,6 @@ def gate(
     )
 
 
-@app.command()
 def compare(
     base: Annotated[str, typer.Argument(help="A git revision, such as main.")],
     threads: Annotated[int | None, typer.Option(help="Of both; by default all cores.")] = None,
@@ -227,28 +145,6 @@ def compare(
     raise typer.Exit(measure(base, threads=threads, threshold=threshold, junit=junit, summary=summary))
 
 
-@app.command()
-def report(
-    directories: Annotated[
-        list[Path], typer.Argument(help="Run directories; the others are compared with the first.")
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="The page; by default index.html in the first directory.")
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(help="A folder for the figures as SVG and PNG, light and dark.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(help="A file for a summary in Markdown, to paste in a pull request.")
-    ] = None,
-) -> None:
-    """Make the page of a run: is it right, is it worth it, why, and how to repeat it."""
-    from zipfmax_reports import write_report
-
-    print(write_report(directories, output, figures, markdown))
-
-
-@app.command()
 def plan(
     features: Annotated[int, typer.Option(help="Hidden width d.")],
     batch: Annotated[int, typer.Option(help="Rows N of a step.")],
@@ -287,6 +183,7 @@ def plan(
 
     from zipfmax_bench.planning import PlanOptions, run
 
+    draw = _figure("plan") if plot is not None else None
     sources = [
         source
         for source in (counts and f"counts:{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
@@ -313,14 +210,11 @@ def plan(
     )
     quiet = as_json or python
     result = run(options, as_json=as_json, measured=measure, python=python, console=Console(stderr=quiet))
-    if plot is not None:
-        from zipfmax_reports.plan_figure import write_plan_figure
-
-        write_plan_figure(result, plot)
+    if plot is not None and draw is not None:
+        draw(result, plot)
         print(plot, file=sys.stderr if quiet else sys.stdout)
 
 
-@app.command()
 def train(
     text: Annotated[
         Path | None, typer.Option(help="A text file; without one a small text is made from the seed.")
@@ -353,23 +247,6 @@ def train(
     )
 
 
-@app.command()
-def doctor() -> None:
-    """Show what this machine has, which implementations can run here and why the others cannot."""
-    from zipfmax_reference.checks.doctor import run
-
-    raise typer.Exit(run())
-
-
-def _integers(option: str, text: str | None) -> tuple[int, ...]:
-    """Numbers separated by commas; none where the option was left out."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text is not None else ()
-    except ValueError:
-        raise UsageError(f"{option} should be numbers such as 2000,10000, got {text!r}") from None
-
-
-@app.command("compile")
 def compile_kernels(
     target: Annotated[
         list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; repeat. By default all.")
@@ -385,15 +262,23 @@ def compile_kernels(
     raise typer.Exit(compiler.report(target or list(compiler.TARGETS), quick))
 
 
-def main() -> NoReturn:
-    """Run the command line; turns a `UsageError` into one line and exit status 2."""
+def _figure(name: str) -> Callable[[dict[str, Any], Path], None]:
+    """What draws a figure: registered by whichever package draws, so that this one imports no other above it.
+
+    Raises:
+        UsageError: nothing is installed that draws it.
+    """
+    for entry in entry_points(group="zipfmax.figures", name=name):
+        draw: Callable[[dict[str, Any], Path], None] = entry.load()
+        return draw
+    raise UsageError(
+        f"nothing is installed that draws the figure of a {name}: pip install 'zipfmax[harness]'"
+    )
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...]:
+    """Numbers separated by commas; none where the option was left out."""
     try:
-        app()
-    except UsageError as error:
-        print(f"zipfmax: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()
+        return tuple(int(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UsageError(f"{option} should be numbers such as 2000,10000, got {text!r}") from None
