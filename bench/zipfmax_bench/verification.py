@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from zipfmax import timing
 from zipfmax_bench.executors import Executor
 from zipfmax_reference.runs.case import Case
 
@@ -32,20 +31,23 @@ class Verifications:
         self._common, self._secret = common, secret
         self._round = -1
         self._wanted: set[str] = set()
-        self._run = 0
+        self._draw = 0.0
 
-    def run_of(self, round: int, name: str, going: Sequence[str], runs: int) -> int | None:
-        """Which of a sample's runs is verified; None for no one."""
+    def runs_of(self, round: int, name: str, going: Sequence[str], runs: int) -> Sequence[int]:
+        """Which of a sample's runs are verified: none, or one and the next, which an alternation differs in."""
         if self._verifier is None:
-            return None
+            return ()
         if round != self._round:
             self._round = round
             cases = {each: self._cases[each] for each in going}
             common = round == self._common
             self._wanted = self._verifier.wanted(cases, common, self._secret.choice(going))
-            # The same run of all, so that their truth is computed once.
-            self._run = self._secret.randrange(timing.RUNS_OF_A_SHORT_SAMPLE)
-        return self._run % runs if name in self._wanted else None
+            # The same runs of all, so that their truth is computed once.
+            self._draw = self._secret.random()
+        if name not in self._wanted:
+            return ()
+        first = int(self._draw * max(1, runs - 1))
+        return range(first, min(first + 2, runs))
 
     def fault(self, name: str, batch: int, executor: Executor) -> tuple[str, str] | None:
         """Status and reason where the last timed run is wrong."""
