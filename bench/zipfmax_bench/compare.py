@@ -87,9 +87,7 @@ def environment_of(revision: str, repository: Path | None = None) -> Iterator[st
         f"no revision {revision!r} in {repository}",
     )
     if _fails(["git", "-C", str(repository), "cat-file", "-e", f"{commit}:{OLDEST_WORKER}"]):
-        raise UsageError(
-            f"revision {revision!r} cannot be measured: its workers are older than {OLDEST_WORKER}"
-        )
+        raise UsageError(f"revision {revision!r} cannot be measured: it is older than {OLDEST_WORKER}")
     with tempfile.TemporaryDirectory() as folder:
         source, environment = Path(folder) / "source", Path(folder) / "venv"
         _run(
