@@ -34,7 +34,7 @@ class Verifications:
         self._draw = 0.0
 
     def runs_of(self, round: int, name: str, going: Sequence[str], runs: int) -> Sequence[int]:
-        """Which of a sample's runs are verified: none, or one and the next, which an alternation differs in."""
+        """Runs of a sample that are verified: none, or one and the next, in which an alternation differs."""
         if self._verifier is None:
             return ()
         if round != self._round:
