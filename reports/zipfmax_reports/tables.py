@@ -49,6 +49,7 @@ _DEFAULTS: dict[str, Any] = {
     "logit_std": None,
     "exact": None,
     "settings": None,
+    "delegates": None,
     "cutoffs": None,
     "div_value": 4.0,
     "head_bias": False,
