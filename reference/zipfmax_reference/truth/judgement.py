@@ -225,7 +225,7 @@ class Truth:
         for part in parts:
             if part.share > share:
                 grain, share, off, budget, where = "group", part.share, part.error, part.budget, part.name
-        return Verdict("pass" if share <= 1 else "fail", off, budget, grain, where, parts)
+        return Verdict("pass" if share <= 1 else "fail", float(off), float(budget), grain, where, parts)
 
     def _judge_classes(self, values: Values) -> Verdict:
         assert self.log_prob is not None
@@ -260,7 +260,7 @@ class Truth:
         for name, chosen in self._known_groups[tensor, error.shape]:
             e, d, t = error[chosen], deviation[chosen], size[chosen]
             n = within_row if by_class else min(len(e), self.different_rows)
-            budget = (GROUP + GROUP_SPREAD / np.sqrt(n)) * _rms(d)
+            budget = float(GROUP + GROUP_SPREAD / np.sqrt(n)) * _rms(d)
             off, scale = _rms(e), _rms(t)
             yield Part(name, off, budget, off / scale if scale > 0 else (0.0 if off == 0 else np.inf))
 
