@@ -13,8 +13,8 @@ from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
 
 # What the float64 definition may compute for one check; a larger case is checked on fewer of its rows.
 DEFINITION_FLOPS = 5e9
@@ -38,7 +38,7 @@ class ParityGuard:
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
         self._refused: dict[tuple[str, str], tuple[str, str]] = {}
         self._shares: dict[tuple[str, str], list[float]] = {}
-        for line in directory.records("parity"):
+        for line in directory.rows(Parity):
             self._remember(line)
 
     def __enter__(self) -> Self:
@@ -79,7 +79,7 @@ class ParityGuard:
         key = (name, case.id)
         match self._worker.ask(protocol.CheckParity(name, case), TIMEOUT_S):
             case protocol.Parity(lines):
-                self._directory.append_all("parity", lines)
+                self._directory.write(*(Parity.model_validate(line) for line in lines))
                 for line in lines:
                     self._remember(line)
             case protocol.Lacking(reason):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.adaptive import _ASMoutput
 
-from zipfmax import backends, decoding
+from zipfmax import backends, decoding, export
 from zipfmax.backends import Backend
 from zipfmax.backends.context import cannot_read, plain_operations_only
 from zipfmax.backends.targets import check_targets
@@ -366,9 +366,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         Raises:
             ValueError: the layer holds parameters that torch's cannot have.
         """
-        from zipfmax.converters.torch_nn import to_torch
-
-        return to_torch(self)
+        return export.to_torch(self)
 
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""

@@ -24,7 +24,7 @@ from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.part_pictures import HOW_SPLIT
 from zipfmax_reports.parts import parts_of, timed_parts
 from zipfmax_reports.reproduction import sweep_command
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import (
     DARK,
     LIGHT,

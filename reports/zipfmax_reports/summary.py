@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from zipfmax_reports import tables
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, factor, percent, size
 
 NAMES = {

@@ -15,7 +15,8 @@ from rich.table import Table
 from zipfmax_reference.checks import probes, stability
 from zipfmax_reference.checks.probes import Finding, Probe
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.records import Conformance, RunDirectory, Stability
+from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import Record
 
 IMPLEMENTATIONS = ("zipfmax", "torch", "paddle", "tensorflow")
@@ -66,13 +67,13 @@ def run(out: Path | None = None, resume: bool = False) -> int:
         1 where zipfmax itself differs from the definition, cannot do what torch.nn can, or is beyond its
         budget; otherwise 0: what its peers do is their own.
     """
-    directory = None if out is None else RunDirectory.create(out, {"conformance": True}, resume)
+    directory = None if out is None else RunDirectory.start(out, invocation({"conformance": True}), resume)
     entries, changes = _known(directory)
     if not entries:
         entries, changes = _examined()
         if directory is not None:
-            directory.append_all("stability", changes)
-            directory.append_all("conformance", entries)
+            directory.write(*(Stability(**change) for change in changes))
+            directory.write(*(Conformance(**entry) for entry in entries))
     _show(entries, changes)
     worse = [e for e in entries if e["impl"] == "zipfmax" and e["verdict"] in ("differs", "cannot")]
     beyond = [c for c in changes if c["impl"] == "zipfmax" and c["verdict"] == stability.BEYOND]
@@ -88,9 +89,9 @@ def _known(directory: RunDirectory | None) -> tuple[list[Record], list[Record]]:
     """What a resumed run already holds; nothing where it was cut off before its last entry."""
     if directory is None:
         return [], []
-    entries = directory.records("conformance")
+    entries = directory.rows(Conformance)
     complete = bool(entries) and entries[-1]["impl"] == R_NAME
-    return (entries, directory.records("stability")) if complete else ([], [])
+    return (entries, directory.rows(Stability)) if complete else ([], [])
 
 
 def _examined() -> tuple[list[Record], list[Record]]:

@@ -4,8 +4,8 @@ import torch
 from zipfmax_reference.checks import conformance, probes, stability
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.torch_nn import users_layer
+from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
 
 
 def test_an_agreement_is_told_with_its_margin_and_a_difference_with_its_tensor(monkeypatch):
@@ -74,17 +74,17 @@ def test_the_table_is_left_in_the_run_directory_and_a_gap_of_ours_gives_status_1
     monkeypatch.setattr(conformance, "IMPLEMENTATIONS", ("zipfmax", "torch"))
     assert conformance.run(tmp_path / "run") == 1
     directory = RunDirectory(tmp_path / "run")
-    entries = {(r["feature"], r["impl"]): r["verdict"] for r in directory.records("conformance")}
+    entries = {(r["feature"], r["impl"]): r["verdict"] for r in directory.rows(Conformance)}
     assert entries["right", "torch"] == "agrees"
     assert entries["gap", "zipfmax"] == "cannot"
     assert entries[conformance.CALLABLE, "R torch"] == "not run"
-    assert {r["change"] for r in directory.records("stability")} == {
+    assert {r["change"] for r in directory.rows(Stability)} == {
         "again",
         "rows permuted",
         "in two halves",
     }
     assert conformance.run(tmp_path / "run", resume=True) == 1
-    assert len(directory.records("conformance")) == len(entries)
+    assert len(directory.rows(Conformance)) == len(entries)
     del features["gap"]
     assert conformance.run(tmp_path / "again") == 0
 
