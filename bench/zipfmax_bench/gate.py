@@ -174,9 +174,9 @@ def _read_benchmark_json(source: Path) -> Run:
     except (OSError, ValueError) as error:
         raise UsageError(f"{source} cannot be read: {error}") from error
     except KeyError as error:
-        raise UsageError(f"{source} is no JSON of `pytest --benchmark`: {error} is missing") from error
+        raise UsageError(f"{source} is not a JSON of `pytest --benchmark`: {error} is missing") from error
     except TypeError as error:
-        raise UsageError(f"{source} is no JSON of `pytest --benchmark`") from error
+        raise UsageError(f"{source} is not a JSON of `pytest --benchmark`") from error
     found = _by_key(source, lines)
     return Run(found, machine_of(about, versions, lines), [])
 

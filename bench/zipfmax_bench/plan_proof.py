@@ -46,7 +46,7 @@ HALVING = ((16, 2), (5, 5))
 FINAL_BATCHES, FINAL_ROUNDS = 6, 2
 """Fresh batches on which the finalists meet, and how many rounds on each; the batches' mean counts."""
 HOPELESS = 1.1
-"""Partitions whose head alone takes longer than this times the fastest step so far are not tried."""
+"""Partitions of which only the head takes longer than this times the fastest step so far are not tried."""
 
 # What a plan is held to.
 MEDIAN_EXCESS, WORST_EXCESS = 0.05, 0.15
@@ -137,9 +137,9 @@ class Prover:
         )
 
     def _search(self, trials: Sequence[Trial]) -> dict[Trial, float]:
-        """A sample of each trial, but for those whose head alone is slower than the fastest step.
+        """A sample of each trial, but for those of which only the head is slower than the fastest step.
 
-        A step does all that its head alone does, so no partition that is left out can be the best.
+        A step does all that its head does, so no partition that is left out can be the best.
         """
         found: dict[Trial, float] = {}
         for shortlist, group in groupby(trials, key=lambda trial: trial.layout.shortlist_size):

@@ -44,7 +44,7 @@ def cases(
     classes: Iterable[int], skews: Iterable[float], dtypes: Iterable[str], tasks: Iterable[str]
 ) -> Iterator[Case]:
     """The grid, small cells first."""
-    # Cases that differ in skew alone share their weights, so they come one after the other.
+    # Cases that differ only in skew share their weights, so they come one after the other.
     for n_classes, (features, batch), dtype, task, skew in product(classes, SIZES, dtypes, tasks, skews):
         yield Case(
             n_classes=n_classes,

@@ -272,7 +272,7 @@ def _parity_points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split(rows: pd.DataFrame) -> dict[str, Any]:
-    """Columns and rows of values, which take less room than a name beside every value."""
+    """Columns and rows of values, which take less space than a name beside every value."""
     found: dict[str, Any] = json.loads(rows.to_json(orient="split", index=False))
     return found
 

@@ -195,7 +195,7 @@ def test_peers_are_not_kept_and_the_file_reads_back_sorted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "no baseline of zipfmax"),
+        ("", "not a baseline of zipfmax"),
         ("{}", "no format"),
         ('{"format": 99}', "format 99; this zipfmax reads 1"),
         ("{", "cannot be read"),
@@ -295,8 +295,8 @@ def test_a_benchmark_json_is_read_like_a_run_directory(tmp_path):
     ("content", "words"),
     [
         ("{", "cannot be read"),
-        ("{}", "no JSON of `pytest --benchmark`: 'benchmarks' is missing"),
-        ("[]", "no JSON of `pytest --benchmark`"),
+        ("{}", "not a JSON of `pytest --benchmark`: 'benchmarks' is missing"),
+        ("[]", "not a JSON of `pytest --benchmark`"),
         ('{"benchmarks": [], "machine_info": {"zipfmax": {"versions": {}}}}', "holds no timing"),
         (
             '{"benchmarks": [{"extra_info": {}}], "machine_info": {"zipfmax": {"versions": {}}}}',

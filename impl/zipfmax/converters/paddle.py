@@ -1,6 +1,6 @@
 """paddle.nn.AdaptiveLogSoftmaxWithLoss: torch's parameters, transposed, the tails in a plain list.
 
-Paddle's `state_dict()` holds the head alone, so what is converted is the layer or its arrays, never that.
+Paddle's `state_dict()` holds only the head, so what is converted is the layer or its arrays, never that.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zipfmax_reference.checks import probes, stability
-from zipfmax_reference.checks.probes import Finding, Probe
+from zipfmax_reference.checks.probes import Probe, ProbeResult
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.invocation import invocation
@@ -24,7 +24,9 @@ CALLABLE = "can be called"
 R_NAME = "R torch"
 WIDTH = 200
 
-R_TORCH = Finding("not run", "by its source, nn_adaptive_log_softmax_with_loss ends in not_implemented_error")
+R_TORCH = ProbeResult(
+    "not run", "by its source, nn_adaptive_log_softmax_with_loss ends in not_implemented_error"
+)
 """The one entry that is read and not run."""
 
 FEATURES: dict[str, Probe] = {
@@ -110,14 +112,14 @@ def _examined() -> tuple[list[Record], list[Record]]:
     return entries, changes
 
 
-def probed(probe: Probe, name: str) -> Finding:
+def probed(probe: Probe, name: str) -> ProbeResult:
     """What came of a probe; an implementation that raises what no probe expects is told, not traced."""
     if not probes.installed(name):
-        return Finding("not run", f"{name} is not installed")
+        return ProbeResult("not run", f"{name} is not installed")
     try:
         return probe(name)
     except Exception as error:  # a finding about the implementation
-        return Finding("cannot", f"raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        return ProbeResult("cannot", f"raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
 
 def _show(entries: list[Record], changes: list[Record]) -> None:

@@ -26,7 +26,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Implementation, Inputs, Results
 from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.contract import EPS, Values
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from zipfmax_reference.contestants.implementation import Implementation, Inputs, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth import contract
 from zipfmax_reference.truth.parity import Order, Reference, Truth, judged
 

@@ -24,7 +24,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
 from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
 from zipfmax_reference.truth import contract, definition
 from zipfmax_reference.truth.contract import Size, Values, Verdict
 

@@ -59,17 +59,17 @@ def test_a_layer_that_raises_what_no_probe_expects_is_a_finding():
     def probe(name):
         raise OSError("no such luck")
 
-    assert conformance.probed(probe, "torch") == probes.Finding("cannot", "raised OSError: no such luck")
+    assert conformance.probed(probe, "torch") == probes.ProbeResult("cannot", "raised OSError: no such luck")
 
 
 def test_what_is_not_installed_is_not_run(monkeypatch):
     monkeypatch.setattr(probes.importlib.util, "find_spec", lambda name: None)
     found = conformance.probed(probes.parity(), "paddle")
-    assert found == probes.Finding("not run", "paddle is not installed")
+    assert found == probes.ProbeResult("not run", "paddle is not installed")
 
 
 def test_the_table_is_left_in_the_run_directory_and_a_gap_of_ours_gives_status_1(tmp_path, monkeypatch):
-    features = {"right": probes.parity("forward"), "gap": lambda name: probes.Finding("cannot", "no")}
+    features = {"right": probes.parity("forward"), "gap": lambda name: probes.ProbeResult("cannot", "no")}
     monkeypatch.setattr(conformance, "FEATURES", features)
     monkeypatch.setattr(conformance, "IMPLEMENTATIONS", ("zipfmax", "torch"))
     assert conformance.run(tmp_path / "run") == 1
