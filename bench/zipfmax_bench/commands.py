@@ -168,7 +168,7 @@ def plan(
     ] = 0.0,
     multiple: Annotated[int, typer.Option(help="Cutoffs are multiples of this.")] = 1,
     threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
-    recalibrate: Annotated[bool, typer.Option(help="Measure the cost model anew.")] = False,
+    recalibrate: Annotated[bool, typer.Option(help="Measure the cost model again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw cost against the first cutoff into this file (.svg, .png, ...).")

@@ -13,7 +13,7 @@ from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import build_for_timing, settings_of
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 
 Shape = dict[str, int]
 HEADLINE: Shape = {"n_classes": 267_735, "in_features": 1024, "batch_size": 16_384}

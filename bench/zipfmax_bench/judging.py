@@ -23,7 +23,7 @@ from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
 from zipfmax_reference.contestants.torch_nn import torch_layer
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_batch, draw_full_weight, draw_weights
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_full_weight, draw_weights
 from zipfmax_reference.truth.parity import WHOLE, Oracle
 
 REFERENCES: Mapping[Family, tuple[str, ...]] = {

@@ -19,8 +19,8 @@ from zipfmax_bench.judging import DEFINITION_FLOPS
 from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
 
 TIMEOUT_S = 300.0
 
@@ -48,7 +48,7 @@ class ParityGuard:
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
         self._refused: dict[tuple[str, str], tuple[str, str]] = {}
         self._shares: dict[tuple[str, str], list[float]] = {}
-        for line in directory.records("parity"):
+        for line in directory.rows(Parity):
             self._remember(line)
 
     def __enter__(self) -> Self:
@@ -130,7 +130,7 @@ class ParityGuard:
             worker.ask(protocol.Forget())
         match reply:
             case protocol.Parity(lines):
-                self._directory.append_all("parity", lines)
+                self._directory.write(*(Parity.model_validate(line) for line in lines))
                 for line in lines:
                     self._remember(line)
             case _:

@@ -269,7 +269,7 @@ def verdict(plan: Plan, calibration: Calibration, customary: Plan | None = None)
     if customary is not None and not plan.full_is_better:
         widths = [tail.projection_size for tail in plan.layout]
         sentences.append(
-            f"Time alone is weighed. Labels outside the shortlist are scored in {_and(widths)} dimensions, "
+            f"Only time is weighed. Labels outside the shortlist are scored in {_and(widths)} dimensions, "
             "which may cost perplexity. Where that matters, keep more in the shortlist: the literature's "
             f"cutoffs hold {customary.occupancy[0]:.0%}, which takes "
             f"{customary.predicted_s / plan.predicted_s:.1f} times as long (customary, "

@@ -16,7 +16,7 @@ from zipfmax_bench import protocol, ratios
 from zipfmax_bench.limit import products
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_target
+from zipfmax_reference.runs.drawing import draw_target
 
 if TYPE_CHECKING:
     from zipfmax_bench.engine import Measurement

@@ -56,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError(
-            "--benchmark needs pytest-benchmark, which is disabled or not installed: pip install 'zipfmax[harness]'"
+            "--benchmark needs pytest-benchmark, which is disabled or not installed: "
+            "pip install 'zipfmax[harness]'"
         )
     if config.getoption("numprocesses", None):
         raise pytest.UsageError("--benchmark runs one benchmark at a time: leave out -n")

@@ -30,8 +30,9 @@ from zipfmax_bench.engine import Engine
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.gate import examine, measure_again, sharpened
 from zipfmax_bench.judge import Finding, Outcome
+from zipfmax_reference.records import RunDirectory, SelfTest, SelfTestRun
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 AXES = presets.PRESETS["gate"]
 # Under a millisecond a run: the hardest to time well. They share their weights, so going from one to the
@@ -41,9 +42,6 @@ OURS = "zipfmax"
 REFERENCES = ("torch", protocol.LIMIT)
 THREADS = 1
 PROCESSES = 6
-
-RUNS = "selftest_runs"
-"""File of a run directory with a line a gate run."""
 
 MOST_FALSE_ALARMS = 0.01
 LEAST_CAUGHT = 0.95
@@ -130,13 +128,13 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
         raise UsageError("--resume needs --out: the run directory to go on with")
     console = Console()
     directory = (
-        RunDirectory.create(out, {"self_test": {kind.name: kind.runs for kind in kinds}}, resume)
+        RunDirectory.start(out, invocation({"self_test": {kind.name: kind.runs for kind in kinds}}), resume)
         if out
         else None
     )
     done: dict[tuple[str, int], bool] = {}
-    for line in directory.records(RUNS) if directory else ():
-        done[line["kind"], line["run"]] = line["failed"]
+    for one in directory.read(SelfTestRun) if directory else ():
+        done[one.kind, one.run] = one.failed
     started = time.monotonic()
     todo = [(kind, run) for kind, run in schedule(kinds) if (kind.name, run) not in done]
     left = Counter(kind.stand_in for kind, _ in todo)
@@ -145,7 +143,7 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
             line = bench.gate_run(kind)
             done[kind.name, run] = line["failed"]
             if directory is not None:
-                directory.append(RUNS, {"kind": kind.name, "run": run, **line})
+                directory.write(SelfTestRun(kind=kind.name, run=run, **line))
             left[kind.stand_in] -= 1
             if not left[kind.stand_in] and kind.stand_in != OURS:
                 bench.close(kind.stand_in)
@@ -153,7 +151,7 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
     console.print(_table(scores))
     console.print(f"{len(todo)} gate runs in {time.monotonic() - started:.0f} s", highlight=False)
     if directory is not None:
-        directory.append_all("selftest", [{**asdict(one), "share": one.share} for one in scores])
+        directory.write(*(SelfTest(**asdict(one), share=one.share) for one in scores))
     return 0 if all(one.holds for one in scores) else 1
 
 

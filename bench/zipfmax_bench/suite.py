@@ -19,8 +19,9 @@ from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 AXES = {
     "quick": presets.Axes(
@@ -97,7 +98,7 @@ class Suite:
     def __init__(self, names: Sequence[str], size: str, folder: Path, threads: int, processes: int) -> None:
         self.policy = AXES[size].policy
         self.threads = threads
-        self._directory = RunDirectory.create(folder / "run", {"suite": {"size": size}})
+        self._directory = RunDirectory.start(folder / "run", invocation({"suite": {"size": size}}))
         log = self._directory.path / "workers.log"
         self._engine = Engine.of_processes([*names, LIMIT], threads, processes, log)
         self._guard = ParityGuard(self._directory, threads, log)

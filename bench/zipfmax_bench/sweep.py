@@ -29,6 +29,7 @@ from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
 from zipfmax_bench.table import show, timing_tables
 from zipfmax_bench.torchrun import Ranks
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.labels import vocabulary_size
 
@@ -57,7 +58,7 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
     try:
         Sweep(plan, console, ranks).run()
     except KeyboardInterrupt:
-        done = len(plan.directory.done("timings"))
+        done = len(plan.directory.finished(Timing))
         _say(console, f"interrupted after {done} of {len(plan.cases) * len(plan.implementations)} cells")
         _say(console, f"go on with: zipfmax sweep --resume --out {path}")
         return INTERRUPTED
@@ -65,7 +66,7 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
         ranks.finish()
         if not ranks.first:
             return 0
-    lines = plan.directory.records("timings")
+    lines = plan.directory.rows(Timing)
     _say(console, "\nmilliseconds (times faster than full softmax)")
     show(console, timing_tables(lines, plan.implementations))
     _say(console, f"run directory: {path}")
@@ -104,12 +105,12 @@ class Sweep:
         self._families = {name: registry.family(name) for name in plan.implementations}
         self._costs = RunTimePredictor(self._families)
         self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason
-        for line in plan.directory.records("timings"):
+        for line in plan.directory.rows(Timing):
             self._learn(line)
 
     def run(self) -> None:
         """Measure what is missing; every finished cell is on the disk at once."""
-        plan, done = self._plan, self._plan.directory.done("timings")
+        plan, done = self._plan, self._plan.directory.finished(Timing)
         todo = []
         for case in plan.cases:
             missing = [name for name in plan.implementations if (case.id, name) not in done]
@@ -163,7 +164,7 @@ class Sweep:
             own_limit = limit if self._families[name] == "adaptive" else None
             lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
             self._learn(lines[-1])
-        self._plan.directory.append_all("timings", lines)
+        self._plan.directory.write(*(Timing(**line) for line in lines))
 
     def _to_split(self, case: Case) -> list[str]:
         """Whose head and tails are timed apart: zipfmax's, a user's own, and the bare products."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from zipfmax_bench import planning, presets
 from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import RUN_FILE, Plan, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RUN_FILE, RunDirectory, default_path
+from zipfmax_reference.runs.invocation import invocation
 
 # The choices are kept under this name in `run.json`: a parity run may share the directory.
 COMMAND = "sweep"
@@ -117,7 +119,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSw
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
-    directory = RunDirectory.create(out or default_path("sweep"), {COMMAND: asdict(options)}, resume)
+    directory = RunDirectory.start(out or _default_path(), invocation({COMMAND: asdict(options)}), resume)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
         cases += given
@@ -137,6 +139,10 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSw
         processes=options.processes or 1,
         directory=directory,
     )
+
+
+def _default_path() -> Path:
+    return Path("runs") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _device(chosen: str | None) -> str:
@@ -166,7 +172,7 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
     Each plan is a line of `plans.jsonl`, which a resumed sweep uses again: a new calibration could plan
     otherwise.
     """
-    known = {line["planned_for"]: tuple(line["cutoffs"]) for line in directory.records("plans")}
+    known = {plan.planned_for: tuple(plan.cutoffs) for plan in directory.read(Plan)}
     planned = []
     for case in cases:
         if case.id not in known:
@@ -185,17 +191,16 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
             known[case.id] = tuple(plan.cutoffs)
             line = planning.record(plan, calibration, options)
             its_case = replace(case, cutoffs=known[case.id])
-            directory.append("plans", line | {"case": its_case.id, "planned_for": case.id})
+            directory.write(Plan(**line, case=its_case.id, planned_for=case.id))
         planned.append(replace(case, cutoffs=known[case.id]))
     return planned
 
 
 def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
     """Choices of the latest sweep that the directory holds; none if it holds no sweep."""
-    runs = [directory.run, *directory.run.get("resumed", [])]
-    for run in reversed(runs):
-        if COMMAND in run.get("arguments", {}):
-            choices: Mapping[str, Any] = run["arguments"][COMMAND]
+    for run in reversed([directory.meta, *directory.meta.resumed]):
+        if COMMAND in run.arguments:
+            choices: Mapping[str, Any] = run.arguments[COMMAND]
             return choices
     return {}
 

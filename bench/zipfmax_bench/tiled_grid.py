@@ -27,8 +27,9 @@ from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
 from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 OURS = "zipfmax:tiled"
 SIZES = ((256, 512), (512, 1024), (1024, 4096))
@@ -43,7 +44,7 @@ def cases(
     classes: Iterable[int], skews: Iterable[float], dtypes: Iterable[str], tasks: Iterable[str]
 ) -> Iterator[Case]:
     """The grid, small cells first."""
-    # Cases that differ in skew alone share their weights, so they come one after the other.
+    # Cases that differ only in skew share their weights, so they come one after the other.
     for n_classes, (features, batch), dtype, task, skew in product(classes, SIZES, dtypes, tasks, skews):
         yield Case(
             n_classes=n_classes,
@@ -206,8 +207,8 @@ def main(
     if unknown:
         raise UsageError(f"--classes should be of {sorted(LITERATURE_CUTOFFS)}, got {sorted(unknown)}")
     threads = threads or usable_cores()
-    directory = RunDirectory.create(out, {"threads": threads, "seconds": seconds}, resume=True)
-    done = {line["case"] for line in directory.records("timings")}
+    directory = RunDirectory.start(out, invocation({"threads": threads, "seconds": seconds}), resume=True)
+    done = {timing.case for timing in directory.read(Timing)}
     wanted = cases(
         classes or sorted(LITERATURE_CUTOFFS),
         skew or SKEWS,
@@ -221,8 +222,8 @@ def main(
     with Engine.of_processes(names, threads, log=out / "workers.log") as engine:
         grid = Grid(engine, policy, paddle_seconds, threads)
         for case in track(todo, description="measuring", console=console, transient=True):
-            directory.append_all("timings", grid.measure(case))
-    found = rows(directory.records("timings"))
+            directory.write(*(Timing(**line) for line in grid.measure(case)))
+    found = rows(directory.rows(Timing))
     text = "\n".join([markdown(found), "", *(f"- {line}" for line in summary(found))])
     print(text)
     if markdown_file is not None:

@@ -24,8 +24,9 @@ from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.table import show
+from zipfmax_reference.records import RunDirectory, TimingFault
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 HONEST_SPEEDUP = 2.0
 """Over torch.nn's layer, of which every cheat is made: less was not gained by cheating."""
@@ -120,9 +121,9 @@ def run(out: Path | None = None, only: Sequence[str] = ()) -> int:
     chosen = [one for one in PLANTED if not only or one.name in only]
     here = [one for one in chosen if one.device == "cpu" or torch.cuda.is_available()]
     with tempfile.TemporaryDirectory(prefix="zipfmax-") as folder:
-        directory = RunDirectory.create(out or Path(folder) / "run", {"timing": True})
+        directory = RunDirectory.start(out or Path(folder) / "run", invocation({"timing": True}))
         outcomes = examine(here, directory)
-        directory.append_all("timing_faults", [asdict(outcome) for outcome in outcomes])
+        directory.write(*(TimingFault(**asdict(outcome)) for outcome in outcomes))
     show(Console(), [_table(outcomes)])
     for one in chosen:
         if one not in here:

@@ -1,7 +1,7 @@
 """A sweep over several GPUs or hosts: the ranks that torchrun starts take cases from one list.
 
 The list is a counter in torch.distributed's store, so a fast rank takes more. All ranks write one run
-directory. When a rank dies torchrun ends the others and, with `--max-restarts`, starts all anew: they go on
+directory. When a rank dies torchrun ends the others and, with `--max-restarts`, starts all again: they go on
 with what the run directory lacks, so that nothing but the cells in work is done twice.
 """
 
@@ -25,7 +25,7 @@ class Ranks:
     Args:
         rank, size: of all hosts.
         local_rank, local_size: of this host.
-        restart: how often the job has been started anew.
+        restart: how often the job has been restarted.
     """
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int, restart: int) -> None:
@@ -37,7 +37,7 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Ranks | None:
-        """The ranks that torchrun has set in the environment; None in a process that runs alone."""
+        """The ranks that torchrun has set in the environment; None in a process outside torchrun."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return None
         rank, size, local_rank, local_size = (

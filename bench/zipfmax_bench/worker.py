@@ -36,7 +36,7 @@ from zipfmax_reference.contestants.implementation import (
     settings_of,
 )
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 from zipfmax_reference.runs.machine import Throttle
 from zipfmax_reference.truth.parity import WHOLE
 

@@ -24,7 +24,7 @@ from zipfmax.steps import FullTrial, StepTimer, Trial
 Floats = npt.NDArray[np.float64]
 
 FORMAT = 6
-"""Of the cached file; a model of another format is measured anew."""
+"""Of the cached file; a model of another format is measured again."""
 
 # How many trials of each kind: together they take about ten seconds a round on two cores.
 HEADS = 20

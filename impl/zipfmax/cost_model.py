@@ -106,7 +106,7 @@ class PartCost:
         )
 
     def at_width(self, width: int, projected_from: int = 0) -> ClusterCost:
-        """The part's cost as a function of classes and rows alone; arguments as of `part_features`."""
+        """The part's cost as a function of classes and rows only; arguments as of `part_features`."""
         if width == 0:
             return ClusterCost(self.call, 0.0, 0.0, 0.0)
         projection = projected_from * width

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.adaptive import _ASMoutput
 
-from zipfmax import backends, decoding
+from zipfmax import backends, decoding, export
 from zipfmax.backends import Backend
 from zipfmax.backends.context import cannot_read, plain_operations_only
 from zipfmax.backends.targets import check_targets
@@ -85,10 +85,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             kept as the buffer `class_weight`; a checkpoint may lack it.
         z_loss: adds this factor times the squared log-sum-exps of the head and of the target's tail; see
             `zipfmax.losses` for the whole formula. `output` is log p of the target whatever is added.
-        gradients: what will be differentiated. "loss": the loss alone, so `output` is detached. "output": a
+        gradients: what will be differentiated. "loss": only the loss, so `output` is detached. "output": a
             loss of the user's built from `output`, so the forward takes no gradients of the layer's own
             loss (nothing else changes). "auto": as "loss", with `output` differentiable, until a backward
-            starts from `output`, then as "output" until one starts from the loss alone.
+            starts from `output`, then as "output" until one starts from the loss only.
 
     Shape:
         input [..., d] with target [...]: any leading shape, none included. output like target, loss a scalar
@@ -366,9 +366,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         Raises:
             ValueError: the layer holds parameters that torch's cannot have.
         """
-        from zipfmax.converters.torch_nn import to_torch
-
-        return to_torch(self)
+        return export.to_torch(self)
 
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""

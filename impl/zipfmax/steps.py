@@ -1,7 +1,7 @@
 """Steps of adaptive and full softmax on made-up data, and their time in interleaved rounds.
 
 What a calibration measures, and what a plan is proven by. All steps run in this process, on the backends
-alone: no module, no optimiser.
+only: no module, no optimiser.
 """
 
 from __future__ import annotations

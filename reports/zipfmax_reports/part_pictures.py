@@ -143,7 +143,7 @@ def _roofline(rows: pd.DataFrame, caption: str) -> Picture:
         name="roofline",
         title="Roofline: products against what this machine reaches",
         reading="A mark for each cell: how many operations its matrix products do a second, against how "
-        "many they do for each byte that they move. The bars are the same products alone, measured in the "
+        "many they do for each byte that they move. The bars are only the same products, measured in the "
         "same run. The table splits each cell into head and tails.",
         description="Achieved operations a second against arithmetic intensity, with the measured limit.",
         caption=caption + tables.left_out(rows, drawn),

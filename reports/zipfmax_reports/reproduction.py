@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.runs import Run
 
 # Columns of a timing line, and the option of `zipfmax sweep` that sets each.
 _OPTIONS = (

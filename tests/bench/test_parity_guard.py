@@ -6,8 +6,9 @@ import pytest
 
 from zipfmax_bench.parity_guard import DEFINITION_FLOPS, ParityGuard, checked_case
 from zipfmax_bench.prediction import product_flops
+from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 CASE = Case(60, 8, 16, (10, 30), labels="uniform", task="train")
 
@@ -19,8 +20,8 @@ def line(against: str, tensor: str, status: str, **more) -> dict:
 
 
 def fault(tmp_path, *lines):
-    directory = RunDirectory.create(tmp_path / "run", {})
-    directory.append_all("parity", lines)
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    directory.write(*(Parity(**line) for line in lines))
     with ParityGuard(directory, 1, tmp_path / "log") as guard:
         return guard.fault("torch", CASE)
 
@@ -52,13 +53,13 @@ def test_a_skipped_comparison_decides_nothing(tmp_path):
 
 
 def test_what_the_run_directory_lacks_is_checked_and_recorded(tmp_path):
-    directory = RunDirectory.create(tmp_path / "run", {})
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
     with ParityGuard(directory, 1, tmp_path / "log") as guard:
         assert guard.fault("zipfmax:eager", CASE) is None
         assert guard.fault("full", CASE) is None
-    judged = {(record["impl"], record["against"]) for record in directory.records("parity")}
+    judged = {(record["impl"], record["against"]) for record in directory.rows(Parity)}
     assert judged >= {("zipfmax:eager", "definition"), ("zipfmax:eager", "torch"), ("full", "definition")}
-    assert {record["status"] for record in directory.records("parity")} == {"pass"}
+    assert {record["status"] for record in directory.rows(Parity)} == {"pass"}
 
 
 @pytest.mark.parametrize("family", ["adaptive", "full"])
@@ -75,7 +76,7 @@ def test_one_check_stands_for_all_labels_of_a_shape_and_is_affordable(family):
 
 @pytest.mark.parametrize("name", ["full:cce", "sampled"])
 def test_what_says_that_it_is_inexact_is_not_judged(tmp_path, name):
-    directory = RunDirectory.create(tmp_path / "run", {})
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
     with ParityGuard(directory, 1, tmp_path / "log") as guard:
         assert guard.fault(name, CASE) is None
-    assert directory.records("parity") == []
+    assert directory.rows(Parity) == []

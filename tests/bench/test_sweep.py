@@ -22,7 +22,8 @@ from zipfmax.errors import UsageError
 from zipfmax_bench import presets, sweep_options
 from zipfmax_bench.sweep import run
 from zipfmax_bench.sweep_options import SweepOptions
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.records import Parity, Plan, RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 FAULTY = Path(__file__).parent / "faulty.py"
 COMMAND = [sys.executable, "-m", "zipfmax", "sweep"]
@@ -82,9 +83,9 @@ def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path, i
 
 
 def test_a_sweep_goes_on_in_the_directory_of_a_parity_run(tmp_path, in_process):
-    directory = RunDirectory.create(tmp_path / "run", {"grid": "quick"})
-    line = {"case": "some", "impl": "torch", "tensor": "loss", "status": "pass", "reason": None}
-    directory.append("parity", {**line, "error": 1e-8, "budget": 1e-7})
+    directory = RunDirectory.start(tmp_path / "run", invocation({"grid": "quick"}))
+    line = {"case": "some", "impl": "torch", "against": "definition", "tensor": "loss", "status": "pass"}
+    directory.write(Parity(**line, error=1e-8, budget=1e-7))
     run(
         SweepOptions(**SMALL_OPTIONS, impl=("torch",), labels=("uniform",), rounds=1),
         directory.path,
@@ -309,12 +310,12 @@ def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path, in_pro
 
 def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path):
     cases = presets.cases(presets.axes("quick", classes=(600,), labels=("zipf:1.0",), tasks=("forward",)))
-    directory = RunDirectory.create(tmp_path / "run", {})
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
     (planned,) = sweep_options.planned_cases(cases, directory, threads=1)
-    (line,) = directory.records("plans")
+    (line,) = directory.rows(Plan)
     assert tuple(line["cutoffs"]) == planned.cutoffs
     assert line["case"] == planned.id
-    other = RunDirectory.create(tmp_path / "other", {})
+    other = RunDirectory.start(tmp_path / "other", invocation({}))
     other.append("plans", {**line, "cutoffs": [7, 11]})
     (again,) = sweep_options.planned_cases(cases, other, threads=1)
     assert again.cutoffs == (7, 11)

@@ -12,8 +12,9 @@ import torch
 from zipfmax_bench import timing_faults
 from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.timing_faults import PLANTED, Outcome, examine
+from zipfmax_reference.records import RunDirectory, TimingFault
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 # These change the process that imports them.
 AT_IMPORT = ("clock:SlowClock", "own_clock:OwnClock", "lenient:Lenient", "events:ShortEvents")
@@ -56,7 +57,7 @@ def test_a_layer_that_cheats_is_found_out_by_its_trick_and_an_honest_one_keeps_i
     monkeypatch.setattr(gc, "collect", lambda: 0)  # of all that a test process holds, it takes seconds
     monkeypatch.setattr(timing_faults, "SHAPE", SMALL)
     monkeypatch.setattr(timing_faults, "POLICY", SamplingPolicy(rounds=4))
-    (outcome,) = examine([planted], RunDirectory.create(tmp_path / "run", {}))
+    (outcome,) = examine([planted], RunDirectory.start(tmp_path / "run", invocation({})))
     assert outcome.holds, outcome
     if planted.name in WORDS:
         assert any(words in outcome.reason for words in WORDS[planted.name])
@@ -79,7 +80,7 @@ def test_code_that_runs_at_import_changes_neither_the_clock_nor_the_verdict_nor_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 ways to claim time caught" in done.stdout
-    reasons = [record["reason"] for record in RunDirectory(tmp_path / "run").records("timing_faults")]
+    reasons = [record.reason for record in RunDirectory(tmp_path / "run").read(TimingFault)]
     assert "by the engine's clock" in " ".join(reasons)
 
 

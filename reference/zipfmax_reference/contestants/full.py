@@ -25,7 +25,7 @@ from zipfmax_reference.contestants.settings import (
 )
 from zipfmax_reference.contestants.torch_nn import Batches, missing_device, to_numpy, torch_dtype
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT
+from zipfmax_reference.runs.drawing import FULL_WEIGHT
 from zipfmax_reference.truth.contract import CLASSES
 from zipfmax_reference.truth.definition import full_weight
 

@@ -225,7 +225,7 @@ def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
     """Anyone's class with torch.nn's constructor, which need not take device and dtype: they are set later.
 
     Raises at build:
-        TypeError: what it makes is no torch module.
+        TypeError: what it makes is not a torch module.
     """
 
     def factory(case: Case) -> nn.Module:

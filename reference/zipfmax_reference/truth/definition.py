@@ -27,7 +27,7 @@ import numpy.typing as npt
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_full_weight
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight
 
 Dtype = type[np.floating[Any]]
 
@@ -214,7 +214,7 @@ class Definition:
 
     def lacks(self, case: Case) -> str | None:
         """It can do every case on the CPU."""
-        return None if case.device == "cpu" else "NumPy computes on the CPU alone"
+        return None if case.device == "cpu" else "NumPy computes on the CPU only"
 
     def build(self, case: Case, inputs: Inputs) -> DefinitionRunner:
         """Hold the case's weights."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from zipfmax_reference.contestants.implementation import Family, Inputs, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT
+from zipfmax_reference.runs.drawing import FULL_WEIGHT
 from zipfmax_reference.truth import budgets, definition
 from zipfmax_reference.truth.contract import CLASSES, Values, best_classes, form_fault, gaps
 

@@ -22,7 +22,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
 from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
 

@@ -7,7 +7,7 @@ from zipfmax.errors import UsageError
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.saved import save
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth import parity
 
 CASE = Case(60, 12, 9, (7, 20), head_bias=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth import budgets, judgement
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth

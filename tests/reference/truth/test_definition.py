@@ -7,7 +7,7 @@ import torch
 
 from zipfmax_reference.contestants.implementation import Inputs
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_inputs
 from zipfmax_reference.truth import definition
 
 CASES = [

@@ -11,7 +11,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.settings import Setting
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.runs.case import DTYPES, TASKS, Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth.parity import WHOLE, Oracle, assert_parity, check
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True)

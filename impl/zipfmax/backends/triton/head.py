@@ -182,7 +182,7 @@ def head_forward(
         output: [N] float32, written.
         row_weight: [N] float32, factor of each row's gradient; None for 1.
         scale: factor of every gradient, applied in float32.
-        want: gradients of (hidden, weights), or None for the forward pass alone.
+        want: gradients of (hidden, weights), or None for the forward pass only.
     """
     head_size = head.shape[0]
     gradients = None

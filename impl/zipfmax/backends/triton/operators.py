@@ -4,7 +4,7 @@ The usual case is a mean or summed loss of which only the loss is differentiated
 up to one factor while the head's logits still exist, so `nll_train` computes them in the forward pass (three
 products a head, not four) and backward multiplies by the incoming gradient. If `output` is differentiated, or
 the loss is not reduced, each row has a factor of its own that only backward knows, and the factor stands
-inside the sum over rows that makes a weight's gradient: `nll_gradients` then runs the step anew with row
+inside the sum over rows that makes a weight's gradient: `nll_gradients` then runs the step again with row
 weights. That costs one more forward pass and keeps nothing but the inputs alive in between.
 
 There are no second derivatives: asking for them raises, where silence would give wrong ones.
@@ -48,7 +48,7 @@ def unpack(tensors: Sequence[Tensor], present: Sequence[int]) -> Weights:
     return Weights(head, head_bias, tuple(tails))
 
 
-# --------------------------------------------------------------------------- the forward pass alone
+# --------------------------------------------------------------------------- the forward pass only
 
 
 @torch.library.custom_op("zipfmax::nll", mutates_args=())
@@ -303,7 +303,7 @@ class TrainStep(torch.autograd.Function):
     """`train_step` outside compiled graphs: gradients are scaled in place, so a factor of 1 costs nothing.
 
     They are handed out once. A second backward through the same graph (retain_graph=True) finds them gone and
-    computes them anew with row weights.
+    computes them again with row weights.
     """
 
     @staticmethod

@@ -56,7 +56,7 @@ def nll_step(
         ignore_index: rows with this target get output 0 and take no part in any gradient.
         row_weight: [N] float32, or None for 1.
         scale: a host number, applied to float32 sums before they are rounded.
-        want: whether the gradients of (the input, the weights) are wanted; None for the forward pass alone.
+        want: whether the gradients of (the input, the weights) are wanted; None for the forward pass only.
         workspace_bytes: bound on the head's logits; at least one row of them exists.
     """
     hidden = rows_of_unit_stride(hidden)

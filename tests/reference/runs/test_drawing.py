@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from zipfmax_reference.runs.case import DTYPES, Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_inputs
 from zipfmax_reference.truth import definition
 
 CASE = Case(203, 13, 37, (7, 30, 202), head_bias=True)

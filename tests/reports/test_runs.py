@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax_reports.rundir import FORMAT, read_run
+from zipfmax_reference.records import FORMAT
+from zipfmax_reports.runs import read_run
 
 
 def refusal(directory: Path) -> str:
@@ -62,7 +63,7 @@ def test_a_newer_format_is_refused_with_what_can_be_read(run_directory: Path) ->
     set_format(run_directory, FORMAT + 1)
     message = refusal(run_directory)
     assert f"format {FORMAT + 1}" in message
-    assert f"format {FORMAT}:" in message
+    assert f"to {FORMAT}:" in message
 
 
 @pytest.mark.parametrize("value", ["1", None, 1.5])
@@ -100,7 +101,7 @@ def test_a_line_without_a_needed_field_is_refused(run_directory: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     del lines[1]["impl"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "1 of" in refusal(run_directory)
+    assert "line 2: impl" in refusal(run_directory)
 
 
 def test_numbers_that_json_lacks_come_back_as_floats(run_directory: Path) -> None:

@@ -1,8 +1,8 @@
 """What a case is computed on: weights, hidden states and labels, drawn from its seed.
 
-Logits come out with the standard deviation that the case names, `logit_std`, or by default of about 2: then no
-class is out of sight and no error hides behind a distribution that is nearly one-hot or nearly uniform. The
-head of a layer as initialised has about 0.6, and trained language models about 4.
+Logits come out with the standard deviation that the case names, `logit_std`, or by default of about 2: then
+no class is out of sight and no error hides behind a distribution that is nearly one-hot or nearly uniform.
+The head of a layer as initialised has about 0.6, and trained language models about 4.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zipfmax_reference.runs.case import Case
 from zipfmax_reference.contestants.implementation import Array, Inputs, Labels
+from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.labels import Stream, distribution, draw, generator
 
 LOGIT_SCALE = 2.0
