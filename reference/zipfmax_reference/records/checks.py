@@ -79,10 +79,10 @@ class TimingFault(Record):
     """One planted way to claim time, or an honest layer: a line of `timing_faults.jsonl`."""
 
     FILE: ClassVar[str] = "timing_faults"
-    KEY: ClassVar[tuple[str, ...]] = ("name",)
+    KEY: ClassVar[tuple[str, ...]] = ("layer",)
 
-    name: str
-    """Of the layer."""
+    layer: str
+    """Its name."""
     text: str
     """What it does."""
     honest: bool
