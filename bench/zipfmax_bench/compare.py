@@ -28,6 +28,8 @@ from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
 SOURCE_ROOTS = ("impl", "reference", "bench")
+OLDEST_WORKER = "bench/zipfmax_bench/snapshot.py"
+"""A file that came with the requests that the engine makes now."""
 PROCESSES = 3
 POLICY = SamplingPolicy(seconds=3.0, least=9, most=60)
 
@@ -84,10 +86,8 @@ def environment_of(revision: str, repository: Path | None = None) -> Iterator[st
         ["git", "-C", str(repository), "rev-parse", "--verify", f"{revision}^{{commit}}"],
         f"no revision {revision!r} in {repository}",
     )
-    if _fails(["git", "-C", str(repository), "cat-file", "-e", f"{commit}:impl/zipfmax/__init__.py"]):
-        raise UsageError(
-            f"revision {revision!r} cannot be measured: it is older than the layout with impl/zipfmax"
-        )
+    if _fails(["git", "-C", str(repository), "cat-file", "-e", f"{commit}:{OLDEST_WORKER}"]):
+        raise UsageError(f"revision {revision!r} cannot be measured: it is older than {OLDEST_WORKER}")
     with tempfile.TemporaryDirectory() as folder:
         source, environment = Path(folder) / "source", Path(folder) / "venv"
         _run(

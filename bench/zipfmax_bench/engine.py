@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import IO, Self
 
 from zipfmax import timing
-from zipfmax_bench import protocol
+from zipfmax_bench import plausibility, protocol
 from zipfmax_bench.executors import Executor, WorkerProcess
+from zipfmax_bench.verification import Verifications, Verifier
 from zipfmax_reference.runs.case import Case
 
 # A first run below this is followed by another before anything is judged by it: in a fresh process a run of
@@ -34,12 +36,17 @@ _ALLOWANCE_S = 180.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed run."""
+    """The median of some timed runs."""
 
     process: int
     round: int
     seconds: float
     wall_s: float
+    untimed_s: float = 0.0
+    """What a request to time a run took, by this process's clock, beyond the time that was claimed for the
+
+    run; the least of the sample's runs, since it holds whatever delayed the answer.
+    """
 
 
 @dataclass
@@ -66,6 +73,10 @@ class Measurement:
     rows: list[tuple[int, ...]] = field(default_factory=list)
     work: protocol.Work = field(default_factory=protocol.Work)
     parts: protocol.PartTimes | None = None
+    verified: int = 0
+    """Samples whose results were compared with the definition."""
+    empty_trips_s: list[float] = field(default_factory=list)
+    """Of requests that time nothing, a round each: the cost of asking."""
 
     @property
     def runs_per_sample(self) -> int:
@@ -133,14 +144,16 @@ class Engine:
     Args:
         executors: of each subject; they take the rounds in turns.
         order: of the turns within a round.
-        clock: seconds, for what a subject has spent.
+        clock: seconds, of this process: it runs no user's code.
+        secret: which timed runs are verified; by default nobody can predict it.
     """
 
     def __init__(
         self,
         executors: Mapping[str, Sequence[Executor]],
         order: random.Random | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
+        secret: random.Random | None = None,
     ) -> None:
         counts = {len(own) for own in executors.values()}
         if len(counts) > 1:
@@ -149,6 +162,7 @@ class Engine:
         self._executors = executors
         self._order = order or random.Random(0)
         self._clock = clock
+        self._secret = secret or random.SystemRandom()
         self._log: IO[bytes] | None = None
 
     @classmethod
@@ -211,6 +225,7 @@ class Engine:
         split: Collection[str] = (),
         count_work: bool = True,
         policies: Mapping[str, SamplingPolicy] | None = None,
+        verifier: Verifier | None = None,
     ) -> dict[str, Measurement]:
         """What came of each subject on its case, measured together.
 
@@ -222,12 +237,15 @@ class Engine:
             split: the subjects whose head and tails are then timed apart.
             count_work: whether `Measurement.work` is wanted; it takes further runs.
             policies: for making single subjects ready, where theirs differs.
+            verifier: judges what timed runs computed; without one nothing is verified.
         """
         found = self.prepare(subjects, policy, policies)
         for name, measurement in found.items():
             if judge is not None and measurement.ok and (fault := judge(name, subjects[name])):
                 measurement.end(*fault)
-        self.sample(found, policy, satisfied, split, count_work)
+        self.sample(found, policy, satisfied, split, count_work, verifier, subjects)
+        if verifier is not None:
+            plausibility.end_implausible(found, subjects)
         return found
 
     def prepare(
@@ -256,6 +274,8 @@ class Engine:
         satisfied: Callable[[Mapping[str, Measurement]], bool] | None = None,
         split: Collection[str] = (),
         count_work: bool = True,
+        verifier: Verifier | None = None,
+        subjects: Mapping[str, Case] | None = None,
     ) -> None:
         """Rounds of samples of what `prepare` has made ready, in random order; then its work is counted.
 
@@ -265,14 +285,21 @@ class Engine:
             satisfied: asked after each round from the least number on; True stops too.
             split: the implementations whose head and tails are then timed apart.
             count_work: whether `Measurement.work` is wanted; it takes further runs.
+            verifier: judges what timed runs computed.
+            subjects: the case of each, for the verifier.
         """
+        common = self._secret.randrange(policy.least_rounds)
+        plan = Verifications(verifier, subjects or {}, common, self._secret)
 
         def active(done: int) -> list[str]:
             going = [name for name, own in found.items() if own.ok and not policy.enough(done, own.spent_s)]
             return [] if satisfied and done >= policy.least_rounds and satisfied(found) else going
 
         for round, name in timing.rounds(active, self._order):
-            self._take_turn(self._executors[name][round % self.processes], round, found[name], policy)
+            self._take_turn(name, round, found, policy, plan)
+        for measurement in found.values():
+            if verifier is not None and measurement.ok and (fault := plausibility.clock_fault(measurement)):
+                measurement.end("implausible", fault)
         for name, measurement in found.items():
             if measurement.ok and name in split:
                 self._split(self._executors[name][0], measurement, policy)
@@ -294,7 +321,7 @@ class Engine:
                 if compiles or reply.wall_s < PERHAPS_COLD_S:
                     reply = executor.ask(protocol.WarmUp(), longest_s)
         match reply:
-            case protocol.Timed(_, wall_s):
+            case protocol.Timed(_, wall_s, _):
                 measurement.run_s = min(measurement.run_s, wall_s)
             case protocol.Lacking(reason):
                 measurement.end("skipped", reason)
@@ -320,19 +347,74 @@ class Engine:
             case protocol.Work() as work:
                 measurement.work = work
             case protocol.Failure(status, reason):
-                measurement.end(status, f"while its work was counted: {reason}")
+                # The times stand: an implementation may do what cannot be counted.
+                measurement.work = protocol.Work(uncounted=f"{status}: {reason}")
 
-    def _take_turn(self, executor: Executor, round: int, own: Measurement, policy: SamplingPolicy) -> None:
+    def _take_turn(
+        self,
+        name: str,
+        round: int,
+        found: Mapping[str, Measurement],
+        policy: SamplingPolicy,
+        plan: Verifications,
+    ) -> None:
+        """One sample: each of its runs is a request of its own, on a batch that no other run sees."""
+        own, executor = found[name], self._executors[name][round % self.processes]
         started = self._clock()
-        match executor.ask(protocol.TakeSample(round, own.runs_per_sample, policy.replay), policy.budget_s):
-            case protocol.Timed(seconds, wall_s, rows, throttled, replayed):
-                own.rows.append(rows)
-                own.replayed += replayed
-                own.unknown_throttle += throttled is None
-                if throttled:
-                    own.throttled += 1
-                else:
-                    own.samples.append(Sample(round % self.processes, round, seconds, wall_s))
-            case protocol.Failure(status, reason):
-                own.end(status, reason)
-        own.spent_s += self._clock() - started
+        runs = own.runs_per_sample
+        verified = plan.runs_of(round, name, [each for each, one in found.items() if one.ok], runs)
+        taken: list[tuple[protocol.Timed, float]] = []
+        rows, replayed, verifying_s = [], False, 0.0
+        if plan.on:
+            began = self._clock()
+            executor.ask(protocol.TakeSample(empty=True), policy.budget_s)
+            own.empty_trips_s.append(self._clock() - began)
+        for run in range(runs):
+            batch = _batch_number(round, run)
+            warm = _batch_number(round, -1) if run == 0 else None
+            loaded = executor.ask(protocol.Load(batch, warm, policy.replay), policy.budget_s)
+            began = self._clock()
+            reply = (
+                executor.ask(protocol.TakeSample(), policy.budget_s)
+                if isinstance(loaded, protocol.Loaded)
+                else loaded
+            )
+            trip_s = self._clock() - began
+            if isinstance(reply, protocol.Failure):
+                own.end(reply.status, reply.reason)
+                break
+            assert isinstance(loaded, protocol.Loaded)
+            assert isinstance(reply, protocol.Timed)
+            taken.append((reply, trip_s))
+            rows.append(loaded.occupancy)
+            replayed = loaded.replayed
+            if run in verified:
+                began = self._clock()
+                fault = plan.fault(name, batch, executor)
+                own.verified += run == verified[0]
+                verifying_s += self._clock() - began
+                if fault is not None:
+                    own.end(*fault)
+                    break
+        if own.ok:
+            own.rows.append(tuple(map(sum, zip(*rows, strict=True))))
+            own.replayed += replayed
+            self._note(own, round, taken)
+        own.spent_s += self._clock() - started - verifying_s
+
+    def _note(self, own: Measurement, round: int, taken: Sequence[tuple[protocol.Timed, float]]) -> None:
+        states = [timed.throttled for timed, _ in taken]
+        own.unknown_throttle += None in states
+        if True in states:
+            own.throttled += 1
+            return
+        seconds, wall_s = (
+            median(column) for column in zip(*((one.seconds, one.wall_s) for one, _ in taken), strict=True)
+        )
+        untimed_s = min(trip_s - one.wall_s for one, trip_s in taken)
+        own.samples.append(Sample(round % self.processes, round, seconds, wall_s, untimed_s))
+
+
+def _batch_number(round: int, run: int) -> int:
+    """A batch of its own for each run of a sample, and for the untimed one before, which is -1."""
+    return 1 + round * (timing.RUNS_OF_A_SHORT_SAMPLE + 1) + run + 1

@@ -6,14 +6,16 @@ and its memory to itself, and one that dies costs one cell.
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import IO, Protocol
+from typing import IO, Any, Protocol, get_args
 
 import torch
 
@@ -107,9 +109,12 @@ class WorkerProcess:
             if not self._connection.poll(timeout_s):
                 self.close()
                 return protocol.Failure("over_budget", f"no answer within {timeout_s:g} s")
-            reply: protocol.Reply = self._connection.recv()
+            reply = plain_reply(self._connection.recv_bytes())
         except (EOFError, OSError):
             return self._post_mortem()
+        except pickle.UnpicklingError as error:
+            self.close()
+            return protocol.Failure("failed", str(error))
         if isinstance(reply, protocol.Failure):
             self.close()  # what raised may have left anything behind
         return reply
@@ -134,6 +139,35 @@ class WorkerProcess:
         if status < 0:
             return protocol.Failure("failed", f"killed by {signal.Signals(-status).name}")
         return protocol.Failure("failed", f"ended with exit status {status}")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes the answers of `protocol` and nothing else: a worker runs code of others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of the protocol.
+
+        Raises:
+            pickle.UnpicklingError: anything else.
+        """
+        if module == protocol.__name__ and name in _REPLIES:
+            return _REPLIES[name]
+        raise pickle.UnpicklingError(f"the worker answered with {module}.{name}, which is no plain value")
+
+
+_REPLIES = {reply.__name__: reply for reply in get_args(protocol.Reply)}
+
+
+def plain_reply(data: bytes) -> protocol.Reply:
+    """The answer that a worker pickled.
+
+    Raises:
+        pickle.UnpicklingError: it is not made of the protocol's classes and plain values.
+    """
+    reply = _PlainUnpickler(io.BytesIO(data)).load()
+    if not isinstance(reply, protocol.Reply):
+        raise pickle.UnpicklingError(f"the worker answered with a {type(reply).__name__}")
+    return reply
 
 
 class InProcess:
@@ -192,10 +226,11 @@ class RunHere:
                 case protocol.Prepare():
                     return protocol.Prepared()
                 case protocol.WarmUp():
-                    return protocol.Timed(*self._timer(self._run), ())
-                case protocol.TakeSample(_, runs):
-                    seconds = timing.sample(self._run, self._timer, runs)
-                    return protocol.Timed(*seconds, (), self._throttle.state())
+                    return protocol.Timed(*self._timer(self._run))
+                case protocol.Load():
+                    return protocol.Loaded()
+                case protocol.TakeSample():
+                    return protocol.Timed(*self._timer(self._run), self._throttle.state())
                 case protocol.Weigh():
                     return self._work()
         except Exception as error:

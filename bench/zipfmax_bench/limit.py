@@ -80,6 +80,9 @@ class Limit:
 class LimitRunner:
     """The products of the loaded batch's shapes."""
 
+    captured_for_each_batch = True
+    """Its shapes are the batch's, so a CUDA graph of it holds for one batch only."""
+
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self._case = case
         self._options: dict[str, Any] = {"dtype": torch_dtype(case), "device": case.device}

@@ -19,6 +19,9 @@ REFERENCES = ("full", "torch")
 # What a gate holds times against: those, and the bare matrix products, which allocate nothing and vary least.
 STEADY = (*REFERENCES, LIMIT)
 
+FINDINGS = {"parity_failed": "parity failed", "failed": "failed", "implausible": "implausible"}
+"""Statuses that are a fault of the implementation, in words."""
+
 Record = dict[str, Any]
 
 
@@ -105,6 +108,7 @@ def _times(own: Measurement) -> Record:
         "throttled": own.was_throttled,
         "throttled_samples": own.throttled,
         "replayed": own.replayed,
+        "verified_samples": own.verified,
     }
 
 
@@ -114,6 +118,8 @@ def _work(own: Measurement) -> Record:
         "flops": own.work.flops,
         "launches": own.work.launches,
         "synchronisations": own.work.synchronisations,
+        "delegates": own.work.delegates,
+        "uncounted": own.work.uncounted,
     }
 
 

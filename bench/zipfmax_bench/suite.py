@@ -117,9 +117,11 @@ class Suite:
         """The timing line of an implementation on a case, which is measured with others at the first call."""
         if case.id not in self._found:
             subjects = dict.fromkeys([*together_with, LIMIT], case)
-            self._found[case.id] = self._engine.measure(subjects, self.policy, judge=self._guard.fault)
+            self._found[case.id] = self._engine.measure(
+                subjects, self.policy, judge=self._guard.fault, verifier=self._guard
+            )
         found = self._found[case.id]
-        adaptive = registry.implementation(name).family == "adaptive"
+        adaptive = registry.family(name) == "adaptive"
         line = records.timing_line(case, name, found, found[LIMIT] if adaptive else None, self.threads)
         return {**line, "parity_error": self.parity_error(case, name)}
 

@@ -7,6 +7,7 @@ sweep knows what is left, and a reader knows what is missing and why.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,7 +26,7 @@ from zipfmax_bench.progress import SweepProgress
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
-from zipfmax_bench.table import timing_tables
+from zipfmax_bench.table import show, timing_tables
 from zipfmax_bench.torchrun import Ranks
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Timing
@@ -38,7 +39,9 @@ INTERRUPTED = 130
 
 
 def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
-    """Run a sweep, print its table, and return the exit status: 1 if zipfmax or a user's own class is wrong.
+    """Run a sweep, print its table, and return the exit status: 1 if zipfmax or a user's own class is
+
+    wrong, raises or has implausible times; each cause is told once.
 
     Args:
         options: the choices of the command line.
@@ -65,12 +68,17 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
             return 0
     lines = plan.directory.rows(Timing)
     _say(console, "\nmilliseconds (times faster than full softmax)")
-    console.print(*timing_tables(lines, plan.implementations))
+    show(console, timing_tables(lines, plan.implementations))
     _say(console, f"run directory: {path}")
-    wrong = sorted({line["impl"] for line in lines if line["status"] == "parity_failed"})
-    if wrong:
-        print(f"zipfmax: parity failed for {', '.join(wrong)}; see {path / 'parity.jsonl'}", file=sys.stderr)
-    return 1 if any(name not in PEERS for name in wrong) else 0
+    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in records.FINDINGS]
+    for text, cells in Counter(causes).items():
+        print(f"zipfmax: {text}" + (f" ({cells} cells)" if cells > 1 else ""), file=sys.stderr)
+    return 1 if any(line["status"] in records.FINDINGS and line["impl"] not in PEERS for line in lines) else 0
+
+
+def cause(line: records.Record) -> str:
+    """Why a cell has no time, without the name of the case, so that equal causes are told once."""
+    return f"{records.FINDINGS[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
 
 
 def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: Ranks) -> ResolvedSweep:
@@ -94,7 +102,7 @@ class Sweep:
         self._plan = plan
         self._ranks = ranks
         self._console = console
-        self._families = {name: registry.implementation(name).family for name in plan.implementations}
+        self._families = {name: registry.family(name) for name in plan.implementations}
         self._costs = RunTimePredictor(self._families)
         self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason
         for line in plan.directory.rows(Timing):
@@ -147,6 +155,7 @@ class Sweep:
             judge=guard.fault,
             satisfied=None if precision is None else partial(records.precise, precision=precision),
             split=self._to_split(case),
+            verifier=guard,
         )
         limit = found.pop(LIMIT, None)
         found |= refused

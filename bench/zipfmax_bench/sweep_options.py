@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -72,6 +74,22 @@ class ResolvedSweep:
     directory: RunDirectory
 
 
+def require(name: str) -> None:
+    """Raise unless there is such an implementation; a user's class is imported by another process.
+
+    Raises:
+        UsageError: unknown name, or a class that cannot be found or imported.
+    """
+    if registry.runs_code_of_others(name):
+        program = "import sys; from zipfmax_reference.contestants import registry as r\n"
+        program += "try: r.implementation(sys.argv[1])\nexcept r.UsageError as error: sys.exit(str(error))"
+        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True)
+        if done.returncode:
+            raise UsageError(done.stderr.strip().splitlines()[-1])
+    else:
+        registry.implementation(name)
+
+
 def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSweep:
     """Check the choices, and only then make the run directory.
 
@@ -99,7 +117,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSw
         seed=options.seed,
     )
     for name in axes.implementations:
-        registry.implementation(name)
+        require(name)
     given = presets.cases(axes)
     directory = RunDirectory.start(out or _default_path(), invocation({COMMAND: asdict(options)}), resume)
     cases: list[Case] = []

@@ -2,6 +2,9 @@
 
 Everything that measures is made of these: the calibration of the planner, the sweep's workers, tile tuning.
 So what `plan` predicts and what `sweep` measures are the same quantity.
+
+The clocks are bound when this module is imported, which a worker does before any user's code: replacing
+`time.perf_counter` or a method of `torch.cuda.Event` later changes nothing here.
 """
 
 from __future__ import annotations
@@ -9,12 +12,19 @@ from __future__ import annotations
 import gc
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter as _now
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
+
+_Event = torch.cuda.Event
+_new_event = _Event.__new__
+_record, _wait, _elapsed_ms = _Event.record, _Event.synchronize, _Event.elapsed_time
+_synchronize = torch.cuda.synchronize
+_gc_is_enabled, _gc_enable, _gc_disable = gc.isenabled, gc.enable, gc.disable
+_median = statistics.median
 
 K = TypeVar("K")
 Run = Callable[[], None]
@@ -48,9 +58,9 @@ class CpuTimer:
     def __call__(self, run: Run) -> Seconds:
         """Device and wall time are one here."""
         with _no_garbage_collection():
-            start = time.perf_counter()
+            start = _now()
             run()
-            seconds = time.perf_counter() - start
+            seconds = _now() - start
         return Seconds(seconds, seconds)
 
 
@@ -68,18 +78,18 @@ class CudaTimer:
 
     def __call__(self, run: Run) -> Seconds:
         """Device seconds between the events, and wall seconds until the device was done."""
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start = _new_event(_Event, enable_timing=True)  # type: ignore[no-untyped-call]
+        stop = _new_event(_Event, enable_timing=True)  # type: ignore[no-untyped-call]
         with torch.cuda.device(self._device), _no_garbage_collection():
-            torch.cuda.synchronize()
+            _synchronize()
             self._flush.zero_()
-            begun = time.perf_counter()
-            start.record()
+            begun = _now()
+            _record(start)
             run()
-            stop.record()
-            stop.synchronize()
-            wall_s = time.perf_counter() - begun
-        return Seconds(start.elapsed_time(stop) / 1e3, wall_s)
+            _record(stop)
+            _wait(stop)
+            wall_s = _now() - begun
+        return Seconds(_elapsed_ms(start, stop) / 1e3, wall_s)
 
 
 def replayed(run: Run) -> Run:
@@ -114,7 +124,7 @@ def runs_per_sample(run_s: float) -> int:
 def sample(run: Run, timer: Timer, runs: int) -> Seconds:
     """Median of some runs, one after the other."""
     times = [timer(run) for _ in range(runs)]
-    return Seconds(*(statistics.median(column) for column in zip(*times, strict=True)))
+    return Seconds(*(_median(column) for column in zip(*times, strict=True)))
 
 
 def rounds(active: Callable[[int], Sequence[K]], order: random.Random) -> Iterator[tuple[int, K]]:
@@ -135,10 +145,10 @@ def rounds(active: Callable[[int], Sequence[K]], order: random.Random) -> Iterat
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
+    enabled = _gc_is_enabled()
+    _gc_disable()
     try:
         yield
     finally:
         if enabled:
-            gc.enable()
+            _gc_enable()

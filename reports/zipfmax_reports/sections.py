@@ -261,6 +261,7 @@ def all_cells(table: pd.DataFrame) -> Table | None:
         "efficiency": ("limit / measured", percent),
         "peak_bytes": ("peak memory", size),
         "settings": ("settings", text),
+        "delegates": ("work done by", text),
         "occupancy": ("occupancy", lambda s: ", ".join(map(percent, s)) if figures.has_items(s) else ""),
     }
     return Table.of("Every cell.", rows, columns, _MOST_CELLS)

@@ -34,6 +34,7 @@ STATUS_WORDS = {
     "out_of_memory": "out of memory",
     "over_budget": "over budget",
     "parity_failed": "wrong result",
+    "implausible": "implausibly fast",
 }
 """What became of a cell."""
 

@@ -81,7 +81,7 @@ class Noted:
         if isinstance(request, protocol.Prepare):
             return protocol.Prepared()
         self.limits.append(timeout_s)
-        return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits), ())
+        return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits))
 
 
 class Clock:
@@ -103,9 +103,11 @@ class Scripted(Noted):
     def ask(self, request, timeout_s):
         if isinstance(request, protocol.Prepare):
             return protocol.Prepared()
+        if isinstance(request, protocol.Load):
+            return protocol.Loaded((16, 0, 0))
         seconds = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
         self.clock.now += seconds
-        return protocol.Timed(seconds, seconds, (16, 0, 0))
+        return protocol.Timed(seconds, seconds)
 
 
 @pytest.mark.parametrize(("device", "slack"), [("cpu", [0]), ("cuda", [100, 0])])
@@ -127,13 +129,13 @@ def test_rounds_are_complete_paired_and_drawn_from_the_same_labels(in_process):
     for name in names:
         assert [(s.process, s.round) for s in found[name].samples] == [(0, 0), (1, 1), (0, 2), (1, 3)]
         assert found[name].rows == found["torch"].rows
-        assert all(sum(rows) == CASE.batch_size for rows in found[name].rows)
+        assert all(sum(rows) == CASE.batch_size * found[name].runs_per_sample for rows in found[name].rows)
     assert len(set(found["torch"].rows)) > 1, "labels are fresh in each round"
 
 
 def test_a_slow_implementation_leaves_the_rounds_before_a_fast_one():
     clock = Clock()
-    engine = Engine({"fast": [Scripted(clock, 0.01)], "slow": [Scripted(clock, 0.1)]}, clock=clock)
+    engine = Engine({"fast": [Scripted(clock, 0.003)], "slow": [Scripted(clock, 0.1)]}, clock=clock)
     policy = SamplingPolicy(seconds=0.25, least=2, most=12)
     found = engine.measure(dict.fromkeys(("fast", "slow"), CASE), policy, count_work=False)
     assert len(found["fast"].samples) == 12
@@ -150,8 +152,10 @@ class Throttled(Noted):
     def ask(self, request, timeout_s):
         if isinstance(request, protocol.Prepare):
             return protocol.Prepared("chunk_size=4")
+        if isinstance(request, protocol.Load):
+            return protocol.Loaded((16, 0, 0))
         state = self.states.pop(0) if isinstance(request, protocol.TakeSample) else None
-        return protocol.Timed(1.0, 1.0, (16, 0, 0), state)
+        return protocol.Timed(1.0, 1.0, state)
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,12 @@ def test_every_cell_is_recorded_with_what_became_of_it(troubled, name, status):
         assert line["speedup_vs_full"] is None
 
 
-def test_a_wrong_implementation_of_the_users_fails_the_command_by_name(troubled):
+def test_a_users_class_that_is_wrong_or_raises_fails_the_command_with_a_line_for_each_cause(troubled):
     _, done, out = troubled
-    assert "parity failed for" in done.stderr
-    assert "Wrong" in done.stderr
+    (told,) = [text for text in done.stderr.splitlines() if "Raises" in text]
+    assert told.endswith("Raises: failed: ValueError: this layer always raises")
+    (told,) = [text for text in done.stderr.splitlines() if "Wrong" in text]
+    assert "Wrong: parity failed: " in told
     assert "loss" in troubled[0]["Wrong"]["reason"]
     assert any(line["status"] == "fail" and "Wrong" in line["impl"] for line in lines(out, "parity"))
 
@@ -161,6 +163,27 @@ def test_a_timing_line_holds_what_its_readers_need(troubled):
     assert line["threads"] == 1
     full = troubled[0]["full"]
     assert full["speedup_vs_full"] == 1.0
+
+
+def test_a_class_that_only_raises_fails_the_command(tmp_path):
+    done = sweep(
+        *(*SMALL, "--impl", f"{FAULTY}:Raises", "--task", "train", "--out", str(tmp_path)),
+        *options("--labels", "zipf:1.0", "uniform"),
+        expect=1,
+    )
+    (cause,) = done.stderr.splitlines()
+    assert cause.endswith("Raises: failed: ValueError: this layer always raises (2 cells)")
+
+
+def test_a_class_that_cannot_be_imported_is_wrong_use(tmp_path):
+    file = tmp_path / "layer.py"
+    file.write_text("import nothing_of_that_name\n")
+    for impl, words in [
+        (f"{file}:Layer", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        (f"{FAULTY}:Nothing", "has no class 'Nothing'"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            sweep_options.require(impl)
 
 
 def test_a_sweep_over_spreads_of_logits_shows_an_inexact_baseline_as_such(tmp_path, in_process, capsys):
@@ -293,10 +316,10 @@ def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path
     assert tuple(line["cutoffs"]) == planned.cutoffs
     assert line["case"] == planned.id
     other = RunDirectory.start(tmp_path / "other", invocation({}))
-    other.append("plans", {**line, "cutoffs": [7, 11]})
+    other.write(Plan(**{**line, "cutoffs": [7, 11]}))
     (again,) = sweep_options.planned_cases(cases, other, threads=1)
     assert again.cutoffs == (7, 11)
-    assert len(other.records("plans")) == 1
+    assert len(other.read(Plan)) == 1
 
 
 def test_a_sweep_times_head_and_tails_of_what_is_under_test_apart(tmp_path, in_process):

@@ -98,7 +98,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
     for case in track(cases, "mutants", console=Console(stderr=True), transient=True):
-        oracle = Oracle(case, AGAINST)
+        oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
             outcomes[name].note(oracle.check(layer))
     return list(outcomes.values())

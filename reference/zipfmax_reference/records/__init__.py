@@ -10,10 +10,10 @@ This package imports no other part of the harness, so whoever only reads runs ne
 """
 
 from zipfmax_reference.records.base import FORMAT, CaseFields, Part, Record, Status, Verdict
-from zipfmax_reference.records.checks import Conformance, Metamorphic, Mutant, Stability
+from zipfmax_reference.records.checks import Conformance, Metamorphic, Mutant, Stability, TimingFault
 from zipfmax_reference.records.directory import RUN_FILE, RunDirectory
 from zipfmax_reference.records.meta import Invocation, Machine, RunMeta
-from zipfmax_reference.records.parity import Parity, ParityPart, Place
+from zipfmax_reference.records.parity import Parity, ParityPart
 from zipfmax_reference.records.plan import CurvePoint, Partition, Plan, PlanProof
 from zipfmax_reference.records.selftest import Finding, SelfTest, SelfTestRun
 from zipfmax_reference.records.timing import Timing
@@ -22,7 +22,7 @@ RECORDS: dict[str, type[Record]] = {
     kind.FILE: kind
     for kind in (
         *(Parity, Timing, Plan, PlanProof),
-        *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic),
+        *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic, TimingFault),
     )
 }
 """Every type of record by the name of its file."""
@@ -43,7 +43,6 @@ __all__ = [
     "ParityPart",
     "Part",
     "Partition",
-    "Place",
     "Plan",
     "PlanProof",
     "Record",
@@ -54,5 +53,6 @@ __all__ = [
     "Stability",
     "Status",
     "Timing",
+    "TimingFault",
     "Verdict",
 ]

@@ -73,3 +73,21 @@ class Metamorphic(Record):
     error: Real | None = None
     budget: Real | None = None
     reason: str | None = None
+
+
+class TimingFault(Record):
+    """One layer that pretends to be fast, or an honest one: a line of `timing_faults.jsonl`."""
+
+    FILE: ClassVar[str] = "timing_faults"
+    KEY: ClassVar[tuple[str, ...]] = ("layer",)
+
+    layer: str
+    text: str
+    """What it does."""
+    honest: bool
+    """Whether it should keep its time."""
+    status: str
+    """Of its timing record."""
+    reason: str | None = None
+    speedup_vs_torch: float | None = None
+    delegates: str | None = None

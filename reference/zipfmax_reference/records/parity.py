@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from zipfmax_reference.records.base import Part, Real, Record, Verdict
 
 
 class ParityPart(Part):
-    """Error and budget of some of a tensor's elements: those of the classes that are named."""
+    """Error and budget of a group of a tensor's values, such as those of one tail's labels."""
 
-    kind: Literal["decade", "shortlist", "tail", "targets", "absent"]
-    """Classes by decade of their rank, of the shortlist, of a tail, of the batch's labels, or not in it."""
-    number: int | None = None
-    """Which decade (0 is ranks 0 to 9, 1 is 10 to 99, ...) or which tail."""
-    n_values: int
-    """How many elements."""
+    name: str
+    """Which values, in words."""
     error: Real
-    """Largest distance from the truth."""
+    """Largest distance from the truth, of the value nearest to or furthest beyond its budget."""
     budget: Real
-    """What is allowed where that error is."""
-
-
-class Place(Part):
-    """One element that is out of budget."""
-
-    index: list[int]
-    """Where it is in the tensor."""
-    value: Real
-    """What was computed."""
-    truth: Real
-    """What is right."""
-    budget: Real
-    """How far from it the value may be."""
+    """What is allowed there."""
+    relative: Real | None = None
+    """The error relative to the truth's magnitude."""
 
 
 class Parity(Record):
@@ -59,15 +44,13 @@ class Parity(Record):
     """What is allowed there."""
     reference_error: Real | None = None
     """Distance of the reference from the truth."""
-    norm: str | None = None
-    """Which norm `error` is in: "max" or "rms"."""
-    error_ulp: Real | None = None
-    """Largest error in units in the last place of the largest magnitude."""
+    grain: str | None = None
+    """What the worst error is of: an element, or a group of them."""
+    where: str | None = None
+    """The place of the worst error, in words."""
     reason: str | None = None
     """Why it was skipped, or what is wrong where that is not a distance."""
     parts: list[ParityPart] = []
-    """Error and budget by decade of label rank, for the shortlist, each tail, targets and absent classes."""
-    places: list[Place] = []
-    """Where it is wrong: the elements furthest beyond their budget, the worst first."""
+    """Error and budget by group of values."""
     cause: str | None = None
     """The likely cause, in one sentence."""

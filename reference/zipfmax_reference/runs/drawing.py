@@ -44,8 +44,7 @@ def draw_inputs(case: Case, full: bool = False) -> Inputs:
 def draw_batch(case: Case, round: int) -> tuple[Array, Labels]:
     """Hidden states [N, d] and labels [N], fresh for each round; round 0 is the one of `draw_inputs`."""
     shape = (case.batch_size, case.in_features)
-    probabilities = distribution(case.labels, case.n_classes)
-    target = draw(probabilities, case.batch_size, generator(case.seed, Stream.LABELS, round))
+    target = draw_target(case, round)
     rng = generator(case.seed, Stream.HIDDEN, round)
     kind, _, argument = case.hidden.partition(":")
     if kind == "expanded":
@@ -56,6 +55,12 @@ def draw_batch(case: Case, round: int) -> tuple[Array, Labels]:
     if kind == "inf-rows":
         hidden[poisoned_rows(case), rng.integers(case.in_features)] = np.inf
     return hidden, target
+
+
+def draw_target(case: Case, round: int) -> Labels:
+    """The labels of `draw_batch`."""
+    probabilities = distribution(case.labels, case.n_classes)
+    return draw(probabilities, case.batch_size, generator(case.seed, Stream.LABELS, round))
 
 
 def poisoned_rows(case: Case) -> slice:
