@@ -316,10 +316,10 @@ def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path
     assert tuple(line["cutoffs"]) == planned.cutoffs
     assert line["case"] == planned.id
     other = RunDirectory.start(tmp_path / "other", invocation({}))
-    other.append("plans", {**line, "cutoffs": [7, 11]})
+    other.write(Plan(**{**line, "cutoffs": [7, 11]}))
     (again,) = sweep_options.planned_cases(cases, other, threads=1)
     assert again.cutoffs == (7, 11)
-    assert len(other.records("plans")) == 1
+    assert len(other.read(Plan)) == 1
 
 
 def test_a_sweep_times_head_and_tails_of_what_is_under_test_apart(tmp_path, in_process):

@@ -80,7 +80,7 @@ def test_code_that_runs_at_import_changes_neither_the_clock_nor_the_verdict_nor_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 ways to claim time caught" in done.stdout
-    reasons = [record.reason for record in RunDirectory(tmp_path / "run").read(TimingFault)]
+    reasons = [record["reason"] for record in RunDirectory(tmp_path / "run").rows(TimingFault)]
     assert "by the engine's clock" in " ".join(reasons)
 
 

@@ -22,7 +22,7 @@ RECORDS: dict[str, type[Record]] = {
     kind.FILE: kind
     for kind in (
         *(Parity, Timing, Plan, PlanProof),
-        *(SelfTest, SelfTestRun, Mutant, TimingFault, Conformance, Stability, Metamorphic),
+        *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic, TimingFault),
     )
 }
 """Every type of record by the name of its file."""

@@ -76,22 +76,18 @@ class Metamorphic(Record):
 
 
 class TimingFault(Record):
-    """One planted way to claim time, or an honest layer: a line of `timing_faults.jsonl`."""
+    """One layer that pretends to be fast, or an honest one: a line of `timing_faults.jsonl`."""
 
     FILE: ClassVar[str] = "timing_faults"
     KEY: ClassVar[tuple[str, ...]] = ("layer",)
 
     layer: str
-    """Its name."""
     text: str
     """What it does."""
     honest: bool
     """Whether it should keep its time."""
     status: str
-    """What became of its cell."""
+    """Of its timing record."""
     reason: str | None = None
-    """Why it is not "ok"."""
     speedup_vs_torch: float | None = None
-    """Times less time than torch.nn's layer."""
     delegates: str | None = None
-    """Another implementation that it called."""

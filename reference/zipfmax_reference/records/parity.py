@@ -8,16 +8,16 @@ from zipfmax_reference.records.base import Part, Real, Record, Verdict
 
 
 class ParityPart(Part):
-    """How far off one group of a tensor's elements is."""
+    """Error and budget of a group of a tensor's values, such as those of one tail's labels."""
 
     name: str
-    """Such as "shortlist", "tail 2", "targets", "absent classes", "ranks 1,000 to 9,999"."""
+    """Which values, in words."""
     error: Real
-    """Root mean square of the distance from the truth."""
+    """Largest distance from the truth, of the value nearest to or furthest beyond its budget."""
     budget: Real
-    """What is allowed."""
-    relative: Real
-    """The error over the root mean square of the truth."""
+    """What is allowed there."""
+    relative: Real | None = None
+    """The error relative to the truth's magnitude."""
 
 
 class Parity(Record):
@@ -44,17 +44,13 @@ class Parity(Record):
     """What is allowed there."""
     reference_error: Real | None = None
     """Distance of the reference from the truth."""
-    norm: str | None = None
-    """Which norm `error` is in: "max" or "rms"."""
-    error_ulp: Real | None = None
-    """Largest error in units in the last place of the largest magnitude."""
+    grain: str | None = None
+    """What the worst error is of: an element, or a group of them."""
+    where: str | None = None
+    """The place of the worst error, in words."""
     reason: str | None = None
     """Why it was skipped, or what is wrong where that is not a distance."""
     parts: list[ParityPart] = []
-    """Error and budget by decade of label rank, for the shortlist, each tail, targets and absent classes."""
-    grain: str | None = None
-    """What is nearest to its budget, or furthest beyond it: an element, a row (one class), or a group."""
-    where: str | None = None
-    """Which element, row or group that is."""
+    """Error and budget by group of values."""
     cause: str | None = None
     """The likely cause, in one sentence."""
