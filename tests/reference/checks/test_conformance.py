@@ -17,7 +17,7 @@ def test_an_agreement_is_told_with_its_margin_and_a_difference_with_its_tensor(m
     monkeypatch.setattr(registry, "implementation", lambda name: users_layer(name, Halved))
     found = probes.parity()("halved")
     assert found.verdict == "differs"
-    assert found.detail.startswith("log_prob: error")
+    assert found.detail.startswith("log_prob: tail 1 is off by")
 
 
 @pytest.mark.parametrize("name", ["zipfmax", "torch"])
