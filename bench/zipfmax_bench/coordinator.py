@@ -155,6 +155,11 @@ class Measurement:
     reason: str | None = None
     samples: list[Sample] = field(default_factory=list)
     throttled: int = 0
+    """Samples that were left out, because the GPU was slowed down meanwhile."""
+    unknown_throttle: int = 0
+    """Samples of which that is not known."""
+    settings: set[str] = field(default_factory=set)
+    """What its processes were set to, in words; empty where there is no choice."""
     replayed: int = 0
     """Samples that were replays of a CUDA graph."""
     spent_s: float = 0.0
@@ -328,6 +333,7 @@ class Coordinator:
     def _make_ready(self, worker: Worker, case: Case, measurement: Measurement, effort: Effort) -> None:
         reply = worker.ask(protocol.Prepare(case), _ALLOWANCE_S)
         if isinstance(reply, protocol.Prepared):
+            measurement.settings |= {reply.settings} if reply.settings else set()
             longest_s = effort.budget_s / effort.least_rounds
             # On a GPU the first run compiles kernels, unless this machine has them already.
             compiles = case.device != "cpu"
@@ -371,6 +377,7 @@ class Coordinator:
             case protocol.Timed(seconds, wall_s, rows, throttled, replayed):
                 own.rows.append(rows)
                 own.replayed += replayed
+                own.unknown_throttle += throttled is None
                 if throttled:
                     own.throttled += 1
                 else:

@@ -51,12 +51,13 @@ def temporaries(run: Run) -> int:
 def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: float = 8.0) -> Iterator[Record]:
     """Median and samples of each run, in interleaved rounds of random order, while the seconds last.
 
-    Samples that were taken while the GPU was throttled are counted and left out.
+    Samples that were taken while the GPU was throttled are counted and left out; `throttled` is None where
+    the driver could not be asked.
     """
     timer, order = CudaTimer(DEVICE), random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     walls: dict[str, list[float]] = {name: [] for name in runs}
-    throttled = dict.fromkeys(runs, 0)
+    throttled, unknown = dict.fromkeys(runs, 0), False
     peaks: dict[str, int] = {}
     failed: dict[str, str] = {}
     for name, run in runs.items():
@@ -73,7 +74,9 @@ def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: floa
         order.shuffle(names)
         for name in names:
             device_s, wall_s = timer(runs[name])
-            if timer.throttled():
+            state = timer.throttled()
+            unknown |= state is None
+            if state:
                 throttled[name] += 1
             else:
                 samples[name].append(device_s)
@@ -93,6 +96,7 @@ def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: floa
                 "median_s": statistics.median(samples[name]),
                 "wall_s": statistics.median(walls[name]),
                 "samples_s": samples[name],
-                "throttled": throttled[name],
+                "throttled": True if throttled[name] else None if unknown else False,
+                "throttled_samples": throttled[name],
                 "temporary_bytes": peaks[name],
             }

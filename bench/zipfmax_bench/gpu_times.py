@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
 from zipfmax_bench.timing import replayed
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.implementation import build_for_timing, settings_of
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import draw_inputs
 
 Shape = dict[str, int]
 HEADLINE: Shape = {"n_classes": 267_735, "in_features": 1024, "batch_size": 16_384}
+FULL = (
+    *("full", "full:compiled", "full:chunked", "full:liger"),
+    *("full:cce", "full:cce-exact", "full:quack", "sampled"),
+)
 SMALL: Shape = {"n_classes": 267_735, "in_features": 256, "batch_size": 1024}
 
 
@@ -49,50 +54,49 @@ def adaptive_runs(
     return runs
 
 
-def full_runs(
-    n_classes: int, in_features: int, batch_size: int, dtype: torch.dtype, skew: float
-) -> dict[str, Run]:
-    """Full softmax: eager, compiled, in torch's chunks, and the fused kernels that are installed."""
-    target = zipf_labels(n_classes, batch_size, skew)
-    hidden = torch.randn(batch_size, in_features, device=DEVICE, dtype=dtype, requires_grad=True)
-    weight = (torch.randn(n_classes, in_features, device=DEVICE, dtype=dtype) / 32).requires_grad_()
+def full_runs(case: Case) -> tuple[dict[str, Run], dict[str, Record]]:
+    """Every full softmax, each with its fastest exact setting, and what is recorded of each beside its time.
 
-    def loss(h: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(h, weight), target)
+    One that cannot run has no run, and a status and a reason in its record.
+    """
+    runs: dict[str, Run] = {}
+    notes: dict[str, Record] = {}
+    inputs = draw_inputs(case, full=True)
+    for name in FULL:
+        implementation = registry.implementation(name)
+        notes[name] = {"impl": name, "exact": registry.gradients(name).exact}
+        if reason := implementation.lacks(case):
+            notes[name] |= {"status": "skipped", "reason": reason}
+            continue
+        try:
+            runner = build_for_timing(implementation, case, inputs)
+        except RuntimeError as error:  # out of memory among them
+            notes[name] |= {"status": "failed", "reason": str(error).splitlines()[0][:160]}
+            continue
+        runs[name] = runner.run
+        notes[name]["settings"] = settings_of(runner)
+    return runs, notes
 
-    fast = torch.compile(loss)
-    runs = {
-        "full": training_step(loss, [weight], hidden),
-        "full compiled": training_step(lambda h: fast(h), [weight], hidden),
-    }
-    for name, fused in _fused().items():
-        if not isinstance(fused, str):
-            runs[name] = training_step(lambda h, f=fused: f(h, weight, target), [weight], hidden)  # type: ignore[misc]
-    return runs
 
-
-def _fused() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | str]:
-    """Losses that never hold all logits, from (hidden, weight, target); or why one is not here."""
-    found: dict[str, Any] = {}
-    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
-        options = torch.nn.LinearCrossEntropyOptions()
-        found["full chunked"] = lambda h, w, y: F.linear_cross_entropy(h, w, y, options=options)
-    else:
-        found["full chunked"] = f"torch {torch.__version__} has no chunked F.linear_cross_entropy"
-    if find_spec("liger_kernel"):
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        liger: Any = LigerFusedLinearCrossEntropyLoss()
-        found["full liger"] = lambda h, w, y: liger(w, h, y)
-    else:
-        found["full liger"] = "liger-kernel is not installed"
-    if find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        found["full cce"] = linear_cross_entropy
-    else:
-        found["full cce"] = "cut-cross-entropy is not installed"
-    return found
+def full_times(shape: Shape, rounds: int) -> Iterator[Record]:
+    """Full softmax on a shape, with logits nearly as flat as untrained and as spread as trained."""
+    for logit_std in (1.0, 4.0):
+        case = Case(
+            n_classes=shape["n_classes"],
+            in_features=shape["in_features"],
+            batch_size=shape["batch_size"],
+            cutoffs=(20_000, 60_000),
+            dtype="bfloat16",
+            device="cuda",
+            logit_std=logit_std,
+        )
+        record = {**shape, "cutoffs": [], "dtype": "bfloat16", "skew": 1.0, "logit_std": logit_std}
+        runs, notes = full_runs(case)
+        for found in measured(runs, record, rounds=rounds):
+            yield {**found, **notes[found["impl"]]}
+        yield from ({**record, **note} for name, note in notes.items() if name not in runs)
+        del runs
+        torch.cuda.empty_cache()
 
 
 def times() -> Iterator[Record]:
@@ -103,14 +107,7 @@ def times() -> Iterator[Record]:
         yield from measured(runs, case, rounds=25)
         del runs
     for shape, rounds in ((HEADLINE, 7), (SMALL, 15)):
-        case = {**shape, "cutoffs": [], "dtype": "bfloat16", "skew": 1.0}
-        runs = full_runs(**shape, dtype=torch.bfloat16, skew=1.0)
-        yield from measured(runs, case, rounds=rounds)
-        del runs
-        for name, reason in _fused().items():
-            if isinstance(reason, str):
-                yield {**case, "impl": name, "status": "skipped", "reason": reason}
-        torch.cuda.empty_cache()
+        yield from full_times(shape, rounds)
     for precision in ("high", "highest"):
         torch.set_float32_matmul_precision(precision)
         for cutoffs in ([20_000, 60_000], [5_000, 20_000, 100_000]):

@@ -51,7 +51,12 @@ class ParityGuard:
         self._log.close()
 
     def fault(self, name: str, case: Case) -> tuple[str, str] | None:
-        """Status and reason of a cell that must not be timed, or None where the implementation is right."""
+        """Status and reason of a cell that must not be timed, or None where the implementation is right.
+
+        One that says that its gradients are inexact is not judged: it is shown with that label.
+        """
+        if not registry.gradients(name).exact:
+            return None
         checked = checked_case(case, registry.implementation(name).family)
         key = (name, checked.id)
         if key not in self._faults and key not in self._refused:

@@ -37,6 +37,7 @@ class Options:
     div_value: tuple[float, ...] = ()
     dtype: tuple[str, ...] = ()
     task: tuple[str, ...] = ()
+    logit_std: tuple[float, ...] = ()
     device: str | None = None
     seed: int | None = None
     threads: int | None = None
@@ -90,6 +91,7 @@ def make_plan(options: Options, out: Path | None, resume: bool) -> Plan:
         batch=options.batch,
         div_value=options.div_value,
         dtypes=options.dtype,
+        logit_std=options.logit_std,
         device=_device(options.device or presets.device(options.preset)),
         seed=options.seed,
     )

@@ -36,6 +36,7 @@ class Axes:
     batch: tuple[int, ...] = (512,)
     div_value: tuple[float, ...] = (4.0,)
     dtypes: tuple[str, ...] = ("float32",)
+    logit_std: tuple[float | None, ...] = (None,)
     device: str = "cpu"
     seed: int = 0
     effort: Effort = field(default_factory=Effort)
@@ -61,7 +62,7 @@ PRESETS: Mapping[str, Axes] = {
         batch=(128,),
         effort=Effort(seconds=1.5, least=12, most=48),
     ),
-    # Vocabulary by skew on a GPU.
+    # Vocabulary by skew on a GPU, with logits nearly as flat as untrained and as spread as trained.
     "gpu": Axes(
         classes=(10_000, 100_000, 1_000_000, 10_000_000),
         labels=("zipf:0", "zipf:0.5", "zipf:1.0", "zipf:1.5"),
@@ -69,6 +70,7 @@ PRESETS: Mapping[str, Axes] = {
         implementations=("zipfmax", "torch", "full"),
         batch=(4096,),
         dtypes=("bfloat16",),
+        logit_std=(1.0, 4.0),
         device="cuda",
         effort=Effort(seconds=0.4, least=5, most=15, budget_s=60.0),
     ),
@@ -130,8 +132,8 @@ def cases(axes: Axes) -> list[Case]:
 
 def _product(axes: Axes) -> list[Case]:
     found = []
-    shapes = product(axes.classes, axes.dtypes, axes.features, axes.batch, axes.div_value)
-    for n_classes, dtype, features, batch, div_value in shapes:
+    shapes = product(axes.classes, axes.dtypes, axes.features, axes.batch, axes.div_value, axes.logit_std)
+    for n_classes, dtype, features, batch, div_value, logit_std in shapes:
         partitions = [c for c in axes.cutoffs if _fits(c, n_classes)] or [customary_cutoffs(n_classes)]
         for cutoffs, task in product(partitions, axes.tasks):
             group = []
@@ -148,6 +150,7 @@ def _product(axes: Axes) -> list[Case]:
                         labels=labels,
                         seed=axes.seed,
                         task=task,
+                        logit_std=logit_std,
                     )
                 except ValueError as error:
                     raise UsageError(str(error)) from error

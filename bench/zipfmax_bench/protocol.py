@@ -61,6 +61,9 @@ class CheckParity:
 class Prepared:
     """The case is ready to run."""
 
+    settings: str | None = None
+    """What the implementation was set to, in words, where it has a choice."""
+
 
 @dataclass(frozen=True)
 class Lacking:
@@ -74,14 +77,14 @@ class Timed:
     """One sample.
 
     `seconds` is device time on a GPU and wall time on a CPU; `wall_s` is wall time on both. `throttled` says
-    that the GPU ran below its clocks meanwhile, so the sample does not count.
+    that the GPU ran below its clocks meanwhile, so the sample does not count; None where that is unknown.
     """
 
     seconds: float
     wall_s: float
     occupancy: tuple[int, ...]
     """Rows of the batch in the shortlist and in each tail."""
-    throttled: bool = False
+    throttled: bool | None = None
     replayed: bool = False
     """Whether replays of a CUDA graph were timed."""
 

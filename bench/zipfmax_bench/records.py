@@ -11,6 +11,7 @@ import numpy as np
 from zipfmax_bench import statistics
 from zipfmax_bench.coordinator import Measurement
 from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 
 # Every speedup is against one of these, measured in the same rounds.
@@ -33,7 +34,7 @@ def timing_line(
         limit: the bare products of the same shapes, for adaptive implementations.
         threads: of every worker.
     """
-    own = found[name]
+    own, gradients = found[name], registry.gradients(name)
     line: Record = {
         **case.to_fields(),
         "case": case.id,
@@ -41,6 +42,9 @@ def timing_line(
         "status": own.status,
         "reason": own.reason,
         "threads": threads,
+        "exact": gradients.exact,
+        "exact_why": gradients.why,
+        "settings": " | ".join(sorted(own.settings)) or None,
         "processes": len({sample.process for sample in own.samples}),
         "occupancy": occupancy(case, own),
         **_times(own),
@@ -98,9 +102,17 @@ def _times(own: Measurement) -> Record:
         "samples_process": [sample.process for sample in own.samples],
         "n_rounds": len(own.samples),
         "runs_per_sample": own.runs_per_sample,
-        "throttled": own.throttled,
+        "throttled": _throttled(own),
+        "throttled_samples": own.throttled,
         "replayed": own.replayed,
     }
+
+
+def _throttled(own: Measurement) -> bool | None:
+    """Whether the device was slowed down in a sample, which was left out; None where nobody could say."""
+    if own.throttled:
+        return True
+    return None if own.unknown_throttle or not own.samples else False
 
 
 def _work(own: Measurement) -> Record:

@@ -198,8 +198,9 @@ class Sweep:
 
 def describe(case: Case) -> str:
     """A case in the words of a progress line."""
+    spread = "" if case.logit_std is None else f" logit std {case.logit_std:g}"
     shape = f"V={case.n_classes:,} d={case.in_features} N={case.batch_size}"
-    return f"{case.task} {shape} {case.labels} {case.dtype}"
+    return f"{case.task} {shape} {case.labels} {case.dtype}{spread}"
 
 
 def _say(console: Console, text: str) -> None:

@@ -42,8 +42,13 @@ def _group(record: Mapping[str, Any]) -> str:
     cutoffs = "/".join(map(str, record["cutoffs"]))
     return (
         f"{record['task']} V={record['n_classes']:,} ({cutoffs}) d={record['in_features']} "
-        f"N={record['batch_size']} {record['dtype']}"
+        f"N={record['batch_size']} {record['dtype']}{_spread(record)}"
     )
+
+
+def _spread(record: Mapping[str, Any]) -> str:
+    logit_std = record.get("logit_std")
+    return "" if logit_std is None else f" logit std {logit_std:g}"
 
 
 def _cell(record: Mapping[str, Any] | None) -> str:
@@ -52,6 +57,8 @@ def _cell(record: Mapping[str, Any] | None) -> str:
     if record["status"] != "ok":
         return _WORDS[record["status"]]
     time = f"{record['median_s'] * 1e3:.3g}"
+    if not record.get("exact", True):
+        return f"{time} (inexact)"
     speedup = record["speedup_vs_full"]
     if speedup is None or record["impl"] == "full":
         return time

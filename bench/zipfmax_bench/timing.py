@@ -6,11 +6,11 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
+
+from zipfmax_reference.runs.machine import Throttle
 
 # Below this a run is repeated untimed before it is timed: after the other workers' turns its weights have
 # left the caches and its threads sleep, which costs some milliseconds that a training loop does not pay.
@@ -23,8 +23,11 @@ class Timer(Protocol):
     def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
         """(seconds on the device, seconds on the wall) of one run."""
 
-    def throttled(self) -> bool:
-        """Whether the device is being slowed down at this moment, so that what it timed does not count."""
+    def throttled(self) -> bool | None:
+        """Whether the device is being slowed down at this moment, so that what it timed does not count.
+
+        None where that is unknown.
+        """
 
 
 class CpuTimer:
@@ -38,9 +41,9 @@ class CpuTimer:
             seconds = time.perf_counter() - start
         return seconds, seconds
 
-    def throttled(self) -> bool:
-        """A CPU does not say."""
-        return False
+    def throttled(self) -> bool | None:
+        """Unknown: a CPU does not say."""
+        return None
 
 
 class CudaTimer:
@@ -54,7 +57,7 @@ class CudaTimer:
         self._device = device
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._flush = torch.empty(max(2 * l2_bytes, 1 << 26), dtype=torch.int8, device=device)
-        self._clocks = Clocks.of(device)
+        self._throttle = Throttle.of(device)
 
     def __call__(self, run: Callable[[], None]) -> tuple[float, float]:
         """Device seconds between the events, and wall seconds until the device was done."""
@@ -71,42 +74,9 @@ class CudaTimer:
             wall_s = time.perf_counter() - begun
         return start.elapsed_time(stop) / 1e3, wall_s
 
-    def throttled(self) -> bool:
-        """What the driver says; False where it cannot be asked."""
-        return self._clocks is not None and self._clocks.throttled()
-
-
-class Clocks:
-    """What holds a GPU's clocks down, by NVIDIA's management library (package nvidia-ml-py).
-
-    Heat and the hardware's emergency brakes count as throttling. The power limit does not: a GPU at full load
-    is regulated by it all the time, the same for all that is compared.
-    """
-
-    # Of nvmlClocksEventReasons: HwSlowdown, SwThermalSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown.
-    THROTTLING = 0x08 | 0x20 | 0x40 | 0x80
-
-    def __init__(self, reasons: Callable[[], int]) -> None:
-        self._reasons = reasons
-
-    @classmethod
-    def of(cls, device: torch.device) -> Clocks | None:
-        """The clocks of a device, or None where the library is missing or refuses."""
-        if torch.version.hip is not None or find_spec("pynvml") is None:
-            return None
-        nvml = import_module("pynvml")
-        try:
-            nvml.nvmlInit()
-            uuid = torch.cuda.get_device_properties(device).uuid
-            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-            nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        except nvml.NVMLError:
-            return None
-        return cls(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)))
-
-    def throttled(self) -> bool:
-        """Whether heat or an emergency brake slows the GPU down now."""
-        return bool(self._reasons() & self.THROTTLING)
+    def throttled(self) -> bool | None:
+        """What the driver says; None where it cannot be asked."""
+        return self._throttle.state()
 
 
 def replayed(run: Callable[[], None]) -> Callable[[], None]:

@@ -25,7 +25,13 @@ import torch
 
 from zipfmax_bench import protocol, timing
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.contestants.implementation import Family, Implementation, Runner
+from zipfmax_reference.contestants.implementation import (
+    Family,
+    Implementation,
+    Runner,
+    build_for_timing,
+    settings_of,
+)
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
 
@@ -93,14 +99,15 @@ class Session:
             # Let go of the old weights before the new ones are drawn: both need not fit.
             self._runner = self._held = self._weighed = None
             gc.collect()
-            self._runner = self._implementation.build(case, draw_inputs(case))
+            self._runner = build_for_timing(self._implementation, case, draw_inputs(case))
             self._held = held
             gc.collect()
         self._case = case
         self._run_s = math.inf
         self._refuses_capture = False
         self._timer = timing.timer_for(case.device)
-        return protocol.Prepared()
+        assert self._runner is not None
+        return protocol.Prepared(settings_of(self._runner))
 
     def _warm_up(self) -> protocol.Timed:
         assert self._runner is not None, "Prepare comes first"

@@ -111,6 +111,9 @@ def sweep(
     batch: Annotated[list[int] | None, typer.Option(help="Rows N of a batch; repeat.")] = None,
     div_value: Annotated[list[float] | None, typer.Option(help="How tails narrow; repeat.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, ...; repeat.")] = None,
+    logit_std: Annotated[
+        list[float] | None, typer.Option(help="Standard deviation of the logits (about 2); repeat.")
+    ] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="forward, train, log_prob, predict or topk; repeat.")
     ] = None,
@@ -154,6 +157,7 @@ def sweep(
         batch=tuple(batch or ()),
         div_value=tuple(div_value or ()),
         dtype=tuple(dtype or ()),
+        logit_std=tuple(logit_std or ()),
         task=tuple(task or ()),
         device=device,
         seed=seed,

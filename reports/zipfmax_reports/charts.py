@@ -60,6 +60,7 @@ _CONTROLS = {
     "bias": ("Head bias", "head_bias", False),
     "partition": ("Partition", "partition", False),
     "hidden": ("Hidden states", "hidden", False),
+    "logits": ("Logits' standard deviation", "logits", False),
     "seed": ("Seed", "seed", False),
 }
 
@@ -189,12 +190,13 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _cell(row: pd.Series, most_samples: int) -> dict[str, Any]:
+    name = row["impl"] if row["exact"] else f"{row['impl']} (inexact gradients)"
     if not row["ok"]:
-        return {"impl": row["impl"], "status": row["status"], "reason": row["reason"] or "no reason recorded"}
+        return {"impl": name, "status": row["status"], "reason": row["reason"] or "no reason recorded"}
     samples = row["samples_s"] if isinstance(row["samples_s"], list) else []
     drawn = tables.evenly(sorted(samples), most_samples)
     return {
-        "impl": row["impl"],
+        "impl": name,
         "status": "ok",
         "median": seconds(row["median_s"]),
         "samples_ms": [float(f"{1e3 * sample:.4g}") for sample in drawn],

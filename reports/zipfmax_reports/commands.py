@@ -18,6 +18,7 @@ _OPTIONS = (
     ("batch_size", "--batch"),
     ("div_value", "--div-value"),
     ("dtype", "--dtype"),
+    ("logit_std", "--logit-std"),
     ("device", "--device"),
     ("seed", "--seed"),
     ("impl", "--impl"),
@@ -28,7 +29,7 @@ def sweep_command(rows: pd.DataFrame, implementations: Sequence[str]) -> str:
     """The `zipfmax sweep` that measures the cells of `rows`, with `implementations` beside each other."""
     words = ["zipfmax", "sweep"]
     for column, option in _OPTIONS:
-        values = implementations if column == "impl" else list(dict.fromkeys(rows[column]))
+        values = implementations if column == "impl" else list(dict.fromkeys(rows[column].dropna()))
         for value in values:
             words += [option, _text(value)]
     for cutoffs in dict.fromkeys(tuple(c) for c in rows["cutoffs"] if isinstance(c, Sequence)):

@@ -27,7 +27,7 @@ from zipfmax_reports.elements import Picture, Section, Table
 from zipfmax_reports.plans import plan_pictures, proof_picture
 from zipfmax_reports.rundir import Run
 from zipfmax_reports.style import DARK, LIGHT, size
-from zipfmax_reports.summary import condition_text, statements
+from zipfmax_reports.summary import cells_text, condition_text, statements
 from zipfmax_reports.trust import trust
 
 SIGNS = {"good": "✓", "bad": "✗", "mixed": "±", "unknown": "?"}
@@ -141,8 +141,33 @@ def machine_line(run: Run) -> str:
         f"{machine['threads']} threads" if machine.get("threads") else "",
         size(machine["memory_bytes"]) if isinstance(machine.get("memory_bytes"), int | float) else "",
         str(machine.get("os") or ""),
+        throttling(run.timings),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def throttling(timings: pd.DataFrame) -> str:
+    """Whether the device was slowed down while it was timed, in words: no, yes, or unknown.
+
+    Only a recorded `false` says no; older records hold a count, which was 0 as well where nobody could say.
+    """
+    timed = timings[timings["status"] == "ok"] if "status" in timings else timings
+    if timed.empty:
+        return ""
+    recorded = list(timed["throttled"]) if "throttled" in timed else [None] * len(timed)
+    states = [_throttled(state) for state in recorded]
+    slowed, unknown = states.count("yes"), states.count("unknown")
+    if slowed:
+        return f"throttled in {cells_text(slowed)}, whose slowed samples are left out"
+    if unknown:
+        return "throttling unknown" + (f" in {cells_text(unknown)}" if unknown < len(states) else "")
+    return "not throttled"
+
+
+def _throttled(state: object) -> str:
+    if isinstance(state, bool):
+        return "yes" if state else "no"
+    return "yes" if isinstance(state, int | float) and state > 0 else "unknown"
 
 
 def versions_line(run: Run) -> str:

@@ -244,11 +244,13 @@ def all_cells(table: pd.DataFrame) -> Table | None:
         for column in (f"speedup_vs_{baseline}", f"speedup_vs_{baseline}_low", f"speedup_vs_{baseline}_high"):
             rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else float("nan")
     rows["words"] = rows["status"].map(STATUS_WORDS).fillna(rows["status"])
+    rows["gradients"] = rows["exact"].map({True: "exact", False: "inexact"})
     rows["samples"] = rows["samples_s"].map(lambda s: float(len(s)) if figures.has_items(s) else 0.0)
     columns = {
         "case": ("cell", text),
         "impl": ("implementation", text),
         "words": ("outcome", text),
+        "gradients": ("gradients", text),
         "median_s": ("median", seconds),
         "samples": ("samples", count),
         "speedup_vs_full": ("over full", factor),
@@ -258,6 +260,7 @@ def all_cells(table: pd.DataFrame) -> Table | None:
         "limit_s": ("limit", seconds),
         "efficiency": ("limit / measured", percent),
         "peak_bytes": ("peak memory", size),
+        "settings": ("settings", text),
         "occupancy": ("occupancy", lambda s: ", ".join(map(percent, s)) if figures.has_items(s) else ""),
     }
     return Table.of("Every cell.", rows, columns, _MOST_CELLS)

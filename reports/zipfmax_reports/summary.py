@@ -81,7 +81,7 @@ def name_of(implementation: str) -> str:
 
 
 def condition_text(condition: pd.Series) -> str:
-    """A condition in words, without what is usual (no head bias, div_value 4, first partition)."""
+    """A condition in words, without what is usual (no head bias, div_value 4, logits of about 2, ...)."""
     parts = [
         str(condition["dtype"]),
         str(condition["device"]),
@@ -92,6 +92,8 @@ def condition_text(condition: pd.Series) -> str:
         parts.append(f"div_value {condition['div_value']:g}")
     if condition["head_bias"]:
         parts.append("head bias")
+    if condition["logits"] != "about 2":
+        parts.append(f"logits of standard deviation {condition['logits']}")
     if condition["partition"] != 1:
         parts.append(f"partition {condition['partition']}")
     return ", ".join(parts)
@@ -184,7 +186,7 @@ def _speed(table: pd.DataFrame, name: str, baseline: str) -> Statement:
 
 def _alone(table: pd.DataFrame, name: str, baseline: str) -> str:
     """The cells in which the baseline has no time to compare with, and what became of it there."""
-    others = table[tables.is_baseline(table["impl"], baseline)]
+    others = table[tables.is_baseline(table, baseline)]
     own = table.loc[table["ok"] & (table["impl"] == name), "case"]
     alone = own[~own.isin(others.loc[others["ok"], "case"])]
     fates = others.loc[others["case"].isin(alone), "status"].map(STATUS_WORDS).dropna().unique()

@@ -14,9 +14,22 @@ import pandas as pd
 from zipfmax_reports.rundir import Run
 
 BEST_FULL = "full:best"
-"""Baseline: the fastest of the full-softmax implementations measured for the same case."""
+"""Baseline: the fastest of the full-softmax implementations whose gradients are exact, for the same case."""
 
-CONDITION = ["dtype", "device", "batch_size", "in_features", "div_value", "head_bias", "partition", "seed"]
+_INEXACT = ("full:cce", "sampled")
+"""Whose gradients are inexact, in records from before they said so."""
+
+CONDITION = [
+    "dtype",
+    "device",
+    "batch_size",
+    "in_features",
+    "div_value",
+    "head_bias",
+    "partition",
+    "seed",
+    "logits",
+]
 """What is equal for all cells on one line of a figure; task, vocabulary and labels are axes."""
 
 _DEFAULTS: dict[str, Any] = {
@@ -33,6 +46,9 @@ _DEFAULTS: dict[str, Any] = {
     "parts_passes": float("nan"),
     "limit_parts_s": None,
     "replayed": 0,
+    "logit_std": None,
+    "exact": None,
+    "settings": None,
     "cutoffs": None,
     "div_value": 4.0,
     "head_bias": False,
@@ -51,8 +67,9 @@ _SPEED_COLUMNS = (
 def cells(run: Run) -> pd.DataFrame:
     """The timing records with every column that figures need; `ok` marks those that may show a speed.
 
-    Adds `labels_name`, `skew` (NaN for real frequencies), `efficiency` (limit_s / median_s) and `partition`
-    (which of its vocabulary's cutoffs a cell has, counted from 1).
+    Adds `labels_name`, `skew` (NaN for real frequencies), `efficiency` (limit_s / median_s), `partition`
+    (which of its vocabulary's cutoffs a cell has, counted from 1), `logits` (their standard deviation, in
+    words) and `exact` (whether the implementation's gradients are).
     """
     table = run.timings.copy()
     if table.empty:
@@ -74,13 +91,21 @@ def cells(run: Run) -> pd.DataFrame:
     table["replayed"] = pd.to_numeric(table["replayed"], errors="coerce").gt(0)
     table["ok"] = (table["status"] == "ok") & table["median_s"].gt(0)
     table["efficiency"] = table["limit_s"] / table["median_s"]
-    speeds = [*_SPEED_COLUMNS, *(name for name in map(str, table) if name.startswith("speedup_vs_"))]
-    for column in speeds:
+    unstated = ~table["impl"].isin(_INEXACT)
+    table["exact"] = table["exact"].where(table["exact"].notna(), unstated).astype(bool)
+    for column in _SPEED_COLUMNS:
         table[column] = table[column].where(table["ok"])
+    for column in [name for name in map(str, table) if name.startswith("speedup_vs_")]:
+        table[column] = table[column].where(table["ok"] & table["exact"])
     table["skew"] = table["labels"].map(skew)
     table["labels_name"] = table["labels"].map(labels_name)
     table["partition"] = _partition(table)
+    table["logits"] = pd.to_numeric(table["logit_std"], errors="coerce").map(_spread)
     return table
+
+
+def _spread(logit_std: float) -> str:
+    return "about 2" if math.isnan(logit_std) else f"{logit_std:g}"
 
 
 def failed_parity(parity: pd.DataFrame, against: str = "every") -> pd.MultiIndex:
@@ -168,7 +193,8 @@ def baselines(table: pd.DataFrame) -> list[str]:
     """What an implementation is compared with, full softmax first."""
     names = list(dict.fromkeys(table["impl"]))
     full = [name for name in names if name == "full"]
-    best = [BEST_FULL] if sum(name.startswith("full") for name in names) > 1 else []
+    exact = table.loc[is_baseline(table, BEST_FULL), "impl"].nunique()
+    best = [BEST_FULL] if exact > 1 else []
     rest = [name for name in ("torch", "paddle", "tensorflow") if name in names]
     return full + best + rest
 
@@ -177,12 +203,14 @@ def ratios(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The shown cells with `speedup`, `low` and `high` over `baseline`: how many times less time each takes.
 
     The measured paired ratio and its interval are taken where the record holds them; otherwise the ratio of
-    the medians, with no interval. Cells whose baseline has no time have no row.
+    the medians, with no interval. Cells whose baseline has no time have no row, nor have those of an
+    implementation whose gradients are inexact.
     """
-    base = table[table["ok"] & is_baseline(table["impl"], baseline)]
+    base = table[table["ok"] & is_baseline(table, baseline)]
     fastest = base.loc[base.groupby("case")["median_s"].idxmin(), ["case", "median_s", "impl"]]
     fastest = fastest.rename(columns={"median_s": "baseline_s", "impl": "fastest"})
-    rows = table[table["ok"] & ~is_baseline(table["impl"], baseline)].merge(fastest, on="case")
+    others = table["exact"] & ~is_baseline(table, baseline)
+    rows = table[table["ok"] & others].merge(fastest, on="case")
     for column, suffix in (("speedup", ""), ("low", "_low"), ("high", "_high")):
         rows[column] = float("nan")
         for name in fastest["fastest"].unique():
@@ -294,10 +322,12 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series:
     return pd.to_numeric(rows[name], errors="coerce")
 
 
-def is_baseline(names: pd.Series, baseline: str) -> pd.Series:
-    """Which of the implementations stand for a baseline."""
-    return names.str.startswith("full") if baseline == BEST_FULL else names == baseline
+def is_baseline(table: pd.DataFrame, baseline: str) -> pd.Series:
+    """Which of the cells stand for a baseline."""
+    if baseline == BEST_FULL:
+        return table["impl"].str.startswith("full") & table["exact"]
+    return table["impl"] == baseline
 
 
 def _is_baseline(name: str) -> bool:
-    return name.startswith("full") or name in ("torch", "paddle", "tensorflow", "definition")
+    return name.startswith(("full", "sampled")) or name in ("torch", "paddle", "tensorflow", "definition")

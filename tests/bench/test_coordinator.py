@@ -14,6 +14,7 @@ import pytest
 
 from zipfmax_bench import protocol
 from zipfmax_bench.coordinator import Coordinator, Effort, Worker, worker_environment
+from zipfmax_bench.records import timing_line
 from zipfmax_reference.runs.case import Case
 
 FAULTY = Path(__file__).parent / "faulty.py"
@@ -115,6 +116,53 @@ def test_a_slow_implementation_leaves_the_rounds_before_a_fast_one():
         found = measure(coordinator, names, effort=effort)
     assert len(found["torch"].samples) == 12
     assert 2 <= len(found[faulty("Slow")].samples) < 12
+
+
+class Throttled(Noted):
+    """One whose samples come with the given states of the GPU."""
+
+    def __init__(self, *states) -> None:
+        super().__init__()
+        self.states = list(states)
+
+    def ask(self, request, timeout_s):
+        if isinstance(request, protocol.Prepare):
+            return protocol.Prepared("chunk_size=4")
+        state = self.states.pop(0) if isinstance(request, protocol.Sample) else None
+        return protocol.Timed(1.0, 1.0, (16, 0, 0), state)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected", "left_out"),
+    [
+        ([False, False], False, 0),
+        ([False, None], None, 0),
+        ([None, None], None, 0),
+        ([True, False], True, 1),
+        ([True, None], True, 1),
+        ([True, True], True, 2),
+    ],
+)
+def test_throttling_is_recorded_as_true_false_or_unknown_and_its_samples_are_left_out(
+    states, expected, left_out
+):
+    coordinator = Coordinator.borrowing({"full": [Throttled(*states)]}, threads=1, order=random.Random(0))
+    found = coordinator.prepare(CASE, ["full"], EFFORT)
+    coordinator.sample(found, Effort(rounds=2), count_work=False)
+    line = timing_line(CASE, "full", found, None, threads=1)
+    assert line["throttled"] is expected
+    assert line["throttled_samples"] == left_out
+    assert len(line["samples_s"]) == 2 - left_out
+
+
+def test_a_line_holds_what_was_set_and_whether_gradients_are_exact():
+    workers = {"full:cce": [Throttled(False)], "full": [Noted()]}
+    coordinator = Coordinator.borrowing(workers, threads=1, order=random.Random(0))
+    found = coordinator.prepare(CASE, list(workers), EFFORT)
+    inexact, exact = (timing_line(CASE, name, found, None, threads=1) for name in workers)
+    assert (inexact["settings"], exact["settings"]) == ("chunk_size=4", None)
+    assert (inexact["exact"], exact["exact"]) == (False, True)
+    assert "filter_eps" in inexact["exact_why"]
 
 
 def test_a_cold_first_run_does_not_decide_how_a_short_one_is_sampled():

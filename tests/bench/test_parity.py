@@ -71,3 +71,11 @@ def test_one_check_stands_for_all_labels_of_a_shape_and_is_affordable(family):
     (check,) = checks
     assert product_flops(family, check) <= DEFINITION_FLOPS
     assert checked_case(CASE, family).batch_size == CASE.batch_size
+
+
+@pytest.mark.parametrize("name", ["full:cce", "sampled"])
+def test_what_says_that_it_is_inexact_is_not_judged(tmp_path, name):
+    directory = RunDirectory.create(tmp_path / "run", {})
+    with ParityGuard(directory, 1, tmp_path / "log") as guard:
+        assert guard.fault(name, CASE) is None
+    assert directory.records("parity") == []

@@ -53,6 +53,14 @@ def test_vocabularies_of_ones_own_do_not_inherit_the_presets_partitions():
     assert {c.cutoffs for c in presets.cases(axes)} == {presets.customary_cutoffs(300_000)}
 
 
+def test_the_spread_of_logits_is_an_axis_that_the_gpu_preset_takes_at_1_and_4():
+    assert {case.logit_std for case in presets.cases(presets.axes("gpu"))} == {1.0, 4.0}
+    assert {case.logit_std for case in presets.cases(presets.axes("gpu", logit_std=(0.5,)))} == {0.5}
+    assert {case.logit_std for case in presets.cases(presets.axes("quick"))} == {None}
+    with pytest.raises(UsageError, match="logit_std should be a positive number, got 0"):
+        presets.cases(presets.axes("quick", logit_std=(0.0,)))
+
+
 def test_a_label_given_twice_is_measured_once():
     axes = presets.axes("quick", classes=(100,), labels=("uniform", "uniform"), tasks=("train",))
     assert len(presets.cases(axes)) == 1

@@ -153,6 +153,28 @@ def test_a_timing_line_holds_what_its_readers_need(troubled):
     assert full["speedup_vs_full"] == 1.0
 
 
+def test_a_sweep_over_spreads_of_logits_shows_an_inexact_baseline_as_such(tmp_path):
+    out = tmp_path / "run"
+    done = sweep(
+        *("--classes", "9001", "--features", "8", "--batch", "16", "--threads", "1", "--rounds", "2"),
+        *options("--impl", "full", "sampled"),
+        *options("--logit-std", "1", "4"),
+        *("--labels", "zipf:1.0", "--task", "train", "--out", str(out)),
+    )
+    found = {(line["logit_std"], line["impl"]): line for line in lines(out)}
+    assert {spread for spread, _ in found} == {1.0, 4.0}
+    for spread in (1.0, 4.0):
+        full, sampled = (found[spread, name] for name in ("full", "sampled"))
+        assert full["case"].endswith(f"-seed0-logit{spread:g}")
+        assert (full["exact"], sampled["exact"]) == (True, False)
+        assert full["settings"] is None
+        assert full["throttled"] is None
+        assert sampled["status"] == "ok"
+        assert sampled["settings"] == "8,192 log-uniform candidates a step"
+    assert "inexact" in done.stdout
+    assert "logit std 4" in done.stdout
+
+
 def test_labels_with_too_few_classes_are_skipped_with_the_reason(tmp_path):
     counts = tmp_path / "counts.csv"
     counts.write_text("5\n3\n1\n")

@@ -60,3 +60,11 @@ def test_on_a_gpu_a_sample_is_timed_with_its_memory_at_hand():
     session._timer = Watching()
     session.answer(protocol.Sample(0))
     assert taken == [0]
+
+
+def test_a_worker_times_the_fastest_setting_and_says_which_it_is():
+    case = Case(999, 8, 300, (10, 30), task="train")
+    prepared = Session("full:chunked").answer(protocol.Prepare(case))
+    assert "fastest of 6 that are exact" in prepared.settings
+    assert Session("full").answer(protocol.Prepare(case)).settings is None
+    assert Session("torch").answer(protocol.Prepare(case)).settings is None

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from zipfmax_reports import tables
+from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.rundir import read_run
+from zipfmax_reports.summary import condition_text
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 
@@ -88,6 +90,59 @@ def test_the_best_full_softmax_is_the_fastest_of_its_kind(run_directory: Path, e
     rows = tables.ratios(table, tables.BEST_FULL)
     assert set(rows["impl"]) == {"zipfmax", "paddle"}
     assert rows["speedup"].to_list() == pytest.approx((1e-5 / rows["median_s"]).to_list())
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [("full:cce", {}), ("full:cce", {"exact": False}), ("sampled", {}), ("full:mine", {"exact": False})],
+)
+def test_an_inexact_full_softmax_is_never_the_best_and_has_no_speedup(
+    run_directory: Path, edit_lines: Edit, name: str, stated: dict[str, Any]
+) -> None:
+    def rename(record: dict[str, Any]) -> dict[str, Any]:
+        inexact = record["impl"] == "torch" and record["status"] == "ok"
+        return record | ({"impl": name, "median_s": 1e-9, **stated} if inexact else {})
+
+    edit_lines(run_directory / "timings.jsonl", rename)
+    table = tables.cells(read_run(run_directory))
+    assert set(table.loc[~table["exact"], "impl"]) == {name}
+    assert table.loc[~table["exact"], "median_s"].notna().all()
+    assert table.loc[~table["exact"], "speedup_vs_full"].isna().all()
+    assert table.loc[table["exact"], "speedup_vs_full"].notna().any()
+    assert tables.BEST_FULL not in tables.baselines(table)
+    for baseline in ("full", tables.BEST_FULL):
+        rows = tables.ratios(table, baseline)
+        assert name not in set(rows["impl"])
+        assert (rows["baseline_s"] > 1e-8).all()
+    assert tables.subject(table) == "zipfmax"
+
+
+def test_an_exact_cut_cross_entropy_may_be_the_best(run_directory: Path, edit_lines: Edit) -> None:
+    def rename(record: dict[str, Any]) -> dict[str, Any]:
+        exact = record["impl"] == "torch" and record["status"] == "ok"
+        return record | ({"impl": "full:cce-exact", "median_s": 1e-9, "exact": True} if exact else {})
+
+    edit_lines(run_directory / "timings.jsonl", rename)
+    rows = tables.ratios(tables.cells(read_run(run_directory)), tables.BEST_FULL)
+    assert (rows["baseline_s"] == 1e-9).any()
+
+
+def test_cells_with_another_spread_of_logits_are_another_condition(
+    run_directory: Path, edit_lines: Edit
+) -> None:
+    def spread(record: dict[str, Any]) -> dict[str, Any]:
+        return record | ({"logit_std": 4.0} if record["labels"] == "uniform" else {"logit_std": None})
+
+    edit_lines(run_directory / "timings.jsonl", spread)
+    table = tables.cells(read_run(run_directory))
+    main = tables.main_condition(table)
+    assert main["logits"] == "about 2"
+    assert set(tables.under(table, main)["labels"]) == set(table["labels"]) - {"uniform"}
+    assert "standard deviation 4" in condition_text(main.replace("about 2", "4"))
+    assert "standard deviation" not in condition_text(main)
+    rows = table[table["labels"] == "uniform"]
+    assert "--logit-std 4" in sweep_command(rows, ["zipfmax"])
+    assert "--logit-std" not in sweep_command(tables.under(table, main), ["zipfmax"])
 
 
 @pytest.mark.parametrize(

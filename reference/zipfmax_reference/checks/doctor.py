@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from zipfmax_reference.contestants import registry
@@ -37,7 +38,7 @@ def run() -> int:
     for device in devices:
         table.add_column(device)
     for name in registry.names():
-        table.add_row(name, *(_state(name, device) for device in devices))
+        table.add_row(name, *(escape(_state(name, device)) for device in devices))
     console.print(table)
     return 0
 
@@ -56,4 +57,4 @@ def _state(name: str, device: str) -> str:
 
 
 def _sample(device: str, dtype: str) -> Case:
-    return Case(1000, 64, 32, (100, 300), dtype=dtype, device=device)
+    return Case(10_000, 64, 32, (100, 300), dtype=dtype, device=device)

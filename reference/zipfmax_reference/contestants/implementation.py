@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,15 @@ class Inputs:
     """[N]"""
     weights: dict[str, Array]
     """By torch.nn's parameter names: head.weight, head.bias, tail.0.0.weight, tail.0.1.weight, ..."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What an implementation says of its gradients. Inexact ones are no baseline for a speedup."""
+
+    exact: bool
+    """Whether they are those of the loss that `family` names, up to rounding."""
+    why: str
 
 
 class Runner(Protocol):
@@ -81,3 +91,24 @@ class Implementation(Protocol):
 
     def build(self, case: Case, inputs: Inputs) -> Runner:
         """A runner with the case's weights copied in and its batch loaded."""
+
+
+AS_DEFINED = Gradients(True, "computed as defined; parity is judged against the definition")
+
+
+def gradients(implementation: Implementation) -> Gradients:
+    """What an implementation says of its gradients; one that says nothing claims that they are exact."""
+    own: Gradients = getattr(implementation, "gradients", AS_DEFINED)
+    return own
+
+
+def build_for_timing(implementation: Implementation, case: Case, inputs: Inputs) -> Runner:
+    """A runner with the fastest exact settings: by `build_fastest` where there is a choice, or by `build`."""
+    fastest: Callable[[Case, Inputs], Runner] | None = getattr(implementation, "build_fastest", None)
+    return (fastest or implementation.build)(case, inputs)
+
+
+def settings_of(runner: Runner) -> str | None:
+    """What a runner was set to, in words; None where there was no choice."""
+    text: str | None = getattr(runner, "settings", None)
+    return text or None

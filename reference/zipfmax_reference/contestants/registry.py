@@ -10,23 +10,27 @@ from types import ModuleType
 from typing import Any, cast
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.implementation import AS_DEFINED, Gradients, Implementation
+from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
 # Each adapter is imported when it is asked for; a framework it needs, when it builds.
 _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
-    "zipfmax": ("torch_nn", "zipfmax_layer", ()),
-    "zipfmax:eager": ("torch_nn", "zipfmax_layer", ("eager",)),
-    "zipfmax:tiled": ("torch_nn", "zipfmax_layer", ("tiled",)),
-    "zipfmax:triton": ("torch_nn", "zipfmax_layer", ("triton",)),
-    "torch": ("torch_nn", "torch_layer", ()),
-    "paddle": ("paddle_nn", "PaddleLayer", ()),
-    "tensorflow": ("tensorflow_layer", "TensorFlowLayer", ()),
-    "definition": ("definition", "Definition", ()),
-    "full": ("full", "Full", ()),
-    "full:chunked": ("full", "Chunked", ()),
-    "full:compiled": ("full", "Compiled", ()),
-    "full:liger": ("full", "Liger", ()),
-    "full:cce": ("full", "CutCrossEntropy", ()),
+    "zipfmax": ("contestants.torch_nn", "zipfmax_layer", ()),
+    "zipfmax:eager": ("contestants.torch_nn", "zipfmax_layer", ("eager",)),
+    "zipfmax:tiled": ("contestants.torch_nn", "zipfmax_layer", ("tiled",)),
+    "zipfmax:triton": ("contestants.torch_nn", "zipfmax_layer", ("triton",)),
+    "torch": ("contestants.torch_nn", "torch_layer", ()),
+    "paddle": ("contestants.paddle_nn", "PaddleLayer", ()),
+    "tensorflow": ("contestants.tensorflow_layer", "TensorFlowLayer", ()),
+    "definition": ("truth.definition", "Definition", ()),
+    "full": ("contestants.full", "Full", ()),
+    "full:chunked": ("contestants.fused", "Chunked", ()),
+    "full:compiled": ("contestants.fused", "Compiled", ()),
+    "full:liger": ("contestants.fused", "Liger", ()),
+    "full:cce": ("contestants.fused", "CutCrossEntropy", ()),
+    "full:cce-exact": ("contestants.fused", "ExactCutCrossEntropy", ()),
+    "full:quack": ("contestants.fused", "Quack", ()),
+    "sampled": ("contestants.sampled", "Sampled", ()),
 }
 
 USER_FORMS = "saved:DIR, package.module:Class or path/file.py:Class"
@@ -64,6 +68,11 @@ def implementation(name: str) -> Implementation:
     from zipfmax_reference.contestants.torch_nn import users_layer
 
     return users_layer(name, _users_class(place, attribute))
+
+
+def gradients(name: str) -> Gradients:
+    """What an implementation says of its gradients; a user's class, which says nothing, is not imported."""
+    return own_gradients(implementation(name)) if name in _FACTORIES else AS_DEFINED
 
 
 def _users_class(place: str, attribute: str) -> Callable[..., Any]:

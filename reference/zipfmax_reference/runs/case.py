@@ -38,9 +38,12 @@ class Case:
             (the `k` most probable classes).
         hidden: "normal"; or what makes the hidden state awkward: "scale:X" (normal times X), "strided" (not
             contiguous), "expanded" (one row shared by all), "nan-rows" or "inf-rows" (every fourth row).
+        logit_std: standard deviation of the logits that the weights are drawn for, of the head, of every
+            tail and of full softmax, where the hidden state is "normal"; None for the default, about 2.
 
     Raises:
-        ValueError: a partition that is none, or an unknown dtype, task or hidden.
+        ValueError: a partition that is none, an unknown dtype, task or hidden, or a logit_std that is not a
+            positive number.
     """
 
     n_classes: int
@@ -55,6 +58,7 @@ class Case:
     seed: int = 0
     task: str = "train"
     hidden: str = "normal"
+    logit_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -63,6 +67,8 @@ class Case:
             raise ValueError(f"unknown dtype {self.dtype!r}; choose one of: {', '.join(DTYPES)}")
         if not (_scales(self.hidden) if ":" in self.hidden else self.hidden in HIDDEN):
             raise ValueError(f"unknown hidden {self.hidden!r}; choose one of: {', '.join(HIDDEN)}")
+        if self.logit_std is not None and not 0 < self.logit_std < float("inf"):
+            raise ValueError(f"logit_std should be a positive number, got {self.logit_std}")
         if self.batch_size < 0:
             raise ValueError(f"batch_size should not be negative, got {self.batch_size}")
         object.__setattr__(self, "cutoffs", self.layout.cutoffs)
@@ -87,7 +93,7 @@ class Case:
         """A stable, readable name of every field, such as
 
         `train-V50000-d256-N2048-c2000,10000-div4-nobias-float32-cpu-zipf:1.0-seed0`; a hidden state that is
-        not "normal" is named at the end.
+        not "normal" and a `logit_std` are named at the end.
         """
         return "-".join(
             (
@@ -103,6 +109,7 @@ class Case:
                 self.labels,
                 f"seed{self.seed}",
                 *([self.hidden] if self.hidden != "normal" else []),
+                *([f"logit{self.logit_std:g}"] if self.logit_std is not None else []),
             )
         )
 

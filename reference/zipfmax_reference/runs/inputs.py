@@ -1,7 +1,8 @@
 """What a case is computed on: weights, hidden states and labels, drawn from its seed.
 
-Logits come out with a standard deviation of about 2, so that no class is out of sight and no error hides
-behind a distribution that is nearly one-hot or nearly uniform.
+Logits come out with the standard deviation that the case names, `logit_std`, or by default of about 2: then no
+class is out of sight and no error hides behind a distribution that is nearly one-hot or nearly uniform. The
+head of a layer as initialised has about 0.6, and trained language models about 4.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from zipfmax_reference.runs.labels import Stream, distribution, draw, generator
 
 LOGIT_SCALE = 2.0
 BIAS_SCALE = 0.5
+BIAS_SHARE = BIAS_SCALE / LOGIT_SCALE
+"""The head bias's standard deviation in a case with a `logit_std`, as a share of it."""
 FULL_WEIGHT = "full.weight"
 
 _FULL_STREAM = 1_000_000  # keeps the full softmax's matrix clear of the adaptive layer's streams
@@ -63,22 +66,37 @@ def poisoned_rows(case: Case) -> slice:
 def draw_weights(case: Case) -> dict[str, Array]:
     """The adaptive layer's weights by torch.nn's parameter names; no head.bias where the case has none."""
     layout, d = case.layout, case.in_features
-    weights = {"head.weight": _weight(case, 0, (layout.head_size, d), LOGIT_SCALE)}
+    head_scale, bias_scale = _head_scales(case)
+    weights = {"head.weight": _weight(case, 0, (layout.head_size, d), head_scale)}
     if case.head_bias:
         weights["head.bias"] = _normal(
-            generator(case.seed, Stream.WEIGHTS, 1), (layout.head_size,), BIAS_SCALE, case.dtype
+            generator(case.seed, Stream.WEIGHTS, 1), (layout.head_size,), bias_scale, case.dtype
         )
     for tail in layout:
         stream = 2 + 2 * tail.index
         width = tail.projection_size
         weights[f"tail.{tail.index}.0.weight"] = _weight(case, stream, (width, d), 1.0)
-        weights[f"tail.{tail.index}.1.weight"] = _weight(case, stream + 1, (tail.size, width), LOGIT_SCALE)
+        weights[f"tail.{tail.index}.1.weight"] = _weight(case, stream + 1, (tail.size, width), _scale(case))
     return weights
 
 
 def draw_full_weight(case: Case) -> Array:
     """The matrix of full softmax, [n_classes, in_features]; it has no bias."""
-    return _weight(case, _FULL_STREAM, (case.n_classes, case.in_features), LOGIT_SCALE)
+    return _weight(case, _FULL_STREAM, (case.n_classes, case.in_features), _scale(case))
+
+
+def _scale(case: Case) -> float:
+    """Standard deviation of a row's logits, for a hidden state of unit variance."""
+    return LOGIT_SCALE if case.logit_std is None else case.logit_std
+
+
+def _head_scales(case: Case) -> tuple[float, float]:
+    """Standard deviations of W h and of the bias, whose squares add up to that of the logits."""
+    if case.logit_std is None:
+        return LOGIT_SCALE, BIAS_SCALE  # what cases without a logit_std have always been drawn with
+    if not case.head_bias:
+        return case.logit_std, 0.0
+    return case.logit_std * (1 - BIAS_SHARE**2) ** 0.5, case.logit_std * BIAS_SHARE
 
 
 def _weight(case: Case, stream: int, shape: tuple[int, int], scale: float) -> Array:

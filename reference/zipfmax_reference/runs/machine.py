@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib import metadata
+from collections.abc import Callable
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ _DISTRIBUTIONS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu"),
     "liger-kernel": ("liger-kernel",),
     "cut-cross-entropy": ("cut-cross-entropy",),
+    "quack-kernels": ("quack-kernels",),
+    "nvidia-ml-py": ("nvidia-ml-py",),
 }
 
 
@@ -57,6 +61,49 @@ def commit() -> str | None:
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return None
     return _git(source.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+class Throttle:
+    """Whether a GPU is being slowed down, by NVIDIA's management library (package nvidia-ml-py).
+
+    Heat and the hardware's emergency brakes count as throttling. The power limit does not: a GPU at full load is
+    regulated by it all the time, the same for all that is compared.
+
+    Args:
+        reasons: the driver's mask of what holds the clocks down, or None where it cannot be asked.
+    """
+
+    # Of nvmlClocksEventReasons: HwSlowdown, SwThermalSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown.
+    MASK = 0x08 | 0x20 | 0x40 | 0x80
+
+    def __init__(self, reasons: Callable[[], int | None] | None) -> None:
+        self._reasons = reasons
+
+    @classmethod
+    def of(cls, device: torch.device) -> Throttle:
+        """The state of a device; unknown for ever where the library is missing or refuses."""
+        if device.type != "cuda" or torch.version.hip is not None or find_spec("pynvml") is None:
+            return cls(None)
+        nvml = import_module("pynvml")
+        try:
+            nvml.nvmlInit()
+            uuid = torch.cuda.get_device_properties(device).uuid
+            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except nvml.NVMLError:
+            return cls(None)
+
+        def reasons() -> int | None:
+            try:
+                return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+            except nvml.NVMLError:
+                return None
+
+        return cls(reasons)
+
+    def state(self) -> bool | None:
+        """Whether heat or an emergency brake slows the GPU down now; None where that is unknown."""
+        mask = self._reasons() if self._reasons is not None else None
+        return None if mask is None else bool(mask & self.MASK)
 
 
 def _installed(distribution: str) -> str | None:

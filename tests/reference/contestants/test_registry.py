@@ -13,7 +13,7 @@ CASE = Case(60, 12, 9, (7, 20), head_bias=True)
 def test_every_name_gives_the_implementation_of_that_name(name):
     implementation = registry.implementation(name)
     assert implementation.name == name
-    assert implementation.family == ("full" if name.startswith("full") else "adaptive")
+    assert implementation.family == ("full" if name.startswith(("full", "sampled")) else "adaptive")
 
 
 @pytest.mark.parametrize("name", registry.names())

@@ -9,6 +9,13 @@ from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_batch, draw_inputs
 from zipfmax_reference.truth import definition
 
 CASE = Case(203, 13, 37, (7, 30, 202), head_bias=True)
+# Sums of the absolute weights of CASE, as recorded before cases had a logit_std.
+MAGNITUDES = {
+    "head.weight": 64.23078736104071,
+    "head.bias": 3.9680612199008465,
+    "tail.0.1.weight": 64.65061204368249,
+    "full.weight": 1157.1135833268927,
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,6 +71,40 @@ def test_logits_are_neither_flat_nor_one_hot(in_features):
     tail = hidden @ w["tail.0.0.weight"].T @ w["tail.0.1.weight"].T
     assert 1 < head.std() < 3
     assert 1 < tail.std() < 3
+
+
+def head_logits(inputs):
+    logits = inputs.hidden @ inputs.weights["head.weight"].T
+    return logits + inputs.weights.get("head.bias", 0.0)
+
+
+@pytest.mark.parametrize("spread", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("head_bias", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_logits_of_head_tails_and_full_softmax_have_the_spread_of_the_case(spread, head_bias, dtype):
+    case = Case(4000, 64, 500, (2000, 3000), 1.5, head_bias, dtype, logit_std=spread)
+    inputs = draw_inputs(case, full=True)
+    w, hidden = inputs.weights, inputs.hidden
+    assert head_logits(inputs).std() == pytest.approx(spread, rel=0.03)
+    assert (hidden @ w[FULL_WEIGHT].T).std() == pytest.approx(spread, rel=0.03)
+    for tail in ("tail.0", "tail.1"):
+        logits = hidden @ w[f"{tail}.0.weight"].T @ w[f"{tail}.1.weight"].T
+        assert logits.std() == pytest.approx(spread, rel=0.06)
+
+
+def test_a_logit_spread_changes_weights_by_a_factor_and_nothing_else():
+    plain, spread = (draw_inputs(replace(CASE, logit_std=std), full=True) for std in (2.0, 4.0))
+    assert np.array_equal(plain.hidden, spread.hidden)
+    assert np.array_equal(plain.target, spread.target)
+    for name, weight in plain.weights.items():
+        factor = 1 if name.endswith(".0.weight") else 2  # of projections, whose outputs are no logits
+        assert spread.weights[name] == pytest.approx(factor * weight, rel=1e-6), name
+
+
+def test_a_case_without_a_spread_draws_the_bits_that_it_always_drew():
+    w = draw_inputs(CASE, full=True).weights
+    found = {name: float(np.abs(w[name].astype(np.float64)).sum()) for name in MAGNITUDES}
+    assert found == pytest.approx(MAGNITUDES, rel=1e-7)
 
 
 def test_poisoned_rows_leave_sound_rows_beside_them():

@@ -1,6 +1,10 @@
 import subprocess
 import sys
+import types
 from importlib import metadata
+
+import pytest
+import torch
 
 from zipfmax_reference.runs import machine
 
@@ -13,7 +17,7 @@ def test_versions_are_those_installed():
 
 def test_describing_the_machine_imports_no_other_framework():
     program = (
-        "import sys; from zipfmax_reference import machine; machine.describe(); machine.versions();"
+        "import sys; from zipfmax_reference.runs import machine; machine.describe(); machine.versions();"
         "print({'paddle', 'tensorflow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -46,3 +50,55 @@ def test_a_checkout_has_its_commit_and_says_whether_it_was_changed(tmp_path, mon
     assert machine.commit() == head.strip()
     file.write_text("changed")
     assert machine.commit() == head.strip() + "-dirty"
+
+
+class Nvml:
+    """In the place of nvidia-ml-py: a driver with a mask of throttle reasons, or one that refuses."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, mask=0, refuses=()):
+        self._mask, self._refuses = mask, refuses
+
+    def nvmlInit(self):  # noqa: N802
+        self._answer("init", None)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        assert uuid == "GPU-12ab"
+        return self._answer("handle", "handle")
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):  # noqa: N802
+        assert handle == "handle"
+        return self._answer("reasons", self._mask)
+
+    def _answer(self, call, value):
+        if call in self._refuses:
+            raise self.NVMLError(call)
+        return value
+
+
+def throttle(monkeypatch, nvml, device="cuda"):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if nvml is None else object())
+    monkeypatch.setattr(machine, "import_module", lambda name: nvml)
+    properties = types.SimpleNamespace(uuid="12ab")
+    monkeypatch.setattr(machine.torch.cuda, "get_device_properties", lambda device: properties)
+    return machine.Throttle.of(torch.device(device)).state()
+
+
+@pytest.mark.parametrize(
+    ("mask", "state"),
+    [(0x00, False), (0x01, False), (0x04, False), (0x08, True), (0x20, True), (0x40, True), (0x80, True)],
+)
+def test_heat_and_brakes_throttle_a_gpu_and_idleness_and_the_power_limit_do_not(monkeypatch, mask, state):
+    assert throttle(monkeypatch, Nvml(mask)) is state
+
+
+@pytest.mark.parametrize("refuses", ["init", "handle", "reasons"])
+def test_a_driver_that_refuses_leaves_throttling_unknown(monkeypatch, refuses):
+    assert throttle(monkeypatch, Nvml(0, (refuses,))) is None
+
+
+def test_without_the_library_and_on_a_cpu_throttling_is_unknown(monkeypatch):
+    assert throttle(monkeypatch, None) is None
+    assert throttle(monkeypatch, Nvml(0x08), device="cpu") is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.settings import Setting
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.runs.case import DTYPES, TASKS, Case
 from zipfmax_reference.runs.inputs import draw_inputs
@@ -215,12 +216,11 @@ def test_full_and_adaptive_softmax_are_judged_side_by_side():
 
 
 def test_a_wrong_full_softmax_fails():
+    def wrong(hidden, weight, target, bias):
+        return torch.nn.functional.cross_entropy(hidden @ weight.T, (target + 1) % len(weight))
+
     full = registry.implementation("full")
-    full._loss = lambda: (
-        lambda hidden, weight, target: torch.nn.functional.cross_entropy(
-            hidden @ weight.T, (target + 1) % len(weight)
-        )
-    )
+    full.settings = lambda case: [Setting("", lambda: wrong)]
     assert "fail" in statuses(Oracle(CASE, ("definition",)).check(full)).values()
 
 
