@@ -20,6 +20,7 @@ from zipfmax.backends.triton import scaling, tail_forward, tiles
 from zipfmax.backends.triton.all_classes import log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
 from zipfmax.backends.triton.loss import row_weights
+from zipfmax.backends.triton.operators import pack
 from zipfmax.backends.triton.step import nll_step
 from zipfmax.weights import TailWeights, Weights
 
@@ -130,12 +131,13 @@ def _run(widths: tuple[int, ...], dtype: torch.dtype, biased: bool, train_alone:
     hidden, labels = empty(n_rows, d), torch.empty(n_rows, dtype=torch.int64, device="meta")
     ignored = -100 if biased else None
     row_weight = torch.empty(n_rows, device="meta") if biased else None
+    packed = pack(weights)
     if biased:
         row_weights(hidden[:, 0], empty(), None, labels, "mean", ignored)
-    found, _ = nll_step(hidden, labels, weights, bounds, ignored, row_weight=row_weight, want=(True, True))
+    found = nll_step(hidden, labels, *packed, bounds, ignored, row_weight=row_weight, want=(True, True))
     scaling.scale_(found.hidden, found.weights, torch.empty((), device="meta"))
     if not train_alone:
-        nll_step(hidden, labels, weights, bounds, ignored, reduction="mean", result_dtype=dtype)
+        nll_step(hidden, labels, *packed, bounds, ignored, reduction="mean", result_dtype=dtype)
         log_prob_step(hidden, weights, shortlist)
         predict_step(hidden, weights, shortlist)
 
@@ -150,7 +152,10 @@ def recording(arch: str) -> Iterator[list[Launch]]:
         names = [parameter.name for parameter in kernel.params]
         arguments = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
         options = {k: v for k, v in kwargs.items() if k not in names}
-        described = tuple((p.name, _describe(arguments[p.name], p.is_constexpr, not p.do_not_specialize)) for p in kernel.params)
+        described = tuple(
+            (p.name, _describe(arguments[p.name], p.is_constexpr, not p.do_not_specialize))
+            for p in kernel.params
+        )
         launches.append(Launch(kernel, described, tuple(sorted(options.items()))))
 
     with (

@@ -26,7 +26,13 @@ from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_pro
 from zipfmax.backends.triton.best_class import predict_step
 from zipfmax.backends.triton.loss import row_weights
 from zipfmax.backends.triton.scaling import scale_
-from zipfmax.backends.triton.step import Gradients, Result, contiguous, nll_step, rows_of_unit_stride
+from zipfmax.backends.triton.step import (
+    Result,
+    contiguous,
+    gradients_of,
+    nll_step,
+    rows_of_unit_stride,
+)
 from zipfmax.gradients import Upstream
 from zipfmax.weights import TailWeights, Weights
 
@@ -60,7 +66,7 @@ def unpack(tensors: Sequence[Tensor], present: Sequence[int]) -> Weights:
 def forward(
     hidden: Tensor,
     target: Tensor,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     present: Sequence[int],
     bounds: Sequence[int],
     ignore_index: int | None,
@@ -70,10 +76,11 @@ def forward(
     """(output [N], loss) of this dtype, without gradients."""
     if hidden.shape[0] == 0:
         return _nothing(hidden, reduction, dtype)
-    result, _ = nll_step(
+    result = nll_step(
         hidden,
         target,
-        unpack(weights, present),
+        weights,
+        present,
         bounds,
         ignore_index,
         reduction=reduction,
@@ -93,7 +100,7 @@ def _nothing(hidden: Tensor, reduction: str, dtype: torch.dtype) -> tuple[Tensor
 def train(
     hidden: Tensor,
     target: Tensor,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     present: Sequence[int],
     bounds: Sequence[int],
     ignore_index: int | None,
@@ -107,11 +114,13 @@ def train(
         factor = None
         if reduction == "mean" and ignore_index is not None:
             factor = hidden.new_zeros((), dtype=torch.float32)
-        return Result(output, loss, factor, *_no_gradients(hidden, weights, present, bounds, want))
-    result, _ = nll_step(
+        found = _no_gradients(hidden, weights, present, bounds, want)
+        return Result(output, loss, factor, *found, gradients_of(hidden, weights, present, bounds))
+    result = nll_step(
         hidden,
         target,
-        unpack(weights, present),
+        weights,
+        present,
         bounds,
         ignore_index,
         reduction=reduction,
@@ -124,7 +133,7 @@ def train(
 def gradients_by_row(
     hidden: Tensor,
     target: Tensor,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     present: Sequence[int],
     bounds: Sequence[int],
     ignore_index: int | None,
@@ -146,10 +155,11 @@ def gradients_by_row(
         counted = (target != ignore_index).sum().clamp(min=1)
         factor = target.shape[0] / counted.float()
     row_weight, largest = row_weights(grad_output, grad_loss, factor, target, reduction, ignore_index)
-    result, _ = nll_step(
+    result = nll_step(
         hidden,
         target,
-        unpack(weights, present),
+        weights,
+        present,
         bounds,
         ignore_index,
         row_weight=row_weight,
@@ -161,22 +171,14 @@ def gradients_by_row(
 
 def _no_gradients(
     hidden: Tensor,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     present: Sequence[int],
     bounds: Sequence[int],
     want: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of no rows: zeros."""
-    flat = hidden.new_zeros(places_of(hidden, weights, present, bounds).size) if want[1] else None
+    flat = hidden.new_zeros(gradients_of(hidden, weights, present, bounds).size) if want[1] else None
     return torch.zeros_like(hidden) if want[0] else None, flat
-
-
-def places_of(
-    hidden: Tensor, weights: Sequence[Tensor], present: Sequence[int], bounds: Sequence[int]
-) -> Gradients:
-    """Where each weight's gradient lies in their one allocation."""
-    k_sizes = [tail.projection.shape[0] for tail in unpack(weights, present).tails]
-    return Gradients(hidden.shape[1], bounds, k_sizes, present)
 
 
 def no_second_derivative(*_: Any) -> Any:
@@ -218,17 +220,15 @@ class TrainStep(torch.autograd.Function):
         """(output [N], loss), of this dtype."""
         needs = ctx.needs_input_grad
         ctx.want = needs[0], True in needs[8:]
-        ctx.factor = ctx.gradients = None
+        ctx.factor = ctx.gradients = ctx.places = None
         ctx.settings = present, bounds, ignore_index, reduction
         ctx.upstream = upstream
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, target, *weights)
         if reduction == "none" or upstream.from_output:
-            return forward(hidden, target, list(weights), present, bounds, ignore_index, reduction, dtype)
-        found = train(
-            hidden, target, list(weights), present, bounds, ignore_index, reduction, dtype, ctx.want
-        )
-        ctx.factor, ctx.gradients = found.factor, (found.hidden, found.weights)
+            return forward(hidden, target, weights, present, bounds, ignore_index, reduction, dtype)
+        found = train(hidden, target, weights, present, bounds, ignore_index, reduction, dtype, ctx.want)
+        ctx.factor, ctx.gradients, ctx.places = found.factor, (found.hidden, found.weights), found.places
         return found.output, found.loss
 
     @staticmethod
@@ -262,7 +262,8 @@ class TrainStep(torch.autograd.Function):
             )
         of_weights: Sequence[Tensor | None] = [None] * len(weights)
         if flat is not None:
-            of_weights = places_of(hidden, weights, present, bounds).split(flat)
+            places = ctx.places or gradients_of(hidden, weights, present, bounds)
+            of_weights = places.split(flat)
         return gradient, None, None, None, None, None, None, None, *of_weights
 
 
@@ -302,7 +303,7 @@ def _fake_gradients(
     want_hidden: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    size = places_of(hidden, weights, present, bounds).size if want_weights else 0
+    size = gradients_of(hidden, weights, present, bounds).size if want_weights else 0
     return hidden.new_empty(hidden.shape if want_hidden else (0,)), hidden.new_empty(size)
 
 
@@ -492,7 +493,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
             flat[first : first + shape.numel()].view(shape)
             for shape, first in (
                 (torch.Size(shape), first)
-                for shape, _, first in places_of(hidden, weights, present, bounds).places
+                for shape, _, first in gradients_of(hidden, weights, present, bounds).places
             )
         ]
     return gradient if ctx.want[0] else None, None, of_weights, *[None] * n_more

@@ -76,7 +76,9 @@ class Result(NamedTuple):
     hidden: Tensor | None
     """Gradient of the input, [N, d]."""
     weights: Tensor | None
-    """Gradients of all weights in one allocation: see `Gradients`."""
+    """Gradients of all weights in one allocation."""
+    places: Gradients
+    """Where each of them lies there."""
 
 
 class Gradients:
@@ -139,6 +141,7 @@ class Plan:
         ]
         self._certain = [tail for tail in tails if tail.n_classes == 1]
         self._tails = tails = [tail for tail in tails if tail.n_classes > 1]
+        self._places = list(zip(*(_places_of_tail(s.present, tail.cluster) for tail in tails), strict=True))
         self._prepare = Prepare(
             s.n_rows,
             bounds,
@@ -204,7 +207,9 @@ class Plan:
             for piece, shape in self._forward.partials[i]:
                 memory.add(piece, *shape)
 
-    def run(self, hidden: Tensor, target: Tensor, weights: Weights, row_weight: Tensor | None) -> Result:
+    def run(
+        self, hidden: Tensor, target: Tensor, weights: Sequence[Tensor], row_weight: Tensor | None
+    ) -> Result:
         """One step on tensors of the plan's shapes, contiguous but for the stride of hidden's rows."""
         s = self._shapes
         device, dtype = s.device, s.dtype
@@ -233,7 +238,7 @@ class Plan:
         hidden_gradient = torch.empty((s.n_rows, s.d), dtype=dtype, device=device) if want_hidden else None
         flat = torch.empty(self.gradients.size, dtype=dtype, device=device) if want_weights else None
 
-        head, head_bias = weights.head, weights.head_bias
+        head, head_bias = weights[0], weights[1] if s.present[0] else None
         if self._pads:
             padded = torch.empty(self._padded_shape, dtype=dtype, device=device)
             padded_bias = None if head_bias is None else padded.new_empty(padded.shape[0])
@@ -291,34 +296,30 @@ class Plan:
         )
         if sums is not head_bias_gradient:
             assert flat is not None
-            flat.as_strided(*self.gradients.places[1]).copy_(sums_tensor[: weights.head.shape[0]])
+            flat.as_strided(*self.gradients.places[1]).copy_(sums_tensor[: weights[0].shape[0]])
         if self._tails:
             self._run_tails(
                 stream, ref, weights, x, hidden_gradient, places,
                 row, local, start, rows, output32, base, inverse, weight_ref, of_tails,
             )  # fmt: skip
         if self._certain and flat is not None:
-            self._run_certain(kept, target, weights, self.gradients.split(flat))
+            self._run_certain(kept, target, self.gradients.split(flat))
         if not s.has_weight:
             self._loss(
                 stream, output32, ref(output), ref(loss), output32 if factor is None else ref(factor), totals
             )
         if not self._ready and s.aligned and device.type == "cuda":
             self._ready = all(launch.ready for launch in self._launches)
-        return Result(output, loss, factor, hidden_gradient, flat)
+        return Result(output, loss, factor, hidden_gradient, flat, self.gradients)
 
     def _run_tails(
-        self, stream: int | None, ref: Any, weights: Weights, x: Any, hidden_gradient: Tensor | None,
+        self, stream: int | None, ref: Any, weights: Sequence[Tensor], x: Any, hidden_gradient: Tensor | None,
         places: list[Any], row: Any, local: Any, start: Any, rows: Any, output: Any, base: Any, inverse: Any,
         row_weight: Any, pieces: list[Any],
     ) -> None:  # fmt: skip
         """The phases of all tails but the certain ones."""
         h, dh, peak, total, extra = (tuple(pieces[i::5]) for i in range(5))
-        of_tails = [weights.tails[tail.cluster] for tail in self._tails]
-        w1 = tuple(ref(tail.projection) for tail in of_tails)
-        w2 = tuple(ref(tail.output) for tail in of_tails)
-        b1 = tuple(x if t.projection_bias is None else ref(t.projection_bias) for t in of_tails)
-        b2 = tuple(x if t.output_bias is None else ref(t.output_bias) for t in of_tails)
+        w1, w2, b1, b2 = self._of_tails([ref(tensor) for tensor in weights], x)
         self._project(stream, x, w1, b1, h, row, start, rows)
         self._forward(stream, h, w2, b2, start, rows, peak, total, extra)
         self._combine(
@@ -352,35 +353,34 @@ class Plan:
                 stream, h, w2, b2, base, inverse, row, local, start, rows, row_weight, dw2, db2
             )
 
-    def _of_tails(self, places: list[Any], stand_in: Any) -> tuple[tuple[Any, ...], ...]:
-        """Gradients of projections, outputs and their biases, of all tails but the certain ones."""
-        found: list[list[Any]] = [[], [], [], []]
-        present = self._shapes.present
-        place = 1 + present[0]
-        certain = {tail.cluster for tail in self._certain}
-        for c in range(len(self._shapes.k_sizes)):
-            each = [places[place], places[place + 1]]
-            place += 2
-            for flag in present[1 + 2 * c : 3 + 2 * c]:
-                each.append(places[place] if flag else stand_in)
-                place += flag
-            if c not in certain:
-                for gradients, gradient in zip(found, each, strict=True):
-                    gradients.append(gradient)
-        return tuple(tuple(gradients) for gradients in found)
+    def _of_tails(self, each: Sequence[Any], stand_in: Any) -> list[tuple[Any, ...]]:
+        """Projections, outputs, their biases, of all tails but the certain ones, out of one thing a weight."""
+        return [
+            tuple([stand_in if place < 0 else each[place] for place in places]) for places in self._places
+        ]
 
-    def _run_certain(self, hidden: Tensor, target: Tensor, weights: Weights, gradients: list[Tensor]) -> None:
+    def _run_certain(self, hidden: Tensor, target: Tensor, gradients: list[Tensor]) -> None:
         """Gradients of tails of one class: zero, but NaN if a row of it is not finite, as 0 * inf is."""
-        by_kind = dict(zip(map(id, weights.tensors()), gradients, strict=True))
         for tail in self._certain:
-            of_tail = weights.tails[tail.cluster]
             zero: Tensor | int = 0
             if tail.k_size:
                 member = target == self._shapes.bounds[tail.cluster]
                 zero = torch.where(member.unsqueeze(1), hidden, 0).mul_(0).sum()
-            for tensor in of_tail:
-                if tensor is not None:
-                    by_kind[id(tensor)].zero_().add_(zero)
+            for place in _places_of_tail(self._shapes.present, tail.cluster):
+                if place >= 0:
+                    gradients[place].zero_().add_(zero)
+
+
+def _places_of_tail(present: Sequence[int], cluster: int) -> tuple[int, int, int, int]:
+    """Where a tail's projection, output and their biases are in `Weights.tensors`; -1 for one not there."""
+    place = 1 + present[0] + 2 * cluster + sum(present[1 : 1 + 2 * cluster])
+    has_projection_bias, has_output_bias = present[1 + 2 * cluster : 3 + 2 * cluster]
+    return (
+        place,
+        place + 1,
+        place + 2 if has_projection_bias else -1,
+        place + 2 + has_projection_bias if has_output_bias else -1,
+    )
 
 
 _plans: dict[Shapes, Plan] = {}
@@ -407,7 +407,8 @@ def forget_plans() -> None:
 def nll_step(
     hidden: Tensor,
     target: Tensor,
-    weights: Weights,
+    weights: Sequence[Tensor],
+    present: Sequence[int],
     bounds: Sequence[int],
     ignore_index: int | None,
     *,
@@ -416,11 +417,12 @@ def nll_step(
     want: tuple[bool, bool] | None = None,
     result_dtype: torch.dtype = torch.float32,
     workspace_bytes: int = WORKSPACE_BYTES,
-) -> tuple[Result, Gradients]:
+) -> Result:
     """Log-probability of each target, the loss and, with `want`, the gradients of loss / factor.
 
     Args:
         hidden: [N, d]; target: [N] int64; both on one device with the weights; N at least 1.
+        weights, present: as `operators.pack` makes them.
         bounds: (cutoffs..., n_classes).
         ignore_index: rows with this target get output 0 and take no part in any gradient.
         reduction: "mean", "sum" or "none". For "mean" 1/N is applied to float32 sums before they are
@@ -433,16 +435,13 @@ def nll_step(
     """
     hidden = rows_of_unit_stride(hidden)
     target = target.contiguous()
-    weights = contiguous(weights)
+    if not all([weight.is_contiguous() for weight in weights]):
+        weights = [weight.contiguous() for weight in weights]
     device, dtype = hidden.device, hidden.dtype
-    tensors = weights.tensors()
-    present = [weights.head_bias is not None]
-    for tail in weights.tails:
-        present += [tail.projection_bias is not None, tail.output_bias is not None]
     aligned = False
     if device.type == "cuda":
         aligned = not (hidden.data_ptr() | target.data_ptr()) & 15
-        aligned = aligned and not any(tensor.data_ptr() & 15 for tensor in tensors)
+        aligned = aligned and not any(tensor.data_ptr() & 15 for tensor in weights)
     shapes = Shapes(
         hidden.shape[0],
         hidden.shape[1],
@@ -451,7 +450,7 @@ def nll_step(
         device,
         aligned,
         tuple(bounds),
-        tuple([tail.projection.shape[0] for tail in weights.tails]),
+        _k_sizes(weights, present),
         tuple(present),
         ignore_index,
         reduction,
@@ -464,8 +463,25 @@ def nll_step(
     plan = plan_for(shapes)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            return plan.run(hidden, target, weights, row_weight), plan.gradients
-    return plan.run(hidden, target, weights, row_weight), plan.gradients
+            return plan.run(hidden, target, weights, row_weight)
+    return plan.run(hidden, target, weights, row_weight)
+
+
+def _k_sizes(weights: Sequence[Tensor], present: Sequence[int]) -> tuple[int, ...]:
+    """Projection size of each tail."""
+    place = 1 + present[0]
+    sizes = []
+    for c in range(1, len(present), 2):
+        sizes.append(weights[place].shape[0])
+        place += 2 + present[c] + present[c + 1]
+    return tuple(sizes)
+
+
+def gradients_of(
+    hidden: Tensor, weights: Sequence[Tensor], present: Sequence[int], bounds: Sequence[int]
+) -> Gradients:
+    """Where each weight's gradient lies in their one allocation."""
+    return Gradients(hidden.shape[1], bounds, _k_sizes(weights, present), present)
 
 
 def rows_of_unit_stride(hidden: Tensor) -> Tensor:
