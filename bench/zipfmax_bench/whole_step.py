@@ -87,7 +87,7 @@ class FullSoftmax(nn.Module):
         """The mean loss."""
         if self.chunk is None:
             return self._sum(hidden, target) / len(target)
-        parts = zip(hidden.split(self.chunk), target.split(self.chunk), strict=True)
+        parts = zip(torch.split(hidden, self.chunk), torch.split(target, self.chunk), strict=True)
         sums = [checkpoint(self._sum, h, t, use_reentrant=False) for h, t in parts]
         return torch.stack(sums).sum() / len(target)
 
@@ -187,7 +187,7 @@ def whole_steps(trunk: Trunk, modes: Iterable[str], names: str) -> Iterator[tupl
             call = _in_mode(model, mode)
 
             def step(call: Any = call, optimizer: Any = optimizer) -> None:
-                torch.compiler.cudagraph_mark_step_begin()
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 call(inputs, target).backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -218,7 +218,7 @@ def layer_steps(n: int, d: int, cutoffs: list[int], modes: Iterable[str]) -> Ite
 
     def step_of(call: Any, parameters: list[Any]) -> Step:
         def step() -> None:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             found = call(hidden, target)
             (found.loss if hasattr(found, "loss") else found).backward()
             hidden.grad = None
@@ -234,7 +234,7 @@ def layer_steps(n: int, d: int, cutoffs: list[int], modes: Iterable[str]) -> Ite
     parameters = list(ours.parameters())
     yield "zipfmax", "eager", step_of(ours, parameters)
     graph = torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     eager = step_of(ours, parameters)
     with torch.cuda.stream(side):

@@ -452,13 +452,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, target, *weights, *output[2:])
     ctx.n = len(weights)
-    ctx.want = ctx.needs_input_grad[0], True in ctx.needs_input_grad[2]
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The backward of both."""
     if torch.is_grad_enabled():  # create_graph=True
         no_second_derivative()
+    want = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2])
     hidden, target, *rest = ctx.saved_tensors
     weights, kept = rest[: ctx.n], rest[ctx.n :]
     n_more = len(ctx.needs_input_grad) - 3
@@ -485,10 +485,10 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
             grad_output,
             grad_loss,
             factor,
-            *ctx.want,
+            *want,
         )
     of_weights: list[Tensor | None] = [None] * ctx.n
-    if ctx.want[1]:
+    if want[1]:
         of_weights = [
             flat[first : first + shape.numel()].view(shape)
             for shape, first in (
@@ -496,7 +496,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
                 for shape, _, first in gradients_of(hidden, weights, present, bounds).places
             )
         ]
-    return gradient if ctx.want[0] else None, None, of_weights, *[None] * n_more
+    return gradient if want[0] else None, None, of_weights, *[None] * n_more
 
 
 def _warn_of_a_second_pass() -> None:
