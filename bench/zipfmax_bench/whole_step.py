@@ -340,20 +340,26 @@ def main() -> None:
             steps = layer_steps(n, d, cutoffs, arguments.modes)
             rows += measure("layer", f"N {n}, d {d}, {cuts}", steps, arguments.rounds, 4)
             _forget()
+        _write(rows, arguments.output)
     for name in arguments.trunks:
         trunk = TRUNKS[name]
         steps = whole_steps(trunk, arguments.modes, arguments.models)
         rows += measure("whole step", str(trunk), steps, arguments.rounds, 2)
         _forget()
-    if arguments.output is not None:
+        _write(rows, arguments.output)
+    print(markdown(rows))
+
+
+def _write(rows: list[Row], output: Path | None) -> None:
+    """The rows as JSON lines: after every shape, so that what is done is kept."""
+    if output is not None:
         machine = {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
         }
         lines = ({**asdict(row), "median_ms": row.median_ms, **machine} for row in rows)
-        arguments.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(markdown(rows))
+        output.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _forget() -> None:

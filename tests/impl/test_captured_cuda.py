@@ -202,6 +202,8 @@ def test_wrapped_for_several_ranks_gives_eagers_gradients(wrapper, one_rank):
         wrapped.zero_grad()
         loss = wrapped(hidden, target)[1]
         loss.backward()
-        grads = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in wrapped.parameters()]
+        grads = [
+            p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in wrapped.parameters()
+        ]
         found.append([loss.detach().clone(), *(g.clone() for g in grads)])
     same(found, expected, rtol=1e-5, atol=1e-7)

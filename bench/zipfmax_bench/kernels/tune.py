@@ -126,7 +126,8 @@ class Problem:
         output, dh = torch.zeros(_ROWS, device=h.device), torch.empty_like(h)
         base = torch.empty_like(self.base)
         Combine([self._tail], forward, _ROWS, h.dtype, True, False)(
-            None, peak, total, extra, (h,), (weight,), (h,), routes.row, routes.target, routes.start, routes.rows,
+            None, peak, total, extra, (h,), (weight,), (h,), routes.row, routes.target, routes.start,
+            routes.rows,
             output, output, base, torch.empty_like(base), (dh,),
         )  # fmt: skip
         return dh[:_ROWS]

@@ -53,7 +53,7 @@ def nll(
     batch = (hidden, target, tensors, present, bounds, ignore_index, reduction, dtype)
     if not is_traced():
         if torch.is_grad_enabled() and (
-            hidden.requires_grad or any([tensor.requires_grad for tensor in tensors])
+            hidden.requires_grad or any(tensor.requires_grad for tensor in tensors)
         ):
             output, loss = operators.TrainStep.apply(
                 hidden, target, present, bounds, ignore_index, reduction, dtype, upstream, *tensors

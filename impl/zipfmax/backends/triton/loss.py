@@ -2,7 +2,8 @@
 
     loss = -sum of output  or  -sum of output / counted        row weight w_i = g_loss_i - g_output_i
 
-Both are one program that strides over the rows, in a fixed order: 4 to 12 bytes a row, 3 us for 16,384 rows on
+Both are one program that strides over the rows, in a fixed order: 4 to 12 bytes a row,
+3 us for 16,384 rows on
 an H100, where each operation of torch's in their place would cost as much.
 """
 

@@ -116,7 +116,7 @@ def train(
             factor = hidden.new_zeros((), dtype=torch.float32)
         found = _no_gradients(hidden, weights, present, bounds, want)
         return Result(output, loss, factor, *found, gradients_of(hidden, weights, present, bounds))
-    result = nll_step(
+    return nll_step(
         hidden,
         target,
         weights,
@@ -127,7 +127,6 @@ def train(
         want=want,
         result_dtype=dtype,
     )
-    return result
 
 
 def gradients_by_row(
@@ -270,7 +269,10 @@ class TrainStep(torch.autograd.Function):
 # --------------------------------------------------------------------------- operators of compiled graphs
 
 _LIBRARY = torch.library.Library("zipfmax", "FRAGMENT")
-_BATCH = "Tensor hidden, Tensor target, Tensor[] weights, int[] present, int[] bounds, int? ignore_index, str reduction"
+_BATCH = (
+    "Tensor hidden, Tensor target, Tensor[] weights, int[] present, int[] bounds, "
+    "int? ignore_index, str reduction"
+)
 _WANT = "bool want_hidden, bool want_weights"
 
 
@@ -502,8 +504,8 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
 def _warn_of_a_second_pass() -> None:
     """A compiled graph's backward takes the gradient of `output` that it is handed, which may be zeros."""
     warnings.warn(
-        "a compiled graph returns `output` of AdaptiveLogSoftmaxWithLoss beside `loss`: its backward is handed "
-        "a gradient of output, zeros where nothing used it, and computes the step a second time, which makes "
+        "a compiled graph returns `output` of AdaptiveLogSoftmaxWithLoss beside `loss`: its backward is "
+        "handed a gradient of output, zeros where nothing used it, and computes the step a second time, which makes "
         "a training step up to twice as slow. If only the loss is differentiated, make the layer with "
         "gradients='loss'; if output is, with gradients='output'",
         stacklevel=2,

@@ -35,7 +35,7 @@ def _project(
     HAS_BIAS: tl.constexpr, CLUSTER: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """H[slot, k] = sum_j X[row[slot], j] W1[k, j] + b1[k] for a tile of slots and columns; zero in padding."""
+    """H[slot, k] = sum_j X[row[slot], j] W1[k, j] + b1[k] for a tile of slots and columns; 0 in padding."""
     n_rows = tl.load(rows_ptr + CLUSTER)
     first = p % row_tiles * BM
     if first < (n_rows + SLOTS - 1) // SLOTS * SLOTS:
@@ -155,7 +155,7 @@ def _weight_gradient(
     mask = (k < K)[:, None] & (j < d)[None, :]
     out = dw_ptr + k[:, None] * d + j[None, :]
     tl.store(out, (scale * total).to(dw_ptr.dtype.element_ty), mask=mask)
-    if HAS_BIAS:
+    if HAS_BIAS:  # noqa: SIM102
         if p // k_tiles == 0:
             tl.store(dbias_ptr + k, (scale * bias_total).to(dbias_ptr.dtype.element_ty), mask=k < K)
 
@@ -197,7 +197,7 @@ def projection_gradients_kernel(
     """dW1 and db1 of N tails, then their parts of dX: tail t has the programs firsts[t] to firsts[t + 1]."""
     p = tl.program_id(0)
     for t in tl.static_range(N):
-        if WANT_WEIGHTS:
+        if WANT_WEIGHTS:  # noqa: SIM102
             if (p >= weight_firsts[t]) & (p < weight_firsts[t + 1]):
                 _weight_gradient(
                     p - weight_firsts[t], dh_ptrs[t], x_ptr, dw_ptrs[t], dbias_ptrs[t],
@@ -205,7 +205,7 @@ def projection_gradients_kernel(
                     HAS_BIAS[t], CLUSTER[t], K[t], WIDTH[t], SLOTS,
                     WEIGHT_BM, WEIGHT_BK[t], WEIGHT_BD, PRECISION, UPCAST,
                 )  # fmt: skip
-        if WANT_INPUT:
+        if WANT_INPUT:  # noqa: SIM102
             if (p >= input_firsts[t]) & (p < input_firsts[t + 1]):
                 _input_gradient(
                     p - input_firsts[t], dh_ptrs[t], w_ptrs[t], dx_ptr,
@@ -313,7 +313,7 @@ class ProjectionGradients:
         self._scalars = (weight_firsts, input_firsts, row_tiles, d, stride, scale)
 
     def __call__(self, stream: int | None, *arguments: Any) -> None:
-        """Launch with dH, x, weights, dX, dW and db (tuples over the tails but x and dX), row, start, rows."""
+        """Launch with dH, x, weights, dX, dW and db (tuples over tails but x and dX), row, start, rows."""
         self.launch(stream, *arguments, *self._scalars)
 
 

@@ -5,7 +5,8 @@ SLOT_TILE, up to start[c] + rows[c]; the slots from there to the next multiple o
 row -1. Shortlist, ignored and invalid rows get no slot. With B = ROUTING_BLOCK rows a program and one-hot
 e_c(row) = [row is in cluster c]:
 
-    slot(row) = start[c] + sum of e_c over the rows of earlier blocks + sum of e_c over earlier rows of the block
+    slot(row) = start[c] + sum of e_c over the rows of earlier blocks + sum of e_c over earlier rows of the
+    block
 
 One launch: every program counts the rows of all blocks itself. Beyond DIRECT rows, where that would be
 quadratic work, a launch before it leaves counts[b, c] (`count_kernel`) for the programs to add up. No atomic

@@ -1,12 +1,15 @@
 """The whole computation as a list of launches: no autograd, and no host read of device data.
 
 Everything here takes shapes, strides and plain numbers from the host and leaves the data on the device, so a
-step can be captured in a CUDA graph. What depends on these alone, a `Plan`, is made once and kept: a step then
+step can be captured in a CUDA graph. What depends on these alone, a `Plan`, is made once and kept: a step
+then
 allocates, fills in addresses and launches. `operators` wraps it for torch.
 
-The launches of a training step whose logits fit the workspace, for any number of tails: prepare, logits, head,
+The launches of a training step whose logits fit the workspace, for any number of tails: prepare, logits,
+head,
 two products, project, forward, combine, both gradients of the projections, weight gradients, loss; backward
-adds one. The passes forward and weight gradients are two launches where their tiles differ in warps or stages.
+adds one. The passes forward and weight gradients are two launches where their tiles differ in warps or
+stages.
 """
 
 from __future__ import annotations
@@ -354,7 +357,7 @@ class Plan:
             )
 
     def _of_tails(self, each: Sequence[Any], stand_in: Any) -> list[tuple[Any, ...]]:
-        """Projections, outputs, their biases, of all tails but the certain ones, out of one thing a weight."""
+        """Projections, outputs, their biases, of all tails but the certain, out of one thing a weight."""
         return [
             tuple([stand_in if place < 0 else each[place] for place in places]) for places in self._places
         ]
@@ -435,7 +438,7 @@ def nll_step(
     """
     hidden = rows_of_unit_stride(hidden)
     target = target.contiguous()
-    if not all([weight.is_contiguous() for weight in weights]):
+    if not all(weight.is_contiguous() for weight in weights):
         weights = [weight.contiguous() for weight in weights]
     device, dtype = hidden.device, hidden.dtype
     aligned = False
@@ -491,7 +494,7 @@ def rows_of_unit_stride(hidden: Tensor) -> Tensor:
 
 def contiguous(weights: Weights) -> Weights:
     """The weights, themselves if all are contiguous, else with copies of those that are not."""
-    if all([tensor.is_contiguous() for tensor in weights.tensors()]):
+    if all(tensor.is_contiguous() for tensor in weights.tensors()):
         return weights
 
     def each(tensor: Tensor | None) -> Tensor | None:

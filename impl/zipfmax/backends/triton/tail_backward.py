@@ -31,7 +31,8 @@ from zipfmax.backends.triton.tiles import backward_tile
 
 @triton.jit
 def _weight_gradient(
-    program, class_tiles, h_ptr, w_ptr, bias_ptr, base_ptr, inverse_ptr, row_ptr, target_ptr, start_ptr, rows_ptr,
+    program, class_tiles, h_ptr, w_ptr, bias_ptr, base_ptr, inverse_ptr, row_ptr, target_ptr, start_ptr,
+    rows_ptr,
     weight_ptr, dw_ptr, dbias_ptr, n_classes, scale,
     HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, EXACT: tl.constexpr, CLUSTER: tl.constexpr,
     K: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
@@ -80,7 +81,7 @@ def _weight_gradient(
     out = dw_ptr + v.to(tl.int64)[:, None] * K + (column + k)[None, :]
     mask = inside[:, None] & (column + k < K)[None, :]
     tl.store(out, (scale * total).to(dw_ptr.dtype.element_ty), mask=mask)
-    if HAS_BIAS:
+    if HAS_BIAS:  # noqa: SIM102
         if program // class_tiles == 0:
             tl.store(dbias_ptr + v, (scale * bias_total).to(dbias_ptr.dtype.element_ty), mask=inside)
 
@@ -123,7 +124,8 @@ def tail_weight_gradient_kernel(
         if (p >= firsts[t]) & (p < firsts[t + 1]):
             _weight_gradient(
                 p - firsts[t], class_tiles[t], h_ptrs[t], w_ptrs[t], bias_ptrs[t], base_ptr, inverse_ptr,
-                row_ptr, target_ptr, start_ptr, rows_ptr, weight_ptr, dw_ptrs[t], dbias_ptrs[t], n_classes[t], scale,
+                row_ptr, target_ptr, start_ptr, rows_ptr, weight_ptr, dw_ptrs[t], dbias_ptrs[t],
+                n_classes[t], scale,
                 HAS_BIAS[t], HAS_WEIGHT, EXACT, CLUSTER[t], K[t], WIDTH[t], SLOTS, BV[t], BM[t], BK[t],
                 PRECISION, UPCAST,
             )  # fmt: skip

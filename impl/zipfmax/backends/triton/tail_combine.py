@@ -32,7 +32,8 @@ from zipfmax.backends.triton.tiles import combine_tile
 
 @triton.jit
 def _combine(
-    p, row_tiles, peak_ptr, total_ptr, extra_ptr, h_ptr, w_ptr, bias_ptr, row_ptr, target_ptr, start_ptr, rows_ptr,
+    p, row_tiles, peak_ptr, total_ptr, extra_ptr, h_ptr, w_ptr, bias_ptr, row_ptr, target_ptr, start_ptr,
+    rows_ptr,
     weight_ptr, output_ptr, base_ptr, inverse_ptr, dh_ptr, n_classes, programs,
     HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, GRADIENT: tl.constexpr, EXACT: tl.constexpr,
     CLUSTER: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr,
@@ -61,7 +62,8 @@ def _combine(
         row = tl.load(row_ptr + slot)
         valid = row >= 0
         peak = tl.full([BR], -float("inf"), tl.float32)
-        # Unrolled, so that the loads of several spans are under way at once: a small batch has a hundred spans.
+        # Unrolled, so that the loads of several spans are under way at once: a small batch has a hundred
+        # spans.
         for first_span in range(0, spans, UNROLL):
             for u in tl.static_range(UNROLL):
                 here = place + (first_span + u) * step

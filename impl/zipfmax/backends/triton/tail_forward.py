@@ -188,7 +188,8 @@ def spans_of(n_tiles, n_classes, programs, BN: tl.constexpr):
 
 @triton.jit
 def _tail_forward(
-    q, width, h_ptr, w_ptr, bias_ptr, start_ptr, rows_ptr, peak_ptr, total_ptr, extra_ptr, n_classes, programs,
+    q, width, h_ptr, w_ptr, bias_ptr, start_ptr, rows_ptr, peak_ptr, total_ptr, extra_ptr, n_classes,
+    programs,
     HAS_BIAS: tl.constexpr, MODE: tl.constexpr, ANCHOR: tl.constexpr, CLUSTER: tl.constexpr, K: tl.constexpr,
     WIDTH: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
