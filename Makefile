@@ -11,7 +11,7 @@ help:  ## what there is
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,paddle,tensorflow,triton]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[harness,labels,dev,paddle,tensorflow,triton]'
 	touch $@
 
 setup: $(VENV)/.ready  ## the environment of every other target
@@ -19,8 +19,8 @@ setup: $(VENV)/.ready  ## the environment of every other target
 report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's path
 	rm -rf $(OUT)
 	$(BIN)/zipfmax verify --grid quick --out $(OUT)
-	$(BIN)/zipfmax verify --mutants --out $(OUT) --resume
-	$(BIN)/zipfmax verify --conformance --out $(OUT) --resume
+	$(BIN)/zipfmax mutants --out $(OUT) --resume
+	$(BIN)/zipfmax conformance --out $(OUT) --resume
 	$(BIN)/zipfmax sweep --preset quick --out $(OUT) --resume
 	$(BIN)/zipfmax report $(OUT)
 

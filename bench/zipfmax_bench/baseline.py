@@ -87,7 +87,7 @@ def read(file: Path) -> Baseline:
     except (OSError, ValueError) as error:
         raise UsageError(f"baseline {file} cannot be read: {error}") from error
     if not lines or not isinstance(lines[0], dict) or "format" not in lines[0]:
-        raise UsageError(f"{file} is no baseline of zipfmax: its first line has no format")
+        raise UsageError(f"{file} is not a baseline of zipfmax: its first line has no format")
     if lines[0]["format"] != FORMAT:
         raise UsageError(f"baseline {file} has format {lines[0]['format']}; this zipfmax reads {FORMAT}")
     cells: dict[Key, Mapping[str, Any]] = {}

@@ -1,34 +1,37 @@
 """`zipfmax compare BASE_REF`: another git revision measured interleaved with this one, for a pull request.
 
-The revision is checked out into a worktree and installed into an environment of its own, which sees this
-environment's other packages, so both compute with the same torch. Its workers take turns with this one's.
+The revision is checked out into a worktree, and an environment of its own sees that and this environment's
+other packages, so both compute with the same torch. Its workers take turns with this one's.
 """
 
 from __future__ import annotations
 
 import subprocess
-import sys
 import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-import zipfmax
 from zipfmax.errors import UsageError
-from zipfmax_bench import gate_report, judge, presets, statistics, suite
+from zipfmax_bench import gate_report, judge, presets, ratios, suite
 from zipfmax_bench.baseline import FIGURES
-from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_cores
+from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.gate import write
 from zipfmax_bench.judge import Change, Finding
 from zipfmax_bench.records import seconds_by_round
 from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
+SOURCE_ROOTS = ("impl", "reference", "bench")
+OLDEST_WORKER = "bench/zipfmax_bench/snapshot.py"
+"""A file that came with the requests that the engine makes now."""
 PROCESSES = 3
-EFFORT = Effort(seconds=3.0, least=9, most=60)
+POLICY = SamplingPolicy(seconds=3.0, least=9, most=60)
 
 
 def compare(
@@ -48,11 +51,11 @@ def compare(
         junit, summary: files to write, JUnit XML and Markdown.
 
     Raises:
-        UsageError: no such revision, or one that cannot be installed or measured.
+        UsageError: no such revision, or one that cannot be measured.
     """
     console = Console()
     cases = presets.cases(suite.AXES["quick"])
-    with installed(base) as python:
+    with environment_of(base) as python:
         findings = examine(cases, base, python, threads or usable_cores(), threshold)
     gate_report.show(findings, [], console)
     if junit is not None:
@@ -63,21 +66,28 @@ def compare(
 
 
 @contextmanager
-def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
+def environment_of(revision: str, repository: Path | None = None) -> Iterator[str]:
     """A Python interpreter that imports zipfmax of a revision, as long as the context lasts.
 
     Args:
         revision: as git takes it.
-        repository: a checkout; by default the one that this zipfmax is installed from, editable.
+        repository: a checkout; by default that of the working directory.
 
     Raises:
-        UsageError: this is no git checkout, there is no such revision, or it cannot be installed.
+        UsageError: not in a git repository, no such revision, or one that cannot be measured.
     """
-    repository = repository or Path(zipfmax.__file__).resolve().parents[2]
+    repository = repository or Path(
+        _run(
+            ["git", "rev-parse", "--show-toplevel"],
+            "compare needs a git repository: run it in one",
+        )
+    )
     commit = _run(
         ["git", "-C", str(repository), "rev-parse", "--verify", f"{revision}^{{commit}}"],
         f"no revision {revision!r} in {repository}",
     )
+    if _fails(["git", "-C", str(repository), "cat-file", "-e", f"{commit}:{OLDEST_WORKER}"]):
+        raise UsageError(f"revision {revision!r} cannot be measured: it is older than {OLDEST_WORKER}")
     with tempfile.TemporaryDirectory() as folder:
         source, environment = Path(folder) / "source", Path(folder) / "venv"
         _run(
@@ -85,31 +95,12 @@ def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
             f"revision {revision!r} cannot be checked out",
         )
         try:
-            _run(
-                [sys.executable, "-m", "venv", "--without-pip", str(environment)],
-                "no environment can be made",
-            )
+            venv.create(environment, with_pip=False)
             python = environment / "bin" / "python"
-            _run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "--python",
-                    str(python),
-                    "install",
-                    "--quiet",
-                    "--no-deps",
-                    str(source),
-                ],
-                f"revision {revision!r} cannot be installed",
-            )
-            # After the revision's own packages on the path, this environment's: torch and the rest.
-            site = _run(
-                [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-                "no site-packages",
-            )
-            Path(site, "shared.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
+            site = sysconfig.get_path("purelib", "venv", {"base": str(environment)})
+            # The revision's own packages, and after them this environment's: torch and the rest.
+            paths = [*(str(source / root) for root in SOURCE_ROOTS), sysconfig.get_path("purelib")]
+            Path(site, "revision.pth").write_text("\n".join(paths) + "\n")
             yield str(python)
         finally:
             _run(
@@ -119,7 +110,12 @@ def installed(revision: str, repository: Path | None = None) -> Iterator[str]:
 
 
 def examine(
-    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort = EFFORT
+    cases: Sequence[Case],
+    base: str,
+    python: str,
+    threads: int,
+    threshold: float,
+    policy: SamplingPolicy = POLICY,
 ) -> list[Finding]:
     """One finding a case; what is slower, or may be, has been measured again.
 
@@ -129,40 +125,39 @@ def examine(
         python: interpreter that imports it.
         threads: of every worker.
         threshold: relative slowdown that is let pass.
-        effort: how long to measure each case.
+        policy: how long to measure each case.
     """
 
     def measured(keys: Sequence[str]) -> dict[str, Finding]:
         chosen = [case for case in cases if case.id in keys]
-        return _measured(chosen, base, python, threads, threshold, effort)
+        return _measured(chosen, base, python, threads, threshold, policy)
 
     return list(judge.twice(measured([case.id for case in cases]), measured).values())
 
 
 def _measured(
-    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, effort: Effort
+    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, policy: SamplingPolicy
 ) -> dict[str, Finding]:
     """A finding for each case's id, from processes of their own."""
     other = f"{IMPLEMENTATION}@{base}"
     names = [IMPLEMENTATION, other]
     findings = {}
-    with Coordinator(names, threads, PROCESSES, pythons={other: python}) as coordinator:
+    with Engine.of_processes(names, threads, PROCESSES, pythons={other: python}) as engine:
         for case in cases:
-            found = coordinator.prepare(case, names, effort)
-            coordinator.sample(found, effort)
+            found = engine.measure(dict.fromkeys(names, case), policy)
             findings[case.id] = verdict(case, base, found[other], found[IMPLEMENTATION], threshold)
     return findings
 
 
 def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshold: float) -> Finding:
-    """What became of a case between two revisions. More work fails, less is told."""
+    """What became of a case between two revisions. More counted work fails; less is only reported."""
     for who, measurement in ((base, then), ("this revision", now)):
         if not measurement.ok:
             text = f"{who}: {measurement.status}: {measurement.reason}"
             return Finding(case.id, IMPLEMENTATION, "unmeasured", text)
     changes = _work_changes(then, now)
     grown = [text for text, grew in changes if grew]
-    ratio = statistics.speedup(seconds_by_round(then), seconds_by_round(now))
+    ratio = ratios.speedup(seconds_by_round(then), seconds_by_round(now))
     if ratio is None or ratio.low is None or ratio.high is None:
         return Finding(case.id, IMPLEMENTATION, "unmeasured", "too few rounds")
     change = Change(base, *_slowdown(ratio), ratio.floor or 0.0)
@@ -173,7 +168,7 @@ def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshol
     return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)
 
 
-def _slowdown(ratio: statistics.Ratio) -> tuple[float, float]:
+def _slowdown(ratio: ratios.Ratio) -> tuple[float, float]:
     half_width = ratio.half_width
     assert half_width is not None
     return -ratio.log, half_width
@@ -187,6 +182,10 @@ def _work_changes(then: Measurement, now: Measurement) -> list[tuple[str, bool]]
         if before != after:
             found.append((f"{figure} {before} -> {after}", before is None or (after or 0) > before))
     return found
+
+
+def _fails(command: Sequence[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
 def _run(command: Sequence[str], failure: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zipfmax_bench import suite
-from zipfmax_bench.coordinator import usable_cores
+from zipfmax_bench.executors import usable_cores
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
 

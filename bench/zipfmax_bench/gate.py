@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,19 @@ from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
 from zipfmax_bench import gate_report, judge, records
 from zipfmax_bench.baseline import Baseline, Key
-from zipfmax_bench.coordinator import Coordinator, Effort, usable_cores
+from zipfmax_bench.engine import Engine, SamplingPolicy
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.judge import Finding
 from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference.records import RUN_FILE, RunDirectory, Timing
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RUN_FILE, RunDirectory
 
 Record = Mapping[str, Any]
 Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
 
 # A confirmation is worth more samples than the finding it is to confirm.
-RERUN_EFFORT = Effort(seconds=6.0, least=12, most=180)
+RERUN_POLICY = SamplingPolicy(seconds=6.0, least=12, most=180)
 RERUN_PROCESSES = 6
 SHARP = 0.04
 """Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
@@ -127,9 +127,8 @@ def measure_again(found: Mapping[Key, Record]) -> Rerun:
             case = Case.from_fields(first)
             names = [key[1], *(name for name in records.STEADY if first.get(f"speedup_vs_{name}"))]
             threads = first.get("threads") or usable_cores()
-            with Coordinator(names, threads, RERUN_PROCESSES) as coordinator:
-                measured = coordinator.prepare(case, names, RERUN_EFFORT)
-                coordinator.sample(measured, RERUN_EFFORT)
+            with Engine.of_processes(names, threads, RERUN_PROCESSES) as engine:
+                measured = engine.measure(dict.fromkeys(names, case), RERUN_POLICY)
             limit = measured.pop(LIMIT, None)
             again[key] = records.timing_line(case, key[1], measured, limit, threads)
         return again
@@ -158,12 +157,10 @@ def _by_key(source: Path, lines: Sequence[Any]) -> dict[Key, Record]:
 
 def _read_directory(source: Path) -> Run:
     directory = RunDirectory(source)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lines = directory.records("timings")
+    lines = directory.rows(Timing)
     found = _by_key(source, lines)
-    measured_on = machine_of(directory.run.get("machine", {}), directory.run.get("versions", {}), lines)
-    return Run(found, measured_on, [str(warning.message) for warning in caught])
+    measured_on = machine_of(directory.meta.machine.model_dump(), directory.meta.versions, lines)
+    return Run(found, measured_on, directory.remarks)
 
 
 def _read_benchmark_json(source: Path) -> Run:
@@ -177,9 +174,9 @@ def _read_benchmark_json(source: Path) -> Run:
     except (OSError, ValueError) as error:
         raise UsageError(f"{source} cannot be read: {error}") from error
     except KeyError as error:
-        raise UsageError(f"{source} is no JSON of `pytest --benchmark`: {error} is missing") from error
+        raise UsageError(f"{source} is not a JSON of `pytest --benchmark`: {error} is missing") from error
     except TypeError as error:
-        raise UsageError(f"{source} is no JSON of `pytest --benchmark`") from error
+        raise UsageError(f"{source} is not a JSON of `pytest --benchmark`") from error
     found = _by_key(source, lines)
     return Run(found, machine_of(about, versions, lines), [])
 

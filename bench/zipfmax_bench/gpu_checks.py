@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.timing import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, training_step, zipf_labels
-from zipfmax_bench.timing import replayed
 from zipfmax_bench.work import count
 
 # Of `zipfmax verify --grid quick`, the slowest to compile first.
@@ -121,8 +121,9 @@ def parity(out: Path, budget_s: float, saved: Path | None) -> Iterator[Record]:
         saved: results of Paddle that were computed elsewhere, to compare float32 with.
     """
     zipfmax = [sys.executable, "-m", "zipfmax", "verify", "--device", "cuda"]
+    planted = [sys.executable, "-m", "zipfmax", "mutants", "--device", "cuda"]
     me = [sys.executable, "-m", "zipfmax_bench.gpu", str(out), "--phase"]
-    commands = {"mutants": [*zipfmax, "--mutants", "--out", str(out / "run-mutants")]}
+    commands = {"mutants": [*planted, "--out", str(out / "run-mutants")]}
     for partition in PARTITIONS:
         for arithmetic in ("float32", "bfloat16", "float16", "tf32"):
             name = f"verify {arithmetic} {partition}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zipfmax_bench.timing import CudaTimer
+from zipfmax_bench import protocol
+from zipfmax_bench.engine import Engine, SamplingPolicy
+from zipfmax_bench.executors import RunHere
+from zipfmax_reference.runs.case import Case
 
 Run = Callable[[], None]
 Record = dict[str, Any]
 DEVICE = torch.device("cuda", 0)
+# Of a function that is built already, the engine needs to know the device only.
+ANY_CASE = Case(n_classes=2, in_features=1, batch_size=1, cutoffs=(1,), device="cuda")
 
 
 def zipf_labels(n_classes: int, n_rows: int, skew: float, seed: int = 0) -> Tensor:
@@ -49,54 +52,34 @@ def temporaries(run: Run) -> int:
 
 
 def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: float = 8.0) -> Iterator[Record]:
-    """Median and samples of each run, in interleaved rounds of random order, while the seconds last.
+    """A record of each run: median and samples, in interleaved rounds of this process.
 
-    Samples that were taken while the GPU was throttled are counted and left out; `throttled` is None where
-    the driver could not be asked.
+    Args:
+        runs: by the name of what they time; those of CUDA graphs have "graph" in it.
+        case: fields that every record gets.
+        rounds: at most so many.
+        seconds: no run takes part in a further round once it has spent so many.
     """
-    timer, order = CudaTimer(DEVICE), random.Random(0)
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    walls: dict[str, list[float]] = {name: [] for name in runs}
-    throttled, unknown = dict.fromkeys(runs, 0), False
-    peaks: dict[str, int] = {}
-    failed: dict[str, str] = {}
-    for name, run in runs.items():
-        try:
-            for _ in range(3):
-                run()
-            peaks[name] = 0 if "graph" in name else temporaries(run)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            failed[name] = str(error).splitlines()[0][:160]
-            torch.cuda.empty_cache()
-    begun = time.monotonic()
-    for _ in range(rounds):
-        names = [name for name in runs if name not in failed]
-        order.shuffle(names)
-        for name in names:
-            device_s, wall_s = timer(runs[name])
-            state = timer.throttled()
-            unknown |= state is None
-            if state:
-                throttled[name] += 1
-            else:
-                samples[name].append(device_s)
-                walls[name].append(wall_s)
-        if time.monotonic() - begun > seconds:
-            break
-    for name in runs:
-        if name not in failed and not samples[name]:
-            failed[name] = "the GPU was throttled in every sample"
-        if name in failed:
-            yield {**case, "impl": name, "status": "failed", "reason": failed[name]}
-        else:
+
+    def work(name: str) -> Callable[[], protocol.Work]:
+        return lambda: protocol.Work(peak_bytes=0 if "graph" in name else temporaries(runs[name]))
+
+    executors = {name: [RunHere(run, DEVICE, work(name))] for name, run in runs.items()}
+    policy = SamplingPolicy(seconds=seconds, least=1, most=rounds)
+    for name, found in Engine(executors).measure(dict.fromkeys(runs, ANY_CASE), policy).items():
+        samples = [sample.seconds for sample in found.samples]
+        if found.ok and not samples:
+            found.end("failed", "the GPU was throttled in every sample")
+        record = {**case, "impl": name, "status": found.status}
+        if found.ok:
             yield {
-                **case,
-                "impl": name,
-                "status": "ok",
-                "median_s": statistics.median(samples[name]),
-                "wall_s": statistics.median(walls[name]),
-                "samples_s": samples[name],
-                "throttled": True if throttled[name] else None if unknown else False,
-                "throttled_samples": throttled[name],
-                "temporary_bytes": peaks[name],
+                **record,
+                "median_s": statistics.median(samples),
+                "wall_s": statistics.median(sample.wall_s for sample in found.samples),
+                "samples_s": samples,
+                "throttled": found.was_throttled,
+                "throttled_samples": found.throttled,
+                "temporary_bytes": found.work.peak_bytes,
             }
+        else:
+            yield {**record, "reason": found.reason}

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.timing import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
-from zipfmax_bench.timing import replayed
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import build_for_timing, settings_of
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 
 Shape = dict[str, int]
 HEADLINE: Shape = {"n_classes": 267_735, "in_features": 1024, "batch_size": 16_384}

@@ -63,7 +63,7 @@ class Change:
         return "slower" if self.log > 0 else "faster"
 
     def doubtful(self, threshold: float) -> bool:
-        """Nearer to a slowdown that counts than to none, in an interval that has room for both."""
+        """Nearer to a slowdown that counts than to none, in an interval that contains both."""
         return self._margin(threshold) / 2 < self.log <= self.uncertainty
 
     def _margin(self, threshold: float) -> float:

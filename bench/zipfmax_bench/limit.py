@@ -67,7 +67,7 @@ class Limit:
     family: Family = "adaptive"
 
     def lacks(self, case: Case) -> str | None:
-        """Products are counted for `forward` and `train` alone: the other tasks' depend on the values."""
+        """Products are counted for `forward` and `train` only: the other tasks' depend on the values."""
         if case.task not in ("forward", "train"):
             return f"the limit is defined for the tasks forward and train, not for {case.task}"
         return missing_device(case)
@@ -79,6 +79,9 @@ class Limit:
 
 class LimitRunner:
     """The products of the loaded batch's shapes."""
+
+    captured_for_each_batch = True
+    """Its shapes are the batch's, so a CUDA graph of it holds for one batch only."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self._case = case

@@ -8,13 +8,11 @@ lucky sample, nor a batch that spares a cluster, nor a drift of the machine deci
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import chain, combinations, groupby, product
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,8 +25,9 @@ from zipfmax.calibration import Calibration, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.planner import plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
-from zipfmax_bench.coordinator import usable_cores
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import customary_cutoffs
+from zipfmax_reference.records import PlanProof
 from zipfmax_reference.runs import labels as label_distributions
 
 LABELS = (
@@ -47,34 +46,15 @@ HALVING = ((16, 2), (5, 5))
 FINAL_BATCHES, FINAL_ROUNDS = 6, 2
 """Fresh batches on which the finalists meet, and how many rounds on each; the batches' mean counts."""
 HOPELESS = 1.1
-"""Partitions whose head alone takes longer than this times the fastest step so far are not tried."""
+"""Partitions of which only the head takes longer than this times the fastest step so far are not tried."""
 
 # What a plan is held to.
 MEDIAN_EXCESS, WORST_EXCESS = 0.05, 0.15
 WORST_AGAINST_LITERATURE = 1 / 1.03
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One distribution and shape: what plan, best of the grid, literature's cutoffs and full softmax took."""
-
-    labels: str
-    n_classes: int
-    in_features: int
-    batch_size: int
-    task: str
-    plan: tuple[int, ...]
-    predicted_s: float
-    plan_s: float
-    best: tuple[int, ...]
-    best_s: float
-    tried: int
-    """Partitions of the grid that were timed; the others' heads alone are slower than the best."""
-    literature: tuple[int, ...]
-    literature_s: float
-    full_predicted_s: float
-    full_s: float
-    machine: dict[str, Any] = field(repr=False)
+class Outcome(PlanProof):
+    """The record of one distribution and shape, and what follows from its times."""
 
     @property
     def excess(self) -> float:
@@ -143,13 +123,13 @@ class Prover:
             in_features=in_features,
             batch_size=batch_size,
             task=self._task,
-            plan=plan.cutoffs,
+            plan=list(plan.cutoffs),
             predicted_s=plan.predicted_s,
             plan_s=seconds[plan.cutoffs],
-            best=best,
+            best=list(best),
             best_s=seconds[best],
             tried=len(searched),
-            literature=literature,
+            literature=list(literature),
             literature_s=seconds[literature],
             full_predicted_s=plan.full_s,
             full_s=self._full(FullTrial(batch_size, in_features, n_classes)),
@@ -157,9 +137,9 @@ class Prover:
         )
 
     def _search(self, trials: Sequence[Trial]) -> dict[Trial, float]:
-        """A sample of each trial, but for those whose head alone is slower than the fastest step.
+        """A sample of each trial, but for those of which only the head is slower than the fastest step.
 
-        A step does all that its head alone does, so no partition that is left out can be the best.
+        A step does all that its head does, so no partition that is left out can be the best.
         """
         found: dict[Trial, float] = {}
         for shortlist, group in groupby(trials, key=lambda trial: trial.layout.shortlist_size):
@@ -258,9 +238,7 @@ def read(path: Path) -> list[Outcome]:
     if not path.exists():
         return []
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    tuples = ("plan", "best", "literature")
-    records = [json.loads(line) for line in lines]
-    return [Outcome(**{**record, **{name: tuple(record[name]) for name in tuples}}) for record in records]
+    return [Outcome.model_validate_json(line) for line in lines]
 
 
 def main(
@@ -303,7 +281,7 @@ def main(
 
 
 def _line(outcome: Outcome) -> str:
-    return json.dumps(asdict(outcome)) + "\n"
+    return outcome.model_dump_json() + "\n"
 
 
 if __name__ == "__main__":

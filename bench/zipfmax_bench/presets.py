@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from zipfmax.errors import UsageError
-from zipfmax_bench.coordinator import Effort
-from zipfmax_bench.cost import product_flops
+from zipfmax_bench.engine import SamplingPolicy
+from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.labels import vocabulary_size
 
@@ -39,7 +39,7 @@ class Axes:
     logit_std: tuple[float | None, ...] = (None,)
     device: str = "cpu"
     seed: int = 0
-    effort: Effort = field(default_factory=Effort)
+    policy: SamplingPolicy = field(default_factory=SamplingPolicy)
     also: tuple[Mapping[str, object], ...] = ()
 
 
@@ -48,7 +48,7 @@ PRESETS: Mapping[str, Axes] = {
         classes=(10_000, 50_000, 267_735),
         labels=("zipf:0", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en"),
         batch=(256,),
-        effort=Effort(seconds=0.35, least=3, budget_s=9.0),
+        policy=SamplingPolicy(seconds=0.35, least=3, budget_s=9.0),
         # How memory grows with the batch.
         also=({"classes": (50_000,), "labels": ("zipf:1.0",), "tasks": ("train",), "batch": (512, 1024)},),
     ),
@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Axes] = {
         implementations=("zipfmax:eager", "zipfmax:tiled", "torch", "full"),
         features=(64,),
         batch=(128,),
-        effort=Effort(seconds=1.5, least=12, most=48),
+        policy=SamplingPolicy(seconds=1.5, least=12, most=48),
     ),
     # Vocabulary by skew on a GPU, with logits nearly as flat as untrained and as spread as trained.
     "gpu": Axes(
@@ -72,7 +72,7 @@ PRESETS: Mapping[str, Axes] = {
         dtypes=("bfloat16",),
         logit_std=(1.0, 4.0),
         device="cuda",
-        effort=Effort(seconds=0.4, least=5, most=15, budget_s=60.0),
+        policy=SamplingPolicy(seconds=0.4, least=5, most=15, budget_s=60.0),
     ),
     "wikitext103": Axes(
         classes=(267_735,),

@@ -1,12 +1,17 @@
-"""What a coordinator and its workers say to each other. Plain values only: no array ever crosses a pipe."""
+"""What the engine asks of an executor, and the answers.
+
+Plain values only: no array crosses a pipe. Results travel as files, from the process that runs an
+implementation to the one that judges them and runs no user's code.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
 
-# Two names beside the implementations': the bare matrix products, and the process that checks parity.
+# Two names beside the implementations': the bare matrix products, and the process that judges results.
 LIMIT = "limit"
 CHECKER = "parity"
 
@@ -16,6 +21,8 @@ class Prepare:
     """Hold this case's weights and its first batch. Answered by `Prepared` or `Lacking`."""
 
     case: Case
+    fastest: bool = True
+    """Whether settings are searched for the fastest that is exact, as for timing."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +31,42 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Load the batch of this round and time runs on it. Answered by `Timed`, the median of the runs.
+class Load:
+    """Draw a batch and load it in new storage; no other run of the case sees it. Answered by `Loaded`.
 
-    With `replay` a GPU's run is captured in a CUDA graph, and replays of it are timed, where it can be.
+    Where `warm` names another batch, a sample begins: a short run, or a GPU's, is first done on that batch,
+    untimed, to have memory and threads at hand. With `replay` a GPU's run is then captured in a CUDA graph,
+    where it can be, and this batch and the following ones are copied into the graph's input.
     """
 
-    round: int
-    runs: int = 1
+    batch: int
+    warm: int | None = None
     replay: bool = False
+
+
+@dataclass(frozen=True)
+class TakeSample:
+    """Time one run on the loaded batch, and do nothing else. Answered by `Timed`.
+
+    An `empty` one times nothing: what its round trip takes is the cost of asking.
+    """
+
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Save what the last run computed: an .npy file for each tensor in `folder`. Answered by `Kept`.
+
+    Without a timed run before it, the first batch of the case is run.
+    """
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Let go of the case's weights. Answered by `Kept`."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +84,16 @@ class Split:
 
 
 @dataclass(frozen=True)
-class CheckParity:
-    """Compare the implementation with the definition on this case. Answered by `Parity`."""
+class Judge:
+    """Compare results that `Keep` saved with the definition. Answered by `Parity`."""
 
     implementation: str
+    family: Family
     case: Case
+    batch: int
+    folder: str
+    mismatches: tuple[tuple[str, str], ...] = ()
+    """Tensors whose dtype, device or storage is wrong, and how."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +112,18 @@ class Lacking:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A batch is ready to be run."""
+
+    occupancy: tuple[int, ...] = ()
+    """Rows of the batch in the shortlist and in each tail."""
+    replayed: bool = False
+    """Whether replays of a CUDA graph will be timed."""
+
+
+@dataclass(frozen=True)
 class Timed:
-    """One sample.
+    """One run.
 
     `seconds` is device time on a GPU and wall time on a CPU; `wall_s` is wall time on both. `throttled` says
     that the GPU ran below its clocks meanwhile, so the sample does not count; None where that is unknown.
@@ -82,11 +131,15 @@ class Timed:
 
     seconds: float
     wall_s: float
-    occupancy: tuple[int, ...]
-    """Rows of the batch in the shortlist and in each tail."""
     throttled: bool | None = None
-    replayed: bool = False
-    """Whether replays of a CUDA graph were timed."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The results are in the folder."""
+
+    mismatches: tuple[tuple[str, str], ...] = ()
+    """Tensors whose dtype, device or storage is wrong, and how; "*" stands for the whole run."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +150,12 @@ class Work:
     flops: int | None = None
     launches: int | None = None
     synchronisations: int | None = None
+    all_counted: bool = False
+    """Whether every operation was torch's own, whose FLOPs are known."""
+    delegates: str | None = None
+    """The layer of torch.nn that does the work, if one was called."""
+    uncounted: str | None = None
+    """What went wrong while work was counted."""
 
 
 @dataclass(frozen=True)
@@ -126,5 +185,5 @@ class Failure:
     reason: str
 
 
-Request = Prepare | WarmUp | Sample | Weigh | Split | CheckParity
-Reply = Prepared | Lacking | Timed | Work | PartTimes | Parity | Failure
+Request = Prepare | WarmUp | Load | TakeSample | Keep | Forget | Weigh | Split | Judge
+Reply = Prepared | Lacking | Loaded | Timed | Kept | Work | PartTimes | Parity | Failure

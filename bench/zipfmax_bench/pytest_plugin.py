@@ -1,7 +1,7 @@
 """The pytest plugin behind `pytest --benchmark`: options, and which files to collect.
 
-A package of its own beside `zipfmax`, because pytest loads it in every run of every project of the
-environment: it imports neither torch nor zipfmax.
+pytest loads it in every run of every project of the environment: it imports neither torch nor zipfmax, and
+does nothing unless `--benchmark` is given.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--benchmark"):
         return
     if not config.pluginmanager.hasplugin("benchmark"):
-        raise pytest.UsageError("--benchmark needs pytest-benchmark, which is disabled or not installed")
+        raise pytest.UsageError(
+            "--benchmark needs pytest-benchmark, which is disabled or not installed: "
+            "pip install 'zipfmax[harness]'"
+        )
     if config.getoption("numprocesses", None):
         raise pytest.UsageError("--benchmark runs one benchmark at a time: leave out -n")
     config.option.benchmark_only = True

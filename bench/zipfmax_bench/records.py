@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from zipfmax_bench import statistics
-from zipfmax_bench.coordinator import Measurement
+from zipfmax_bench import ratios
+from zipfmax_bench.engine import Measurement
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
@@ -18,6 +18,9 @@ from zipfmax_reference.runs.case import Case
 REFERENCES = ("full", "torch")
 # What a gate holds times against: those, and the bare matrix products, which allocate nothing and vary least.
 STEADY = (*REFERENCES, LIMIT)
+
+FINDINGS = {"parity_failed": "parity failed", "failed": "failed", "implausible": "implausible"}
+"""Statuses that are a fault of the implementation, in words."""
 
 Record = dict[str, Any]
 
@@ -68,16 +71,16 @@ def occupancy(case: Case, measurement: Measurement) -> list[float] | None:
     return [float(share) for share in rows / max(rows.sum(), 1)]
 
 
-def seconds_by_round(measurement: Measurement) -> dict[statistics.Key, float]:
+def seconds_by_round(measurement: Measurement) -> dict[ratios.Key, float]:
     """What the statistics pair by."""
     return {(sample.process, sample.round): sample.seconds for sample in measurement.samples}
 
 
-def measured_ratio(reference: Measurement | None, own: Measurement) -> statistics.Ratio | None:
+def measured_ratio(reference: Measurement | None, own: Measurement) -> ratios.Ratio | None:
     """How many times faster than the reference, from the rounds of both; None if either did not run."""
     if reference is None or not (reference.ok and own.ok):
         return None
-    return statistics.speedup(seconds_by_round(reference), seconds_by_round(own))
+    return ratios.speedup(seconds_by_round(reference), seconds_by_round(own))
 
 
 def precise(found: Mapping[str, Measurement], precision: float) -> bool:
@@ -102,17 +105,11 @@ def _times(own: Measurement) -> Record:
         "samples_process": [sample.process for sample in own.samples],
         "n_rounds": len(own.samples),
         "runs_per_sample": own.runs_per_sample,
-        "throttled": _throttled(own),
+        "throttled": own.was_throttled,
         "throttled_samples": own.throttled,
         "replayed": own.replayed,
+        "verified_samples": own.verified,
     }
-
-
-def _throttled(own: Measurement) -> bool | None:
-    """Whether the device was slowed down in a sample, which was left out; None where nobody could say."""
-    if own.throttled:
-        return True
-    return None if own.unknown_throttle or not own.samples else False
 
 
 def _work(own: Measurement) -> Record:
@@ -121,6 +118,8 @@ def _work(own: Measurement) -> Record:
         "flops": own.work.flops,
         "launches": own.work.launches,
         "synchronisations": own.work.synchronisations,
+        "delegates": own.work.delegates,
+        "uncounted": own.work.uncounted,
     }
 
 

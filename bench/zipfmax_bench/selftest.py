@@ -26,11 +26,13 @@ from rich.table import Table
 from zipfmax.errors import UsageError
 from zipfmax_bench import judge, presets, protocol, records
 from zipfmax_bench.baseline import Baseline, cell_of
-from zipfmax_bench.coordinator import Coordinator, Worker
+from zipfmax_bench.engine import Engine
+from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.gate import examine, measure_again, sharpened
 from zipfmax_bench.judge import Finding, Outcome
+from zipfmax_reference.records import RunDirectory, SelfTest, SelfTestRun
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 AXES = presets.PRESETS["gate"]
 # Under a millisecond a run: the hardest to time well. They share their weights, so going from one to the
@@ -40,9 +42,6 @@ OURS = "zipfmax"
 REFERENCES = ("torch", protocol.LIMIT)
 THREADS = 1
 PROCESSES = 6
-
-RUNS = "selftest_runs"
-"""File of a run directory with a line a gate run."""
 
 MOST_FALSE_ALARMS = 0.01
 LEAST_CAUGHT = 0.95
@@ -129,13 +128,13 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
         raise UsageError("--resume needs --out: the run directory to go on with")
     console = Console()
     directory = (
-        RunDirectory.create(out, {"self_test": {kind.name: kind.runs for kind in kinds}}, resume)
+        RunDirectory.start(out, invocation({"self_test": {kind.name: kind.runs for kind in kinds}}), resume)
         if out
         else None
     )
     done: dict[tuple[str, int], bool] = {}
-    for line in directory.records(RUNS) if directory else ():
-        done[line["kind"], line["run"]] = line["failed"]
+    for one in directory.read(SelfTestRun) if directory else ():
+        done[one.kind, one.run] = one.failed
     started = time.monotonic()
     todo = [(kind, run) for kind, run in schedule(kinds) if (kind.name, run) not in done]
     left = Counter(kind.stand_in for kind, _ in todo)
@@ -144,7 +143,7 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
             line = bench.gate_run(kind)
             done[kind.name, run] = line["failed"]
             if directory is not None:
-                directory.append(RUNS, {"kind": kind.name, "run": run, **line})
+                directory.write(SelfTestRun(kind=kind.name, run=run, **line))
             left[kind.stand_in] -= 1
             if not left[kind.stand_in] and kind.stand_in != OURS:
                 bench.close(kind.stand_in)
@@ -152,7 +151,7 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
     console.print(_table(scores))
     console.print(f"{len(todo)} gate runs in {time.monotonic() - started:.0f} s", highlight=False)
     if directory is not None:
-        directory.append_all("selftest", [{**asdict(one), "share": one.share} for one in scores])
+        directory.write(*(SelfTest(**asdict(one), share=one.share) for one in scores))
     return 0 if all(one.holds for one in scores) else 1
 
 
@@ -170,7 +169,7 @@ class Bench:
     """Pools of worker processes, one of each implementation, for both sides of a gate run."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._pools: dict[str, list[Worker]] = {}
+        self._pools: dict[str, list[WorkerProcess]] = {}
         self._random = random.Random(seed)
         self._turn = 0
 
@@ -205,12 +204,13 @@ class Bench:
             "seconds": time.monotonic() - started,
         }
 
-    def _measure(self, case: Case, name: str, workers: Mapping[str, Sequence[Worker]]) -> records.Record:
+    def _measure(
+        self, case: Case, name: str, workers: Mapping[str, Sequence[WorkerProcess]]
+    ) -> records.Record:
         """Timing line of an implementation, measured beside the references."""
         together = (name, *REFERENCES)
-        coordinator = Coordinator.borrowing({each: workers[each] for each in together}, THREADS, self._random)
-        found = coordinator.prepare(case, together, AXES.effort)
-        coordinator.sample(found, AXES.effort)
+        engine = Engine({each: workers[each] for each in together}, self._random)
+        found = engine.measure(dict.fromkeys(together, case), AXES.policy)
         for each, measurement in found.items():
             if not measurement.ok:
                 raise UsageError(
@@ -218,14 +218,14 @@ class Bench:
                 )
         return records.timing_line(case, name, found, found[protocol.LIMIT], THREADS)
 
-    def _sides(self, kind: Kind) -> tuple[dict[str, list[Worker]], dict[str, list[Worker]]]:
+    def _sides(self, kind: Kind) -> tuple[dict[str, list[WorkerProcess]], dict[str, list[WorkerProcess]]]:
         """Ready workers of every name for the baseline and for the run, none of them in both."""
         sizes = dict.fromkeys((OURS, *REFERENCES), 2 * PROCESSES)
         sizes.setdefault(kind.stand_in, PROCESSES)
         fresh = []
         for name, size in sizes.items():
             pool = self._pools.setdefault(name, [])
-            fresh += [Worker(name, THREADS) for _ in range(size - len(pool))]
+            fresh += [WorkerProcess(name, THREADS) for _ in range(size - len(pool))]
             pool += [worker for worker in fresh if worker.name == name]
         for worker in fresh:
             worker.start()

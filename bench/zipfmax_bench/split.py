@@ -13,12 +13,12 @@ from collections.abc import Callable
 import numpy as np
 
 from zipfmax.clusters import ClusterLayout
+from zipfmax.timing import Timer
 from zipfmax_bench.limit import LimitRunner
 from zipfmax_bench.protocol import PartTimes
-from zipfmax_bench.timing import Timer
 from zipfmax_reference.contestants.implementation import Array, Labels, Runner
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_batch
+from zipfmax_reference.runs.drawing import draw_batch
 
 TASKS = ("forward", "train")
 """The tasks in which the labels decide which tails are computed."""
@@ -83,7 +83,7 @@ def _steps(
     timer: Timer,
     capture: Capture | None,
 ) -> list[float]:
-    """Seconds of the whole step, of the head alone, and of the head with each tail in use."""
+    """Seconds of the whole step, of only the head, and of the head with each tail in use."""
     seconds = []
     for labels in (*(keep_tail(layout, target, tail) for tail in (None, *used)), target):
         runner.load(hidden, labels)

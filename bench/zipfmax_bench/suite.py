@@ -15,12 +15,13 @@ from typing import Any, Self
 import torch
 
 from zipfmax_bench import presets, records
-from zipfmax_bench.coordinator import Coordinator, Effort, Measurement
-from zipfmax_bench.parity import ParityGuard
+from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 AXES = {
     "quick": presets.Axes(
@@ -28,9 +29,11 @@ AXES = {
         labels=("zipf:1.0",),
         features=(64,),
         batch=(128,),
-        effort=Effort(seconds=0.5, least=5, budget_s=5.0),
+        policy=SamplingPolicy(seconds=0.5, least=5, budget_s=5.0),
     ),
-    "full": replace(presets.PRESETS["quick"], also=(), labels=("zipf:1.0", "wordfreq:en"), effort=Effort()),
+    "full": replace(
+        presets.PRESETS["quick"], also=(), labels=("zipf:1.0", "wordfreq:en"), policy=SamplingPolicy()
+    ),
 }
 # Log-probabilities of all classes, which most implementations' topk reads too, take memory that grows with
 # the vocabulary.
@@ -93,11 +96,11 @@ class Suite:
     """
 
     def __init__(self, names: Sequence[str], size: str, folder: Path, threads: int, processes: int) -> None:
-        self.effort = AXES[size].effort
+        self.policy = AXES[size].policy
         self.threads = threads
-        self._directory = RunDirectory.create(folder / "run", {"suite": {"size": size}})
+        self._directory = RunDirectory.start(folder / "run", invocation({"suite": {"size": size}}))
         log = self._directory.path / "workers.log"
-        self._coordinator = Coordinator([*names, LIMIT], threads, processes, log)
+        self._engine = Engine.of_processes([*names, LIMIT], threads, processes, log)
         self._guard = ParityGuard(self._directory, threads, log)
         self._found: dict[str, dict[str, Measurement]] = {}
 
@@ -108,19 +111,17 @@ class Suite:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._guard.__exit__(kind, error, trace)
-        self._coordinator.__exit__(kind, error, trace)
+        self._engine.__exit__(kind, error, trace)
 
     def record(self, case: Case, name: str, together_with: Sequence[str]) -> records.Record:
         """The timing line of an implementation on a case, which is measured with others at the first call."""
         if case.id not in self._found:
-            found = self._coordinator.prepare(case, [*together_with, LIMIT], self.effort)
-            for other in together_with:
-                if found[other].ok and (fault := self._guard.fault(other, case)):
-                    found[other].end(*fault)
-            self._coordinator.sample(found, self.effort)
-            self._found[case.id] = found
+            subjects = dict.fromkeys([*together_with, LIMIT], case)
+            self._found[case.id] = self._engine.measure(
+                subjects, self.policy, judge=self._guard.fault, verifier=self._guard
+            )
         found = self._found[case.id]
-        adaptive = registry.implementation(name).family == "adaptive"
+        adaptive = registry.family(name) == "adaptive"
         line = records.timing_line(case, name, found, found[LIMIT] if adaptive else None, self.threads)
         return {**line, "parity_error": self.parity_error(case, name)}
 

@@ -7,25 +7,29 @@ sweep knows what is left, and a reader knows what is missing and why.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import records
-from zipfmax_bench.coordinator import Coordinator, Measurement, usable_cores
-from zipfmax_bench.cost import CostModel, product_flops
-from zipfmax_bench.parity import ParityGuard
-from zipfmax_bench.plan import Options, Plan, make_plan
+from zipfmax_bench.engine import Engine, Measurement
+from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.parity_guard import ParityGuard
+from zipfmax_bench.prediction import RunTimePredictor, product_flops
 from zipfmax_bench.progress import SweepProgress
 from zipfmax_bench.protocol import LIMIT
-from zipfmax_bench.ranks import Ranks
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
-from zipfmax_bench.table import timing_tables
+from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
+from zipfmax_bench.table import show, timing_tables
+from zipfmax_bench.torchrun import Ranks
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.labels import vocabulary_size
 
@@ -34,8 +38,10 @@ PEERS = tuple(name for name in registry.names() if not name.startswith("zipfmax"
 INTERRUPTED = 130
 
 
-def run(options: Options, out: Path | None, resume: bool) -> int:
-    """Run a sweep, print its table, and return the exit status: 1 if zipfmax or a user's own class is wrong.
+def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
+    """Run a sweep, print its table, and return the exit status: 1 if zipfmax or a user's own class is
+
+    wrong, raises or has implausible times; each cause is told once.
 
     Args:
         options: the choices of the command line.
@@ -47,12 +53,12 @@ def run(options: Options, out: Path | None, resume: bool) -> int:
     """
     console = Console()
     ranks = Ranks.of_environment()
-    plan = make_plan(options, out, resume) if ranks is None else _shared_plan(options, out, resume, ranks)
+    plan = resolve(options, out, resume) if ranks is None else _shared_plan(options, out, resume, ranks)
     path = plan.directory.path
     try:
         Sweep(plan, console, ranks).run()
     except KeyboardInterrupt:
-        done = len(plan.directory.done("timings"))
+        done = len(plan.directory.finished(Timing))
         _say(console, f"interrupted after {done} of {len(plan.cases) * len(plan.implementations)} cells")
         _say(console, f"go on with: zipfmax sweep --resume --out {path}")
         return INTERRUPTED
@@ -60,46 +66,51 @@ def run(options: Options, out: Path | None, resume: bool) -> int:
         ranks.finish()
         if not ranks.first:
             return 0
-    lines = plan.directory.records("timings")
+    lines = plan.directory.rows(Timing)
     _say(console, "\nmilliseconds (times faster than full softmax)")
-    console.print(*timing_tables(lines, plan.implementations))
+    show(console, timing_tables(lines, plan.implementations))
     _say(console, f"run directory: {path}")
-    wrong = sorted({line["impl"] for line in lines if line["status"] == "parity_failed"})
-    if wrong:
-        print(f"zipfmax: parity failed for {', '.join(wrong)}; see {path / 'parity.jsonl'}", file=sys.stderr)
-    return 1 if any(name not in PEERS for name in wrong) else 0
+    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in records.FINDINGS]
+    for text, cells in Counter(causes).items():
+        print(f"zipfmax: {text}" + (f" ({cells} cells)" if cells > 1 else ""), file=sys.stderr)
+    return 1 if any(line["status"] in records.FINDINGS and line["impl"] not in PEERS for line in lines) else 0
 
 
-def _shared_plan(options: Options, out: Path | None, resume: bool, ranks: Ranks) -> Plan:
+def cause(line: records.Record) -> str:
+    """Why a cell has no time, without the name of the case, so that equal causes are told once."""
+    return f"{records.FINDINGS[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
+
+
+def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: Ranks) -> ResolvedSweep:
     """The same plan on every rank: the first makes the run directory, the others go on with it."""
     if out is None:
         raise UsageError("a sweep over several ranks needs --out: one run directory for all")
     ranks.take_own_gpu()
     options = replace(options, threads=options.threads or max(1, usable_cores() // ranks.local_size))
     if ranks.first:
-        plan = make_plan(options, out, resume or ranks.restart > 0)
+        plan = resolve(options, out, resume or ranks.restart > 0)
         ranks.announce()
         return plan
     ranks.await_directory()
-    return make_plan(options, out, resume=True)
+    return resolve(options, out, resume=True)
 
 
 class Sweep:
     """The cells of a plan that its run directory does not hold yet."""
 
-    def __init__(self, plan: Plan, console: Console, ranks: Ranks | None = None) -> None:
+    def __init__(self, plan: ResolvedSweep, console: Console, ranks: Ranks | None = None) -> None:
         self._plan = plan
         self._ranks = ranks
         self._console = console
-        self._families = {name: registry.implementation(name).family for name in plan.implementations}
-        self._costs = CostModel(self._families)
+        self._families = {name: registry.family(name) for name in plan.implementations}
+        self._costs = RunTimePredictor(self._families)
         self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason
-        for line in plan.directory.records("timings"):
+        for line in plan.directory.rows(Timing):
             self._learn(line)
 
     def run(self) -> None:
         """Measure what is missing; every finished cell is on the disk at once."""
-        plan, done = self._plan, self._plan.directory.done("timings")
+        plan, done = self._plan, self._plan.directory.finished(Timing)
         todo = []
         for case in plan.cases:
             missing = [name for name in plan.implementations if (case.id, name) not in done]
@@ -110,14 +121,14 @@ class Sweep:
         log = plan.directory.path / "workers.log"
         names = [*plan.implementations, LIMIT]
         with ExitStack() as stack:
-            coordinator = stack.enter_context(Coordinator(names, plan.threads, plan.processes, log))
+            engine = stack.enter_context(Engine.of_processes(names, plan.threads, plan.processes, log))
             guard = stack.enter_context(ParityGuard(plan.directory, plan.threads, log))
             progress = stack.enter_context(
                 SweepProgress([self._weight(case) for case, _ in todo], self._console)
             )
             for case, missing in self._own(todo):
                 progress.begin(describe(case))
-                self._case(case, missing, coordinator, guard)
+                self._case(case, missing, engine, guard)
                 progress.finish()
 
     def _own(self, todo: Sequence[tuple[Case, list[str]]]) -> Iterator[tuple[Case, list[str]]]:
@@ -130,20 +141,22 @@ class Sweep:
             if case.id in missing:
                 yield case, missing[case.id]
 
-    def _case(self, case: Case, missing: Sequence[str], coordinator: Coordinator, guard: ParityGuard) -> None:
+    def _case(self, case: Case, missing: Sequence[str], engine: Engine, guard: ParityGuard) -> None:
         # A resumed case measures its references again: a speedup needs both in the same rounds.
         wanted = [
             name for name in self._plan.implementations if name in missing or name in records.REFERENCES
         ]
         refused = {name: refusal for name in wanted if (refusal := self._refusal(name, case))}
         ready = [name for name in wanted if name not in refused]
-        found = coordinator.prepare(case, [*ready, LIMIT], self._plan.effort) if ready else {}
-        for name in ready:
-            if found[name].ok and (fault := guard.fault(name, case)):
-                found[name].end(*fault)
-        precision = self._plan.effort.precision
-        satisfied = None if precision is None else lambda: records.precise(found, precision)
-        coordinator.sample(found, self._plan.effort, satisfied, self._to_split(case))
+        precision = self._plan.policy.precision
+        found = engine.measure(
+            dict.fromkeys([*ready, LIMIT] if ready else [], case),
+            self._plan.policy,
+            judge=guard.fault,
+            satisfied=None if precision is None else partial(records.precise, precision=precision),
+            split=self._to_split(case),
+            verifier=guard,
+        )
         limit = found.pop(LIMIT, None)
         found |= refused
         lines = []
@@ -151,7 +164,7 @@ class Sweep:
             own_limit = limit if self._families[name] == "adaptive" else None
             lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
             self._learn(lines[-1])
-        self._plan.directory.append_all("timings", lines)
+        self._plan.directory.write(*(Timing(**line) for line in lines))
 
     def _to_split(self, case: Case) -> list[str]:
         """Whose head and tails are timed apart: zipfmax's, a user's own, and the bare products."""
@@ -168,11 +181,11 @@ class Sweep:
             return Measurement("skipped", reason)
         if exhausted := self._exhausted.get((name, case.without_labels)):
             return Measurement("out_of_memory", f"as with other labels before: {exhausted}")
-        effort, run_s = self._plan.effort, self._costs.predict(name, case)
-        if run_s is not None and run_s * effort.least_rounds > effort.budget_s:
+        policy, run_s = self._plan.policy, self._costs.predict(name, case)
+        if run_s is not None and run_s * policy.least_rounds > policy.budget_s:
             reason = (
-                f"predicted {run_s * effort.least_rounds:.3g} s for {effort.least_rounds} rounds, "
-                f"past the budget of {effort.budget_s:g} s"
+                f"predicted {run_s * policy.least_rounds:.3g} s for {policy.least_rounds} rounds, "
+                f"past the budget of {policy.budget_s:g} s"
             )
             return Measurement("over_budget", reason)
         return None
@@ -184,16 +197,16 @@ class Sweep:
             key = line["impl"], Case.from_fields(line).without_labels
             self._exhausted.setdefault(key, line["reason"])
         if line["status"] == "over_budget":
-            seconds = self._plan.effort.budget_s / self._plan.effort.least_rounds
+            seconds = self._plan.policy.budget_s / self._plan.policy.least_rounds
         if seconds and line["impl"] in self._families:
             self._costs.learn(line["impl"], Case.from_fields(line), seconds)
 
     def _weight(self, case: Case) -> float:
         """Expected seconds on a slow machine; only the proportions matter."""
-        effort = self._plan.effort
+        policy = self._plan.policy
         rate = 1e11 if case.device == "cpu" else 1e14
-        runs_s = (effort.least_rounds * product_flops(own, case) / rate for own in self._families.values())
-        return 1.0 + sum(min(max(effort.seconds, own), effort.budget_s) for own in runs_s)
+        runs_s = (policy.least_rounds * product_flops(own, case) / rate for own in self._families.values())
+        return 1.0 + sum(min(max(policy.seconds, own), policy.budget_s) for own in runs_s)
 
 
 def describe(case: Case) -> str:

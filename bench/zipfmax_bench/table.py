@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
+
+_ANY_WIDTH = 100_000
 
 # What a cell without a time shows in its place.
 _WORDS = {
@@ -15,6 +18,7 @@ _WORDS = {
     "out_of_memory": "out of memory",
     "over_budget": "over budget",
     "parity_failed": "parity failed",
+    "implausible": "implausible",
 }
 
 
@@ -29,13 +33,41 @@ def timing_tables(records: Iterable[Mapping[str, Any]], implementations: Sequenc
     for group, rows in groups.items():
         table = Table(title=f"{group}", title_justify="left")
         table.box = SIMPLE_HEAD
-        table.add_column("labels", min_width=12)
-        for name in implementations:
-            table.add_column(name, justify="right", min_width=13)
+        table.add_column("labels", min_width=12, overflow="fold")
+        for heading in headings(implementations):
+            table.add_column(heading, justify="right", min_width=13, overflow="fold")
         for labels, cells in rows.items():
             table.add_row(labels, *(_cell(cells.get(name)) for name in implementations))
         tables.append(table)
     return tables
+
+
+def show(console: Console, tables: Iterable[Table]) -> None:
+    """Print tables: as wide as they are into a pipe or a file, folded to the width of a terminal."""
+    wide = console if console.is_terminal else Console(file=console.file, width=_ANY_WIDTH)
+    for table in tables:
+        wide.print(table)
+
+
+def headings(implementations: Sequence[str]) -> list[str]:
+    """Names of implementations, those of files without the folders that all of one name share.
+
+    Two different names stay different: as many folders are kept as it takes.
+    """
+    short = []
+    for name in implementations:
+        parts = name.split("/")
+        kept = 1
+        while kept < len(parts) and any(
+            other != name and _last(other, kept) == _last(name, kept) for other in implementations
+        ):
+            kept += 1
+        short.append(_last(name, kept))
+    return short
+
+
+def _last(name: str, parts: int) -> str:
+    return "/".join(name.split("/")[-parts:])
 
 
 def _group(record: Mapping[str, Any]) -> str:
@@ -60,6 +92,8 @@ def _cell(record: Mapping[str, Any] | None) -> str:
     if not record.get("exact", True):
         return f"{time} (inexact)"
     speedup = record["speedup_vs_full"]
+    # An implementation that hands the work on is no other one: torch's own is expected to.
+    by = " by torch.nn" if record.get("delegates") and record["impl"] != "torch" else ""
     if speedup is None or record["impl"] == "full":
-        return time
-    return f"{time} ({speedup:.3g}x)"
+        return time + by
+    return f"{time} ({speedup:.3g}x){by}"

@@ -23,11 +23,13 @@ from rich.progress import track
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import records
-from zipfmax_bench.coordinator import Coordinator, Effort, Measurement, usable_cores
+from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
 from zipfmax_bench.protocol import LIMIT
+from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 OURS = "zipfmax:tiled"
 SIZES = ((256, 512), (512, 1024), (1024, 4096))
@@ -42,7 +44,7 @@ def cases(
     classes: Iterable[int], skews: Iterable[float], dtypes: Iterable[str], tasks: Iterable[str]
 ) -> Iterator[Case]:
     """The grid, small cells first."""
-    # Cases that differ in skew alone share their weights, so they come one after the other.
+    # Cases that differ only in skew share their weights, so they come one after the other.
     for n_classes, (features, batch), dtype, task, skew in product(classes, SIZES, dtypes, tasks, skews):
         yield Case(
             n_classes=n_classes,
@@ -65,39 +67,39 @@ class Grid:
     """Measures cases one after the other.
 
     Args:
-        coordinator: of all implementations.
-        effort: of a case.
+        engine: of all implementations.
+        policy: of a case.
         paddle_s: what one run of Paddle may take. Its CPU softmax is quadratic in the classes, so a case in
             which it takes longer ends its part in all that are as large.
         threads: of every worker.
     """
 
-    def __init__(self, coordinator: Coordinator, effort: Effort, paddle_s: float, threads: int) -> None:
-        self._coordinator, self._effort, self._threads = coordinator, effort, threads
-        self._paddle_effort = replace(effort, budget_s=effort.least_rounds * paddle_s)
+    def __init__(self, engine: Engine, policy: SamplingPolicy, paddle_s: float, threads: int) -> None:
+        self._engine, self._policy, self._threads = engine, policy, threads
+        self._paddle_policy = replace(policy, budget_s=policy.least_rounds * paddle_s)
         self._too_large_for_paddle: list[Case] = []
 
     def measure(self, case: Case) -> list[Record]:
         """The timing lines of a case."""
         names = implementations(case)
-        rivals = [name for name in names if name != "paddle"]
-        found = self._coordinator.prepare(case, [*rivals, LIMIT], self._effort)
-        if "paddle" in names:
-            found["paddle"] = self._paddle(case)
-        self._coordinator.sample(found, self._effort)
+        smaller = self._paddle_failed_on(case) if "paddle" in names else None
+        subjects = dict.fromkeys([*names, LIMIT], case)
+        if smaller is not None:
+            del subjects["paddle"]
+        found = self._engine.measure(subjects, self._policy, policies={"paddle": self._paddle_policy})
+        if smaller is not None:
+            found["paddle"] = Measurement("over_budget", f"so it was in {smaller.id}")
+        elif "paddle" in names and found["paddle"].status == "over_budget":
+            self._too_large_for_paddle.append(case)
         limit = found.pop(LIMIT)
         return [records.timing_line(case, name, found, limit, self._threads) for name in names]
 
-    def _paddle(self, case: Case) -> Measurement:
+    def _paddle_failed_on(self, case: Case) -> Case | None:
+        """A case no larger than this one in which Paddle was over its budget."""
         for smaller in self._too_large_for_paddle:
             if smaller.n_classes <= case.n_classes and smaller.batch_size <= case.batch_size:
-                measurement = Measurement()
-                measurement.end("over_budget", f"so it was in {smaller.id}")
-                return measurement
-        measurement = self._coordinator.prepare(case, ["paddle"], self._paddle_effort)["paddle"]
-        if measurement.status == "over_budget":
-            self._too_large_for_paddle.append(case)
-        return measurement
+                return smaller
+        return None
 
 
 def rows(lines: Iterable[Record]) -> list[Record]:
@@ -205,8 +207,8 @@ def main(
     if unknown:
         raise UsageError(f"--classes should be of {sorted(LITERATURE_CUTOFFS)}, got {sorted(unknown)}")
     threads = threads or usable_cores()
-    directory = RunDirectory.create(out, {"threads": threads, "seconds": seconds}, resume=True)
-    done = {line["case"] for line in directory.records("timings")}
+    directory = RunDirectory.start(out, invocation({"threads": threads, "seconds": seconds}), resume=True)
+    done = {timing.case for timing in directory.read(Timing)}
     wanted = cases(
         classes or sorted(LITERATURE_CUTOFFS),
         skew or SKEWS,
@@ -214,13 +216,14 @@ def main(
         task or ("train", "forward"),
     )
     todo = [case for case in wanted if case.id not in done]
-    effort = Effort(seconds=seconds, least=LEAST_ROUNDS, budget_s=120.0)
+    policy = SamplingPolicy(seconds=seconds, least=LEAST_ROUNDS, budget_s=120.0)
     console = Console()
-    with Coordinator([OURS, "torch", "paddle", LIMIT], threads, log=out / "workers.log") as coordinator:
-        grid = Grid(coordinator, effort, paddle_seconds, threads)
+    names = [OURS, "torch", "paddle", LIMIT]
+    with Engine.of_processes(names, threads, log=out / "workers.log") as engine:
+        grid = Grid(engine, policy, paddle_seconds, threads)
         for case in track(todo, description="measuring", console=console, transient=True):
-            directory.append_all("timings", grid.measure(case))
-    found = rows(directory.records("timings"))
+            directory.write(*(Timing(**line) for line in grid.measure(case)))
+    found = rows(directory.rows(Timing))
     text = "\n".join([markdown(found), "", *(f"- {line}" for line in summary(found))])
     print(text)
     if markdown_file is not None:

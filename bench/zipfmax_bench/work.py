@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,7 +34,8 @@ def count(run: Callable[[], None], device: str) -> Work:
     """
     run()  # what only the first run of a process does is not counted
     calls = _Calls()
-    with calls:
+    delegates = _Delegates()
+    with calls, delegates:
         run()
     if not calls.operations:
         return Work()
@@ -42,7 +45,38 @@ def count(run: Callable[[], None], device: str) -> Work:
         flops=flops.counted(run),
         launches=_kernels(run) if on_gpu else calls.operations.total(),
         synchronisations=waits(run) if on_gpu else calls.reads_back,
+        # Kernels that are launched past the dispatcher are not seen on a GPU.
+        all_counted=not on_gpu and calls.namespaces <= {"aten", "prim", "prims"},
+        delegates=delegates.found,
     )
+
+
+class _Delegates:
+    """Notices whether torch.nn's own layer does the work within it."""
+
+    _LAYER = torch.nn.AdaptiveLogSoftmaxWithLoss
+    _METHODS = ("forward", "log_prob", "predict")
+
+    def __init__(self) -> None:
+        self.found: str | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        for name in self._METHODS:
+            self._stack.enter_context(mock.patch.object(self._LAYER, name, self._noting(name)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _noting(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._LAYER, name)
+
+        def noting(*arguments: Any, **keywords: Any) -> Any:
+            self.found = f"torch.nn.{self._LAYER.__name__}"
+            return method(*arguments, **keywords)
+
+        return noting
 
 
 class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -52,12 +86,14 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: Counter[str] = Counter()
         self.reads_back = 0
+        self.namespaces: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if not func.is_view:
             name = func.overloadpacket.__name__
+            self.namespaces.add(func.namespace)
             self.operations[name] += 1
             self.reads_back += name in _READS_BACK or (name in _READS_BACK_IF_MASKED and _has_mask(args))
         return func(*args, **(kwargs or {}))

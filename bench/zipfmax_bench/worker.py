@@ -1,6 +1,8 @@
-"""A worker process: it holds one implementation and times one run of it whenever the coordinator asks.
+"""A worker process: it holds one implementation and times one run of it whenever the engine asks.
 
-Started by `zipfmax_bench.coordinator` with its thread count already in the environment. It draws weights and
+What the worker itself needs, its clocks among it, is imported and bound before the implementation is.
+
+Started by `zipfmax_bench.executors` with its thread count already in the environment. It draws weights and
 batches itself from the case's seed, so all workers see the same numbers and nothing large is sent.
 """
 
@@ -12,33 +14,33 @@ import gc
 import math
 import os
 import signal
-import statistics
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from zipfmax_bench import protocol, timing
+from zipfmax import timing
+from zipfmax_bench import protocol
+from zipfmax_bench.judging import Judge
+from zipfmax_bench.snapshot import Snapshot, snapshots
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import (
-    Family,
     Implementation,
     Runner,
     build_for_timing,
     settings_of,
 )
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
+from zipfmax_reference.runs.machine import Throttle
+from zipfmax_reference.truth.parity import WHOLE
 
-REFERENCES: Mapping[Family, tuple[str, ...]] = {
-    "adaptive": ("definition", "torch"),
-    "full": ("definition", "full"),
-}
+_get_num_threads = torch.get_num_threads
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -53,15 +55,18 @@ class Session:
     """What a worker keeps between requests: the implementation, and the runner of the last case."""
 
     def __init__(self, name: str) -> None:
-        self._implementation = _implementation(name)
+        self._threads = _get_num_threads()
+        self._judge = Judge() if name == protocol.CHECKER else None
+        self._implementation = None if self._judge else _implementation(name)
         self._held: Case | None = None  # what the runner's weights are for
         self._case: Case | None = None
         self._runner: Runner | None = None
         self._weighed: protocol.Work | None = None
         self._run_s = math.inf  # the shortest run of this case so far
         self._refuses_capture = False
-        self._oracle: Any = None
-        self._judging: tuple[Case, tuple[str, ...]] | None = None
+        self._run: Callable[[], None] | None = None  # what is timed: the runner's, or a graph's replay
+        self._seen: Mapping[str, Snapshot] = {}
+        self._ran = False
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
         """Do what the request asks; on a GPU only tensors in use outlive it, no memory cached for later.
@@ -76,62 +81,115 @@ class Session:
 
     def _answer(self, request: protocol.Request) -> protocol.Reply:
         match request:
-            case protocol.Prepare(case):
-                return self._prepare(case)
+            case protocol.Prepare(case, fastest):
+                return self._prepare(case, fastest)
             case protocol.WarmUp():
                 return self._warm_up()
-            case protocol.Sample(round, runs, replay):
-                return self._sample(round, runs, replay)
+            case protocol.Load(batch, warm, replay):
+                return self._begin(batch, warm, replay)
+            case protocol.TakeSample(empty):
+                return self._sample(empty)
+            case protocol.Keep(folder):
+                return self._keep(Path(folder))
+            case protocol.Forget():
+                self._runner = self._held = self._weighed = self._run = None
+                self._seen = {}
+                gc.collect()
+                return protocol.Kept()
             case protocol.Weigh():
                 return self._weigh()
             case protocol.Split(budget_s, replay):
                 return self._split(budget_s, replay)
-            case protocol.CheckParity(name, case):
-                return self._check_parity(name, case)
+            case protocol.Judge():
+                assert self._judge is not None, "this process runs an implementation"
+                return protocol.Parity(tuple(self._judge.lines(request)))
 
-    def _prepare(self, case: Case) -> protocol.Reply:
-        assert self._implementation is not None, "a checker holds no implementation"
+    def _prepare(self, case: Case, fastest: bool) -> protocol.Reply:
+        assert self._implementation is not None, "the judge holds no implementation"
         reason = self._implementation.lacks(case)
         if reason is not None:
             return protocol.Lacking(reason)
         held = case.without_labels
         if held != self._held:
             # Let go of the old weights before the new ones are drawn: both need not fit.
-            self._runner = self._held = self._weighed = None
+            self._runner = self._held = self._weighed = self._run = None
+            self._seen = {}
             gc.collect()
-            self._runner = build_for_timing(self._implementation, case, draw_inputs(case))
+            build = partial(build_for_timing, self._implementation) if fastest else self._implementation.build
+            self._runner = build(case, draw_inputs(case))
             self._held = held
             gc.collect()
         self._case = case
         self._run_s = math.inf
-        self._refuses_capture = False
+        self._refuses_capture = self._ran = False
+        self._run = self._runner.run if self._runner is not None else None
         self._timer = timing.timer_for(case.device)
+        self._throttle = Throttle.of(torch.device(case.device))
         assert self._runner is not None
         return protocol.Prepared(settings_of(self._runner))
 
     def _warm_up(self) -> protocol.Timed:
         assert self._runner is not None, "Prepare comes first"
-        occupancy = self._load(0)
+        self._load(0)
         seconds, wall_s = self._timer(self._runner.run)
         self._run_s = min(self._run_s, wall_s)
-        return protocol.Timed(seconds, wall_s, occupancy)
+        return protocol.Timed(seconds, wall_s)
 
-    def _sample(self, round: int, runs: int, replay: bool) -> protocol.Timed:
+    def _begin(self, batch: int, warm: int | None, replay: bool) -> protocol.Loaded:
         assert self._runner is not None, "Prepare comes first"
-        occupancy = self._load(round)
-        if self._run_s < timing.SHORT_RUN_S or self._on_gpu:  # there the allocator starts empty
+        self._seen = {}
+        if warm is not None:
+            self._load(warm)
+            self._run = self._runner.run
+            if self._run_s < timing.WARM_RUN_S or self._on_gpu:  # there the allocator starts empty
+                self._run()
+        if getattr(self._runner, "captured_for_each_batch", False):
+            rows = self._load(batch)
+            captured = self._captured() if replay else None
+            self._run = captured or self._runner.run
+            return protocol.Loaded(rows, captured is not None)
+        if warm is not None and replay:
+            self._run = self._captured() or self._runner.run
+        replayed = self._run != self._runner.run
+        return protocol.Loaded(self._load(batch, refill=replayed), replayed)
+
+    def _sample(self, empty: bool) -> protocol.Timed:
+        assert self._run is not None, "Prepare comes first"
+        if empty:
+            empty_times = self._timer(_nothing)
+            snapshots(self._runner)  # as after a run
+            return protocol.Timed(*empty_times, self._throttle.state())
+        seconds, wall_s = self._timer(self._run)
+        self._seen = snapshots(self._runner)  # at once: nothing may be filled in later
+        self._ran = True
+        return protocol.Timed(seconds, wall_s, self._throttle.state())
+
+    def _keep(self, folder: Path) -> protocol.Kept:
+        """Save the last run's results. Nothing computed here is trusted: it is what is judged."""
+        assert self._runner is not None, "Prepare comes first"
+        if not self._ran:
+            self._load(0)
             self._runner.run()
-        captured = self._captured() if replay else None
-        times = [self._timer(captured or self._runner.run) for _ in range(runs)]
-        throttled = self._timer.throttled()
-        seconds, wall_s = (statistics.median(column) for column in zip(*times, strict=True))
-        return protocol.Timed(seconds, wall_s, occupancy, throttled, captured is not None)
+        results, wrong = self._runner.results(), dict(self._runner.mismatches())
+        for name, values in results.items():
+            np.save(folder / f"{name}.npy", np.ascontiguousarray(values).reshape(values.shape))
+        for name, snapshot in self._seen.items():
+            if name in results and not snapshot.holds(results[name]):
+                wrong[name] = "it was still being computed when the clock stopped"
+        changed = self._runner.changed() if hasattr(self._runner, "changed") else None
+        if changed is not None:
+            wrong[WHOLE] = changed
+        if _get_num_threads() != self._threads:
+            wrong[WHOLE] = f"it set the number of threads to {_get_num_threads()}, not {self._threads}"
+        return protocol.Kept(tuple(wrong.items()))
 
     def _captured(self) -> Callable[[], None] | None:
         """The loaded batch's run as a CUDA graph, or None where there is no GPU or it cannot be captured."""
         assert self._runner is not None
         if self._refuses_capture or not self._on_gpu:
             return None
+        if not hasattr(self._runner, "refill") and not hasattr(self._runner, "captured_for_each_batch"):
+            return None  # a replay reads the tensors that were captured
         from zipfmax_bench import work
 
         if work.waits(self._runner.run):
@@ -169,42 +227,34 @@ class Session:
         assert self._case is not None
         return split(self._runner, self._case, self._timer, budget_s, self._captured if replay else None)
 
-    def _check_parity(self, name: str, case: Case) -> protocol.Reply:
-        from zipfmax_reference.truth.parity import Oracle
-
-        implementation = registry.implementation(name)
-        reason = implementation.lacks(case)
-        if reason is not None:
-            return protocol.Lacking(reason)
-        references = REFERENCES[implementation.family]
-        if self._judging != (case, references):
-            self._oracle = None  # frees the last case's truth first
-            self._oracle = Oracle(case, references)
-            self._judging = (case, references)
-        return protocol.Parity(tuple(self._oracle.check(implementation)))
-
-    def _load(self, round: int) -> tuple[int, ...]:
+    def _load(self, number: int, refill: bool = False) -> tuple[int, ...]:
         assert self._case is not None
         assert self._runner is not None
-        hidden, target = draw_batch(self._case, round)
-        self._runner.load(hidden, target)
+        hidden, target = draw_batch(self._case, number)
         layout = self._case.layout
-        return tuple(np.bincount(layout.parts(target), minlength=1 + layout.n_clusters).tolist())
+        rows = np.bincount(layout.parts(target), minlength=1 + layout.n_clusters).tolist()
+        (self._runner.refill if refill else self._runner.load)(hidden, target)  # type: ignore[attr-defined]
+        return tuple(rows)
+
+
+def _nothing() -> None:
+    """What an empty sample times."""
 
 
 def serve(connection: Connection, name: str) -> None:
-    """Answer requests until the coordinator is gone. An implementation that raises is reported, not fatal."""
-    session = Session(name)
+    """Answer requests until the engine is gone. An implementation that raises is reported, not fatal."""
+    session: Session | None = None
     while True:
         try:
             request = connection.recv()
         except EOFError:
             return
         try:
+            session = session or Session(name)
             reply = session.answer(request)
         except Exception as error:
             traceback.print_exc()
-            reply = _failure(error)
+            reply = failure(error)
         connection.send(reply)
 
 
@@ -215,14 +265,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args(arguments)
-    _live_and_die_with_the_coordinator()
+    _live_and_die_with_the_starter()
     torch.set_num_threads(options.threads)
     serve(Connection(options.fd), options.name)
 
 
-def _implementation(name: str) -> Implementation | None:
-    if name == protocol.CHECKER:
-        return None
+def _implementation(name: str) -> Implementation:
     if name == protocol.LIMIT:
         from zipfmax_bench.limit import Limit
 
@@ -230,7 +278,8 @@ def _implementation(name: str) -> Implementation | None:
     return registry.implementation(name)
 
 
-def _failure(error: Exception) -> protocol.Failure:
+def failure(error: Exception) -> protocol.Failure:
+    """What an implementation raised, as an answer: its first line, and whether memory ran out."""
     text = f"{type(error).__name__}: {error}".strip()
     first_line = text.splitlines()[0][:300]
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
@@ -239,15 +288,15 @@ def _failure(error: Exception) -> protocol.Failure:
     return protocol.Failure("out_of_memory" if ran_out else "failed", first_line)
 
 
-def _live_and_die_with_the_coordinator() -> None:
-    """On Linux: be the first that the kernel kills for memory, and do not outlive a killed coordinator."""
+def _live_and_die_with_the_starter() -> None:
+    """On Linux: be the first that the kernel kills for memory, and end with the process that started it."""
     if not sys.platform.startswith("linux"):
         return
     Path("/proc/self/oom_score_adj").write_text("1000")
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() == 1:
-        sys.exit("the coordinator is gone")
+        sys.exit("the process that started this one is gone")
 
 
 if __name__ == "__main__":

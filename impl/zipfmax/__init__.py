@@ -1,17 +1,39 @@
-"""zipfmax: adaptive softmax that is fast, verified and measured."""
+"""zipfmax: adaptive softmax that is fast, verified and measured.
 
-from zipfmax.clusters import Cluster, ClusterLayout
-from zipfmax.converters import (
-    from_fairseq,
-    from_paddle,
-    from_par_transformer_xl,
-    from_torch,
-    from_transformer_xl,
-)
-from zipfmax.embedding import AdaptiveEmbedding
-from zipfmax.module import AdaptiveLogSoftmaxWithLoss
-from zipfmax.planner import Plan, plan_cutoffs
-from zipfmax.ranks import LabelRanks
+What is public is imported when it is first asked for, so that a command that needs no layer imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zipfmax.clusters import Cluster, ClusterLayout
+    from zipfmax.converters import (
+        from_fairseq,
+        from_paddle,
+        from_par_transformer_xl,
+        from_torch,
+        from_transformer_xl,
+    )
+    from zipfmax.embedding import AdaptiveEmbedding
+    from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+    from zipfmax.planner import Plan, plan_cutoffs
+    from zipfmax.ranks import LabelRanks
+
+_MODULES = {
+    "AdaptiveEmbedding": "embedding",
+    "AdaptiveLogSoftmaxWithLoss": "module",
+    "Cluster": "clusters",
+    "ClusterLayout": "clusters",
+    "LabelRanks": "ranks",
+    "Plan": "planner",
+    "from_fairseq": "converters",
+    "from_paddle": "converters",
+    "from_par_transformer_xl": "converters",
+    "from_torch": "converters",
+    "from_transformer_xl": "converters",
+    "plan_cutoffs": "planner",
+}
 
 __all__ = [
     "AdaptiveEmbedding",
@@ -27,4 +49,16 @@ __all__ = [
     "from_transformer_xl",
     "plan_cutoffs",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
 """`python -m zipfmax`: the same command line as `zipfmax`."""
 
-from zipfmax.cli import main
+from zipfmax.command import main
 
 main()

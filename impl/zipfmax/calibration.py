@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
+from zipfmax.cost_model import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
 Floats = npt.NDArray[np.float64]
 
 FORMAT = 6
-"""Of the cached file; a model of another format is measured anew."""
+"""Of the cached file; a model of another format is measured again."""
 
 # How many trials of each kind: together they take about ten seconds a round on two cores.
 HEADS = 20

@@ -118,7 +118,7 @@ class AdaptiveEmbedding(nn.Module):
         return embedding
 
     def reset_parameters(self) -> None:
-        """Draw every weight anew: embeddings from N(0, 1 / width), projections Glorot-uniform (fairseq's)."""
+        """Redraw every weight: embeddings from N(0, 1 / width), projections Glorot-uniform (fairseq's)."""
         for weight in self.embeddings:
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         for weight in self.projections:

@@ -18,7 +18,7 @@ class Upstream:
     """Which of a call's results, output or loss, its backward is expected to start from.
 
     A backend that takes the gradients of the loss during the forward, while the probabilities exist, does so
-    where the backward is expected to start from the loss alone. A wrong expectation costs time, not accuracy.
+    where the backward is expected to start from the loss only. A wrong expectation costs time, not accuracy.
     """
 
     def __init__(self, told: Gradients = "auto") -> None:

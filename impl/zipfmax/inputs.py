@@ -32,7 +32,10 @@ def check_input(input: Tensor, weight: Tensor) -> None:
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
-    """Raise RuntimeError unless `target` [...] goes with `input` [..., d]."""
+    """Raise RuntimeError unless `target` [...] goes with `input` [..., d], TypeError for other types."""
+    for name, given in (("input_", input), ("target_", target)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} should be a Tensor, but found {type(given).__name__}")
     if target.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
     if target.device != input.device:

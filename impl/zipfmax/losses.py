@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.backends import Backend, eager, tiled
-from zipfmax.backends.context import cannot_read
+from zipfmax.backends.context import cannot_read, is_traced
 from zipfmax.backends.targets import check_targets
 from zipfmax.backends.tiled_log_sum_exp import linear_log_sum_exp
 from zipfmax.clusters import ClusterLayout
@@ -84,7 +84,7 @@ def nll_with_terms(
     """Log-probability of each row's target, and the loss; otherwise as `Backend.nll`."""
     counted = None if ignore_index is None else target != ignore_index
     if terms.needs_log_sum_exp:
-        in_tiles = isinstance(scorer, Weights) and backend is not eager and not torch.compiler.is_compiling()
+        in_tiles = isinstance(scorer, Weights) and backend is not eager and not is_traced(hidden)
         scores = _scores(layout, scorer, hidden, target, counted, terms, in_tiles)
     else:
         statistics = torch.promote_types(hidden.dtype, torch.float32)

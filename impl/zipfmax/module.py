@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal, Self, cast
@@ -11,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.modules.adaptive import _ASMoutput
 
-from zipfmax import backends, decoding
+from zipfmax import backends, decoding, export
 from zipfmax.backends import Backend
-from zipfmax.backends.context import cannot_read
+from zipfmax.backends.context import cannot_read, plain_operations_only
 from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
 from zipfmax.decoding import TopK
+from zipfmax.fx import is_proxy, leaf, refuse_proxy
 from zipfmax.gradients import GRADIENTS, Gradients, Upstream, with_zeros_for_absent, zeros_besides
 from zipfmax.inputs import (
     Operands,
@@ -32,7 +31,7 @@ from zipfmax.inputs import (
 )
 from zipfmax.losses import LossTerms, check_terms, nll_with_terms
 from zipfmax.ranks import LabelRanks
-from zipfmax.submodules import Called, Replaced, plain_weights
+from zipfmax.submodules import Called, Replaced, announce, plain_weights
 from zipfmax.weights import Weights
 
 Reduction = Literal["mean", "sum", "none"]
@@ -86,10 +85,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             kept as the buffer `class_weight`; a checkpoint may lack it.
         z_loss: adds this factor times the squared log-sum-exps of the head and of the target's tail; see
             `zipfmax.losses` for the whole formula. `output` is log p of the target whatever is added.
-        gradients: what will be differentiated. "loss": the loss alone, so `output` is detached. "output": a
+        gradients: what will be differentiated. "loss": only the loss, so `output` is detached. "output": a
             loss of the user's built from `output`, so the forward takes no gradients of the layer's own
             loss (nothing else changes). "auto": as "loss", with `output` differentiable, until a backward
-            starts from `output`, then as "output" until one starts from the loss alone.
+            starts from `output`, then as "output" until one starts from the loss only.
 
     Shape:
         input [..., d] with target [...]: any leading shape, none included. output like target, loss a scalar
@@ -97,7 +96,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
     Raises:
         ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
-            labels, an unknown reduction, absent_grads, backend or gradients.
+            labels, an unknown reduction, absent_grads, backend or gradients; a label_smoothing, weight or
+            z_loss that no loss can have.
     """
 
     cutoffs: list[int]
@@ -256,14 +256,18 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             target_: [...], int64 or int32, in [0, n_classes) or equal to ignore_index.
 
         Raises:
-            RuntimeError: shapes, dtypes or devices that do not match, or targets out of range; torch.nn's
-                texts where it has one.
+            RuntimeError: shapes, dtypes or devices that do not match, or targets out of range, in torch.nn's
+                words where it has some; a named backend that cannot serve the call, with the reason.
+            TypeError: what is not a tensor.
         """
-        if _is_proxy(input_) or _is_proxy(target_):
-            return cast(ASMoutput, self._leaf_of_fx(input_, target_))
+        if is_proxy(input_) or is_proxy(target_):
+            return cast(ASMoutput, leaf(self, input_, target_))
         check_target(input_, target_)
         hidden, scorer, dtype, context = self._operands(input_)
-        if self.absent_grads == "zeros" and isinstance(scorer, Weights):
+        zeros = (
+            self.absent_grads == "zeros" and plain_operations_only() is None
+        )  # transforms give zeros anyway
+        if zeros and isinstance(scorer, Weights):
             scorer = with_zeros_for_absent(scorer)
         ranks, ignore_index = self._ranks(target_.reshape(-1).long())
         with context:
@@ -291,7 +295,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                     reduction=self.reduction,
                     dtype=dtype,
                 )
-        if self.absent_grads == "zeros" and isinstance(scorer, Called):
+        if zeros and isinstance(scorer, Called):
             output, loss = zeros_besides(output, loss, self.parameters())
         if not self._upstream.output_needs_gradient:
             output = output.detach()
@@ -362,9 +366,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         Raises:
             ValueError: the layer holds parameters that torch's cannot have.
         """
-        from zipfmax.converters.torch_nn import to_torch
-
-        return to_torch(self)
+        return export.to_torch(self)
 
     def extra_repr(self) -> str:
         """What distinguishes this layer when printed."""
@@ -375,36 +377,14 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
     def _operands(self, input: Tensor) -> Operands:
         """Rows and what scores them: the weights, or the submodules where those do not say it all."""
-        if _is_proxy(input):
-            raise TypeError(
-                "torch.fx.symbolic_trace cannot follow this method; call the layer itself in the traced model"
-            )
+        refuse_proxy(input)
         read = plain_weights(self, self.layout)
         if not isinstance(read, Replaced):
             check_input(input, read.head)
             return operands(input, read)
-        self._announce(read)
+        announce(read, self.backend, self._announced)
         check_width(input, self.in_features)
         return operands_of_called(input, Called(self, self.layout))
-
-    def _announce(self, replaced: Replaced) -> None:
-        """Raise where the named backend cannot call submodules; warn once where that costs speed."""
-        if self.backend == "eager" or torch.compiler.is_compiling():
-            return
-        if self.backend != "auto":
-            raise RuntimeError(
-                f"backend {self.backend!r} cannot serve this layer: it reads weights and calls no submodule, "
-                f"but submodule {replaced.name!r} {replaced.why}; backend='eager' calls the submodules, "
-                "and backend='auto' takes that here"
-            )
-        if replaced.name not in self._announced:
-            self._announced.add(replaced.name)
-            warnings.warn(
-                f"AdaptiveLogSoftmaxWithLoss computes through its submodules because {replaced.name!r} "
-                f"{replaced.why}: right, but as slow as torch.nn's layer and with all logits of a step in "
-                "memory. backend='eager' says that this is meant",
-                stacklevel=4,
-            )
 
     def _backend_for(self, hidden: Tensor, scorer: Weights | Called) -> Backend:
         if isinstance(scorer, Called):
@@ -424,19 +404,13 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         if prefix + "class_weight" in missing:  # no weight of the model: torch's checkpoints have none
             missing.remove(prefix + "class_weight")
 
-    def _leaf_of_fx(self, input_: Any, target_: Any) -> Any:
-        """One node of a torch.fx graph that calls this layer, as for any module of torch.nn."""
-        tracer: Any = (input_ if _is_proxy(input_) else target_).tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input_, target_), {})
-
     def _ranks(self, labels: Tensor) -> tuple[Tensor, int | None]:
         """Frequency ranks of flat labels, and the rank that stands for ignore_index."""
         if self.label_ranks is None:
             return labels, self.ignore_index
         if labels.device.type == "cpu" and not (torch.compiler.is_compiling() or cannot_read(labels)):
-            check_targets(
-                labels, self.n_classes, self.ignore_index
-            )  # so that the error names labels, not ranks
+            # Here, so that the error names labels, not ranks.
+            check_targets(labels, self.n_classes, self.ignore_index)
         ranks = self.label_ranks.to_ranks(labels)
         if self.ignore_index is None or not 0 <= self.ignore_index < self.n_classes:
             return ranks, self.ignore_index
@@ -444,8 +418,3 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
     def _labels(self, ranks: Tensor) -> Tensor:
         return ranks if self.label_ranks is None else self.label_ranks.to_labels(ranks)
-
-
-def _is_proxy(value: object) -> bool:
-    """Whether torch.fx.symbolic_trace is recording."""
-    return isinstance(value, Proxy)

@@ -6,7 +6,7 @@ A tail that holds the labels a <= y < b costs
 
 with C = b - a its classes, R = N * (F(b) - F(a)) its rows and F the cumulative share of the labels, and more
 for each class and each logit beyond some number of them, in all or in a row.
-The terms in b - a and in F(b) - F(a) alone are a function of a plus a function of b, and for F increasing
+The terms in b - a and in F(b) - F(a) only are a function of a plus a function of b, and for F increasing
 their product, the number of logits, satisfies the quadrangle inequality
 
     w(a, c) + w(b, d) <= w(a, d) + w(b, c)    for a <= b <= c <= d.

@@ -14,7 +14,7 @@ import torch
 
 from zipfmax.calibration import calibrated
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import CostModel
+from zipfmax.cost_model import CostModel
 from zipfmax.partition import ClusterCost, best_partitions
 
 Floats = npt.NDArray[np.float64]
@@ -118,7 +118,7 @@ def plan_cutoffs(
 ) -> Plan:
     """The cutoffs that make a step cheapest for labels with these counts (Grave et al. 2016, section 4.3).
 
-    Time alone is weighed, not perplexity: a tail's classes are scored in a narrower space, so where quality
+    Only time is weighed, not perplexity: a tail's classes are scored in a narrower space, so where quality
     matters keep the frequent classes in the head by `min_shortlist_share`, or bound `min_projection`.
 
     Args:

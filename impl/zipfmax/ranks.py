@@ -88,7 +88,7 @@ class LabelRanks(nn.Module):
         return self.rank_of_label.numel()
 
     def to_ranks(self, labels: Tensor) -> Tensor:
-        """Ranks of labels of any shape, int64. What is no label, such as an ignore_index, stays as it is."""
+        """Ranks of labels of any shape, int64. Anything else, such as an ignore_index, stays as it is."""
         labels = labels.long()
         is_label = (labels >= 0) & (labels < len(self))
         return torch.where(is_label, self.rank_of_label[labels.clamp(0, len(self) - 1)], labels)

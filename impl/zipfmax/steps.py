@@ -1,14 +1,13 @@
 """Steps of adaptive and full softmax on made-up data, and their time in interleaved rounds.
 
 What a calibration measures, and what a plan is proven by. All steps run in this process, on the backends
-alone: no module, no optimiser.
+only: no module, no optimiser.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax import backends
+from zipfmax import backends, timing
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
 TASKS = ("train", "forward")
 
-WARM_RUNS, WARM_S = 3, 0.02
-"""Untimed runs of a step until so many, or so many seconds, are over: a short one is warm after the third."""
+WARM_RUNS = 3
+"""Untimed runs of a short step: it is warm after the third."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class StepTimer:
         self.train = task == "train"
         self._backend = backend
         self._generator = torch.Generator().manual_seed(0)
+        self._timer = timing.timer_for(device)
         self._pool = torch.empty(0, device=device, dtype=dtype)
 
     def step(self, trial: Trial | FullTrial) -> Callable[[], None]:
@@ -93,15 +93,16 @@ class StepTimer:
             samples_a_round: of each trial.
         """
         samples: dict[Trial | FullTrial, list[float]] = {trial: [] for trial in trials}
-        order, rounds = random.Random(1), 0
-        while not enough(rounds):
-            for trial in order.sample(trials, len(trials)):
-                run = self.step(trial)  # built anew, so that only one trial's gradients are in memory
-                self._warm(run)
-                samples[trial].extend(self._seconds(run) for _ in range(samples_a_round))
-                if on_sample is not None:
-                    on_sample()
-            rounds += 1
+        turns = timing.rounds(lambda done: () if enough(done) else trials, random.Random(1))
+        for _, trial in turns:
+            run = self.step(trial)  # built again, so that only one trial's gradients are in memory
+            run_s = self._warm(run)
+            runs = timing.runs_per_sample(run_s)
+            samples[trial].extend(
+                timing.sample(run, self._timer, runs).device_s for _ in range(samples_a_round)
+            )
+            if on_sample is not None:
+                on_sample()
         return {trial: statistics.median(values) for trial, values in samples.items()}
 
     def _adaptive(self, trial: Trial) -> Callable[[], None]:
@@ -154,20 +155,9 @@ class StepTimer:
 
         return train if self.train else forward
 
-    def _warm(self, run: Callable[[], None]) -> None:
-        spent_s = 0.0
-        for _ in range(WARM_RUNS):
-            spent_s += self._seconds(run)
-            if spent_s > WARM_S:
-                return
-
-    def _seconds(self, run: Callable[[], None]) -> float:
-        self._synchronize()
-        start = time.perf_counter()
-        run()
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def _warm(self, run: Callable[[], None]) -> float:
+        """Wall seconds of the shortest of the untimed runs; a step that is not short gets one."""
+        walls: list[float] = []
+        while len(walls) < WARM_RUNS and sum(walls) <= timing.SHORT_RUN_S:
+            walls.append(self._timer(run).wall_s)
+        return min(walls)

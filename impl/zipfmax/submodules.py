@@ -8,19 +8,18 @@ scores by calling the submodules, as torch.nn's layer does.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _module
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
 _TENSORS = (nn.Parameter, Tensor)
-_TRACED = (FakeTensor, FunctionalTensor)  # torch's own stand-ins for a tensor, in tracers
 _LINEAR, _SEQUENTIAL = nn.Linear.forward, nn.Sequential.forward
 
 
@@ -93,7 +92,7 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
         return "has a weight that is computed, not a parameter"
     weight, bias = parameters.get("weight"), parameters["bias"]
     for tensor in (weight, bias):
-        if type(tensor) not in _TENSORS and not (tensor is None or isinstance(tensor, _TRACED)):
+        if type(tensor) not in _TENSORS and not (tensor is None or _stands_for_a_tensor(tensor)):
             return f"has a weight of type {type(tensor).__name__}"
     if weight is None:
         return "has no weight"
@@ -102,9 +101,41 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
     return weight, bias
 
 
+def _stands_for_a_tensor(tensor: Tensor) -> bool:
+    """Whether it is what torch's own tracers put in a tensor's place."""
+    from torch._subclasses.fake_tensor import FakeTensor  # slow to import, and seldom asked
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(tensor, (FakeTensor, FunctionalTensor))
+
+
 def _described(module: object) -> str:
     cls = type(module)
     return "absent" if module is None else f"a {cls.__module__}.{cls.__qualname__}"
+
+
+def announce(replaced: Replaced, backend: str, announced: set[str]) -> None:
+    """Say that submodules will be called: once for each name, which is added to `announced`.
+
+    Raises:
+        RuntimeError: the layer's backend was named, and calls no submodules.
+    """
+    if backend == "eager" or torch.compiler.is_compiling():
+        return
+    if backend != "auto":
+        raise RuntimeError(
+            f"backend {backend!r} cannot serve this layer: it reads weights and calls no submodule, "
+            f"but submodule {replaced.name!r} {replaced.why}; backend='eager' calls the submodules, "
+            "and backend='auto' takes that here"
+        )
+    if replaced.name not in announced:
+        announced.add(replaced.name)
+        warnings.warn(
+            f"AdaptiveLogSoftmaxWithLoss computes through its submodules because {replaced.name!r} "
+            f"{replaced.why}: right, but as slow as torch.nn's layer and with all logits of a step in "
+            "memory. backend='eager' says that this is meant",
+            stacklevel=5,
+        )
 
 
 @dataclass(frozen=True)

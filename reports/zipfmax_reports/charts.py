@@ -20,11 +20,11 @@ from typing import Any
 import pandas as pd
 
 from zipfmax_reports import specs, tables
-from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.part_pictures import HOW_SPLIT
 from zipfmax_reports.parts import parts_of, timed_parts
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.reproduction import sweep_command
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import (
     DARK,
     LIGHT,
@@ -272,7 +272,7 @@ def _parity_points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split(rows: pd.DataFrame) -> dict[str, Any]:
-    """Columns and rows of values, which take less room than a name beside every value."""
+    """Columns and rows of values, which take less space than a name beside every value."""
     found: dict[str, Any] = json.loads(rows.to_json(orient="split", index=False))
     return found
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from zipfmax_reports import figures, tables
-from zipfmax_reports.commands import run_commands
 from zipfmax_reports.elements import Format, Picture, Section, Table, text
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.reproduction import run_commands
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, factor
 from zipfmax_reports.summary import condition_text, name_of, statements
 

@@ -31,7 +31,7 @@ from zipfmax_reports.style import LIGHT, MARKERS, SPEEDUP_SCHEME, Theme, count, 
 from zipfmax_reports.tables import label_order
 
 _LEAST_USED = 1e-4
-"""Where the strip's axis begins at the least: what is right by four digits more needs no room."""
+"""Where the strip's axis begins at the least: what is right by four digits more needs no space."""
 
 
 @in_colours

@@ -21,11 +21,11 @@ from markupsafe import Markup, escape
 
 import zipfmax
 from zipfmax_reports import charts, sections, tables
-from zipfmax_reports.commands import run_commands
 from zipfmax_reports.comparison import compare
 from zipfmax_reports.elements import Picture, Section, Table
 from zipfmax_reports.plans import plan_pictures, proof_picture
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.reproduction import run_commands
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import DARK, LIGHT, size
 from zipfmax_reports.summary import cells_text, condition_text, statements
 from zipfmax_reports.trust import trust

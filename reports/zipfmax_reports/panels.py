@@ -117,15 +117,15 @@ def factor_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def value_ticks(axes: Axes, values: Iterable[float]) -> None:
-    """A tick at each distinct value of a logarithmic x axis, or at as many as have room."""
+    """A tick at each distinct value of a logarithmic x axis, or at as many as fit."""
     distinct = sorted(set(values))
     axes.xaxis.set_major_locator(FixedLocator(evenly(distinct, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     if len(distinct) > 1:
-        room = (distinct[-1] / distinct[0]) ** 0.08
-        axes.set_xlim(distinct[0] / room, distinct[-1] * room)
+        margin = (distinct[-1] / distinct[0]) ** 0.08
+        axes.set_xlim(distinct[0] / margin, distinct[-1] * margin)
 
 
 def legend(figure: Figure, panels: Sequence[tuple[str, Axes]], title: str | None) -> None:

@@ -123,7 +123,7 @@ def _roofline(
 def _stack(
     axes: Axes, labels: Any, shares: pd.Series, left: pd.Series, colour: str, name: str, theme: Theme
 ) -> None:
-    """One part of every label's bar, from `left`, with its percentage where there is room.
+    """One part of every label's bar, from `left`, with its percentage where there is space.
 
     `labels` are text; Matplotlib takes them for places, which its types do not know.
     """

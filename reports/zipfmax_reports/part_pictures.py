@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from zipfmax_reports import part_figures, tables
-from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.elements import Format, Picture, Table, text
 from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.parts import parts_of, timed_parts
+from zipfmax_reports.reproduction import sweep_command
 from zipfmax_reports.style import amount, count, percent, seconds, size
 
 _PANELS = 4
@@ -143,7 +143,7 @@ def _roofline(rows: pd.DataFrame, caption: str) -> Picture:
         name="roofline",
         title="Roofline: products against what this machine reaches",
         reading="A mark for each cell: how many operations its matrix products do a second, against how "
-        "many they do for each byte that they move. The bars are the same products alone, measured in the "
+        "many they do for each byte that they move. The bars are only the same products, measured in the "
         "same run. The table splits each cell into head and tails.",
         description="Achieved operations a second against arithmetic intensity, with the measured limit.",
         caption=caption + tables.left_out(rows, drawn),

@@ -55,7 +55,7 @@ def plan_figure(record: Mapping[str, Any], *, theme: Theme = LIGHT) -> Figure:
         ),
     )
     lowest_ms = min(chosen_ms, record["full_s"] * 1e3)
-    axes.set_ylim(bottom=0.7 * lowest_ms)  # room for the cutoffs below the star
+    axes.set_ylim(bottom=0.7 * lowest_ms)  # space for the cutoffs below the star
     axes.legend()
     return figure
 

@@ -7,9 +7,9 @@ import shlex
 import pandas as pd
 
 from zipfmax_reports import figures, tables
-from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.elements import Format, Picture, Table, text
 from zipfmax_reports.plan_figure import plan_figure, proof_figure
+from zipfmax_reports.reproduction import sweep_command
 from zipfmax_reports.style import count, factor, percent, seconds
 from zipfmax_reports.summary import cells_text
 

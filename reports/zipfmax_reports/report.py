@@ -8,7 +8,7 @@ from pathlib import Path
 from zipfmax.errors import UsageError
 from zipfmax_reports.elements import Picture
 from zipfmax_reports.page import Page
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import THEMES
 from zipfmax_reports.svg import standalone_svg
 

@@ -7,8 +7,8 @@ import re
 import pandas as pd
 
 from zipfmax_reports import figures, part_pictures, tables
-from zipfmax_reports.commands import sweep_command
 from zipfmax_reports.elements import Details, Picture, Section, Table, text
+from zipfmax_reports.reproduction import sweep_command
 from zipfmax_reports.style import count, factor, percent, seconds, size
 from zipfmax_reports.summary import STATUS_WORDS, condition_text, name_of
 
@@ -261,6 +261,7 @@ def all_cells(table: pd.DataFrame) -> Table | None:
         "efficiency": ("limit / measured", percent),
         "peak_bytes": ("peak memory", size),
         "settings": ("settings", text),
+        "delegates": ("work done by", text),
         "occupancy": ("occupancy", lambda s: ", ".join(map(percent, s)) if figures.has_items(s) else ""),
     }
     return Table.of("Every cell.", rows, columns, _MOST_CELLS)

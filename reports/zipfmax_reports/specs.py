@@ -204,7 +204,7 @@ def skew(ratios: pd.DataFrame, selection: Selection) -> Spec:
 
 
 def heat(order: list[str], n_sizes: int, selection: Selection) -> Spec:
-    """Vocabulary by label distribution, a speedup in each cell that has room for it.
+    """Vocabulary by label distribution, a speedup in each cell that can hold it.
 
     The parameter `reach` bounds the colours.
     """

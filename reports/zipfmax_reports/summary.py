@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from zipfmax_reports import tables
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, factor, percent, size
 
 NAMES = {
@@ -34,6 +34,7 @@ STATUS_WORDS = {
     "out_of_memory": "out of memory",
     "over_budget": "over budget",
     "parity_failed": "wrong result",
+    "implausible": "implausibly fast",
 }
 """What became of a cell."""
 
@@ -106,7 +107,7 @@ def _parity(run: Run, table: pd.DataFrame) -> Statement:
     name = "" if known.empty else tables.subject(known)
     wrong = pd.Series(dtype=str)
     if not table.empty:
-        # Another implementation's failure is shown with its cells; it is no finding about this one.
+        # Another implementation's failure is shown with its cells; it is not a finding about this one.
         wrong = table.loc[(table["status"] == "parity_failed") & (table["impl"] == name), "case"]
     if parity.empty:
         if not wrong.empty:
@@ -179,7 +180,7 @@ def _speed(table: pd.DataFrame, name: str, baseline: str) -> Statement:
     text = f"{task_words} is {factor(middle)} as fast as with {other}{slower}: {median}."
     detail = f"From {_where(worst)} to {_where(best)}. {_resolved(rows)}"
     detail += _alone(table[table["task"] == task], name, baseline)
-    sure = rows["low"].fillna(rows["speedup"])  # an interval that holds 1 is no win
+    sure = rows["low"].fillna(rows["speedup"])  # an interval that holds 1 is not a win
     mood = "good" if sure.min() > 1 else "bad" if middle < 1 else "mixed"
     return Statement(question, factor(middle), text, detail, mood, "speed")
 

@@ -11,13 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.runs import Run
 
 BEST_FULL = "full:best"
 """Baseline: the fastest of the full-softmax implementations whose gradients are exact, for the same case."""
-
-_INEXACT = ("full:cce", "sampled")
-"""Whose gradients are inexact, in records from before they said so."""
 
 CONDITION = [
     "dtype",
@@ -32,32 +29,6 @@ CONDITION = [
 ]
 """What is equal for all cells on one line of a figure; task, vocabulary and labels are axes."""
 
-_DEFAULTS: dict[str, Any] = {
-    "reason": None,
-    "median_s": float("nan"),
-    "samples_s": None,
-    "peak_bytes": float("nan"),
-    "flops": float("nan"),
-    "limit_s": float("nan"),
-    "occupancy": None,
-    "parts_s": None,
-    "parts_whole_s": float("nan"),
-    "parts_rows": None,
-    "parts_passes": float("nan"),
-    "limit_parts_s": None,
-    "replayed": 0,
-    "logit_std": None,
-    "exact": None,
-    "settings": None,
-    "cutoffs": None,
-    "div_value": 4.0,
-    "head_bias": False,
-    "dtype": "float32",
-    "device": "cpu",
-    "batch_size": float("nan"),
-    "in_features": float("nan"),
-    "seed": 0,
-}
 _SPEED_COLUMNS = (
     *("median_s", "samples_s", "peak_bytes", "efficiency"),
     *("parts_s", "parts_whole_s", "parts_passes", "limit_parts_s"),
@@ -74,9 +45,6 @@ def cells(run: Run) -> pd.DataFrame:
     table = run.timings.copy()
     if table.empty:
         return table
-    for column, default in _DEFAULTS.items():
-        if column not in table:
-            table[column] = default
     numbers = [
         *("n_classes", "median_s", "peak_bytes", "flops", "limit_s", "batch_size", "in_features"),
         *("parts_whole_s", "parts_passes"),
@@ -91,8 +59,6 @@ def cells(run: Run) -> pd.DataFrame:
     table["replayed"] = pd.to_numeric(table["replayed"], errors="coerce").gt(0)
     table["ok"] = (table["status"] == "ok") & table["median_s"].gt(0)
     table["efficiency"] = table["limit_s"] / table["median_s"]
-    unstated = ~table["impl"].isin(_INEXACT)
-    table["exact"] = table["exact"].where(table["exact"].notna(), unstated).astype(bool)
     for column in _SPEED_COLUMNS:
         table[column] = table[column].where(table["ok"])
     for column in [name for name in map(str, table) if name.startswith("speedup_vs_")]:
@@ -278,14 +244,9 @@ def with_used_budget(parity: pd.DataFrame) -> pd.DataFrame:
     """The comparisons with `used`, the error in units of its budget (above 1 is a failure), and a dtype."""
     rows = parity.copy()
     for column in ("error", "budget", "reference_error"):
-        rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else float("nan")
+        rows[column] = pd.to_numeric(rows[column], errors="coerce")
     used = rows["error"] / rows["budget"]
     rows["used"] = used.where(rows["budget"] > 0, other=rows["error"].where(rows["error"] == 0))
-    if "dtype" not in rows:
-        rows["dtype"] = rows["case"].str.extract(r"-(float64|float32|bfloat16|float16)-", expand=False)
-    rows["dtype"] = rows["dtype"].fillna("?")
-    if "reason" not in rows:
-        rows["reason"] = None
     return rows
 
 

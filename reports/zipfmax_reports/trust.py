@@ -8,7 +8,7 @@ import pandas as pd
 
 from zipfmax_reports import figures, tables
 from zipfmax_reports.elements import Details, Format, Picture, Section, Table, text
-from zipfmax_reports.rundir import Run
+from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, percent, scientific
 
 _VERDICTS = {True: "✓ caught", False: "✗ survived"}

@@ -27,26 +27,6 @@ class KillsItself(Sound):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Slow(Sound):
-    """Takes 50 ms more."""
-
-    def forward(self, input, target):
-        time.sleep(0.05)
-        return super().forward(input, target)
-
-
-class Cold(Sound):
-    """Takes 100 ms more the first time."""
-
-    runs = 0
-
-    def forward(self, input, target):
-        Cold.runs += 1
-        if Cold.runs == 1:
-            time.sleep(0.1)
-        return super().forward(input, target)
-
-
 class Hangs(Sound):
     def forward(self, input, target):
         time.sleep(600)

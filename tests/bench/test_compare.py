@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 
 import zipfmax
 from zipfmax.errors import UsageError
-from zipfmax_bench.compare import examine, installed, verdict
-from zipfmax_bench.coordinator import Effort, Measurement, Sample
+from zipfmax_bench.compare import environment_of, examine, verdict
+from zipfmax_bench.engine import Measurement, Sample, SamplingPolicy
 from zipfmax_bench.protocol import Work
 from zipfmax_reference.runs.case import Case
 
 CASE = Case(60, 8, 16, (10, 30))
+CHECKOUT = Path(zipfmax.__file__).resolve().parents[2]
 WORK = Work(peak_bytes=100, flops=200, launches=10, synchronisations=1)
 
 
@@ -53,23 +55,43 @@ def test_a_revision_that_cannot_run_fails_by_name():
 
 
 def test_an_unknown_revision_is_refused():
-    with pytest.raises(UsageError, match="no revision 'nowhere'"), installed("nowhere"):
-        raise AssertionError("it has been installed")
+    with pytest.raises(UsageError, match="no revision 'nowhere'"), environment_of("nowhere", CHECKOUT):
+        raise AssertionError("it has been measured")
+
+
+def commit_all(repository):
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "all"],
+    ):
+        subprocess.run(["git", "-C", repository, *command], check=True, capture_output=True)
+
+
+def test_outside_of_a_repository_and_on_a_revision_of_the_former_layout_one_line_says_so(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(UsageError, match="needs a git repository: run it in one"), environment_of("HEAD"):
+        raise AssertionError("it has been measured")
+    (tmp_path / "impl").mkdir()
+    (tmp_path / "impl" / "module.py").touch()
+    commit_all(tmp_path)
+    with (
+        pytest.raises(UsageError, match="'HEAD' cannot be measured: it is older"),
+        environment_of("HEAD"),
+    ):
+        raise AssertionError("it has been measured")
 
 
 @pytest.fixture
 def other_revision(tmp_path):
-    """A checkout whose commit is this code, but for a layer that waits for its loss in every forward."""
-    checkout = Path(zipfmax.__file__).resolve().parents[2]
-    if not (checkout / "pyproject.toml").exists():
-        pytest.skip("zipfmax is installed from a wheel: there is no source to make a revision of")
+    """A repository whose commit is this code, but for a layer that waits for its loss in every forward."""
     repository = tmp_path / "repository"
-    repository.mkdir()
-    for name in ("impl", "reference", "bench", "reports"):
-        shutil.copytree(checkout / name, repository / name, ignore=shutil.ignore_patterns("published", "out"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(checkout / name, repository / name)
-    layer = repository / "impl" / "module.py"
+    for name in ("impl/zipfmax", "reference/zipfmax_reference", "bench/zipfmax_bench"):
+        shutil.copytree(CHECKOUT / name, repository / name)
+    layer = repository / "impl" / "zipfmax" / "module.py"
     layer.write_text(
         layer.read_text()
         + """
@@ -86,30 +108,21 @@ def _waiting(self, input, target):
 AdaptiveLogSoftmaxWithLoss.forward = _waiting
 """
     )
-    for command in (
-        ["init", "--quiet"],
-        ["add", "."],
-        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "waits"],
-    ):
-        subprocess.run(["git", "-C", repository, *command], check=True, capture_output=True)
+    commit_all(repository)
     return repository
 
 
-def test_another_revision_is_installed_and_measured_beside_this_one(other_revision, monkeypatch, tmp_path):
-    path = tmp_path / "path"
-    checkout = Path(zipfmax.__file__).resolve().parents[2]
-    shutil.copytree(checkout / "impl", path / "zipfmax")
-    for name in ("reference", "bench", "reports"):
-        shutil.copytree(checkout / name, path / "zipfmax" / name, ignore=shutil.ignore_patterns("published"))
-    monkeypatch.setenv("PYTHONPATH", str(path))  # this code: it must not hide the other revision's
+def test_another_revision_is_measured_beside_this_one(other_revision, monkeypatch):
+    roots = [str(CHECKOUT / name) for name in ("impl", "reference", "bench")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(roots))  # this code must not hide the other revision's
     monkeypatch.setattr("zipfmax_bench.compare.PROCESSES", 1)
-    with installed("HEAD", other_revision) as python:
+    with environment_of("HEAD", other_revision) as python:
         where = subprocess.run(
             [python, "-I", "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],
             check=True, capture_output=True, text=True, cwd="/",
         ).stdout.split()  # fmt: skip
-        (finding,) = examine([CASE], "base", python, 1, 0.99, Effort(rounds=3))
-    assert Path(where[0]).is_relative_to(Path(python).parent.parent)
+        (finding,) = examine([CASE], "base", python, 1, 0.99, SamplingPolicy(rounds=3))
+    assert Path(where[0]).is_relative_to(Path(python).parents[2] / "source")
     assert where[1] == torch.__version__
     assert not finding.failed, finding.text
     assert "launches" in finding.text

@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from zipfmax.cli import app
+from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline, gate, gate_report, judge
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.records import RunDirectory, Timing
+from zipfmax_reference.runs.invocation import invocation
 
 MACHINE = {"cpu": "here", "gpus": [], "threads": 1, "torch": "2", "numpy": "2", "triton": None}
 
@@ -31,6 +32,11 @@ def record(
         line[f"speedup_vs_{reference}_high"] = ratio * math.exp(width)
         line[f"speedup_vs_{reference}_floor"] = None
     return {**line, **more}
+
+
+def write(directory: RunDirectory, *lines: dict) -> None:
+    shape = {"n_classes": 60, "in_features": 8, "batch_size": 16, "cutoffs": [10], "labels": "uniform"}
+    directory.write(*(Timing(**shape, task="train", **line) for line in lines))
 
 
 def keyed(*lines: dict) -> dict:
@@ -189,7 +195,7 @@ def test_peers_are_not_kept_and_the_file_reads_back_sorted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "no baseline of zipfmax"),
+        ("", "not a baseline of zipfmax"),
         ("{}", "no format"),
         ('{"format": 99}', "format 99; this zipfmax reads 1"),
         ("{", "cannot be read"),
@@ -210,13 +216,13 @@ def test_a_file_that_is_no_baseline_is_refused_in_one_line(tmp_path, content, wo
 
 @pytest.fixture
 def run(tmp_path):
-    directory = RunDirectory.create(tmp_path / "run", {})
-    directory.append_all("timings", [record("train-a"), record("train-b"), record("train-a", "torch")])
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    write(directory, record("train-a"), record("train-b"), record("train-a", "torch"))
     return directory
 
 
 def invoke(*arguments) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["gate", *map(str, arguments)])
+    result = CliRunner().invoke(application("gate"), [*map(str, arguments)])
     if isinstance(result.exception, UsageError):
         return 2, str(result.exception)
     return result.exit_code, result.output
@@ -245,8 +251,8 @@ def test_a_half_written_last_line_is_reported_and_ignored(run, tmp_path):
 def test_a_failure_names_the_cell_the_figures_and_the_line_to_update(run, tmp_path):
     file, junit = tmp_path / "baseline.jsonl", tmp_path / "junit.xml"
     invoke(run.path, "--baseline", file, "--update")
-    other = RunDirectory.create(tmp_path / "other", {})
-    other.append_all("timings", [record("train-a", flops=5001), record("train-b")])
+    other = RunDirectory.start(tmp_path / "other", invocation({}))
+    write(other, record("train-a", flops=5001), record("train-b"))
     status, output = invoke(other.path, "--baseline", file, "--junit", junit)
     assert status == 1
     assert "FAILED: 1 changed, 1 ok" in output
@@ -257,8 +263,8 @@ def test_a_failure_names_the_cell_the_figures_and_the_line_to_update(run, tmp_pa
 def test_a_run_of_another_machine_is_judged_as_it_is(run, tmp_path, monkeypatch):
     file = tmp_path / "baseline.jsonl"
     invoke(run.path, "--baseline", file, "--update")
-    other = RunDirectory.create(tmp_path / "other", {})
-    other.append_all("timings", [record("train-a", ratio=1.5), record("train-b")])
+    other = RunDirectory.start(tmp_path / "other", invocation({}))
+    write(other, record("train-a", ratio=1.5), record("train-b"))
     monkeypatch.setattr(gate, "measure_again", lambda found: answering(record(ratio=2.0))[0])
     assert invoke(other.path, "--baseline", file)[0] == 0  # what is here disagrees
     there = {**gate.machine.describe(), "cpu": "another"}
@@ -289,8 +295,8 @@ def test_a_benchmark_json_is_read_like_a_run_directory(tmp_path):
     ("content", "words"),
     [
         ("{", "cannot be read"),
-        ("{}", "no JSON of `pytest --benchmark`: 'benchmarks' is missing"),
-        ("[]", "no JSON of `pytest --benchmark`"),
+        ("{}", "not a JSON of `pytest --benchmark`: 'benchmarks' is missing"),
+        ("[]", "not a JSON of `pytest --benchmark`"),
         ('{"benchmarks": [], "machine_info": {"zipfmax": {"versions": {}}}}', "holds no timing"),
         (
             '{"benchmarks": [{"extra_info": {}}], "machine_info": {"zipfmax": {"versions": {}}}}',
@@ -309,7 +315,7 @@ def test_what_is_no_run_ends_with_status_2(tmp_path, content, words):
 
 
 def test_an_empty_run_ends_with_status_2(tmp_path):
-    RunDirectory.create(tmp_path / "run", {})
+    RunDirectory.start(tmp_path / "run", invocation({}))
     status, message = invoke(tmp_path / "run", "--baseline", tmp_path / "b")
     assert (status, "holds no timing" in message) == (2, True)
 
@@ -317,14 +323,14 @@ def test_an_empty_run_ends_with_status_2(tmp_path):
 @pytest.mark.parametrize(
     ("timings", "words"),
     [
-        ('{"case": "tra', "holds no timing; .*half-written last line"),
+        ('{"case": "tra', "holds no timing; .*half-written"),
         ('{"case": "tra\n{"case": "a", "impl": "b"}\n', "line 1 is not JSON"),
-        ('{"case": "a", "impl": "b"}\n', "timing 1 lacks a case, an impl or a status"),
-        ("[1]\n", "timing 1 lacks"),
+        ('{"case": "a", "impl": "b"}\n', "line 1: n_classes: Field required"),
+        ("[1]\n", "line 1: .*dictionary"),
     ],
 )
 def test_a_truncated_or_foreign_run_ends_with_status_2(tmp_path, timings, words):
-    directory = RunDirectory.create(tmp_path / "run", {})
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
     (directory.path / "timings.jsonl").write_text(timings)
     status, message = invoke(directory.path, "--baseline", tmp_path / "b")
     assert status == 2

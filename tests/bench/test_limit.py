@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zipfmax.clusters import ClusterLayout
 from zipfmax_bench.limit import Limit, products
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 
 CASE = Case(n_classes=300, in_features=32, batch_size=50, cutoffs=(20, 100), div_value=4.0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
 from zipfmax_bench import presets
-from zipfmax_bench.cost import product_flops
+from zipfmax_bench.prediction import product_flops
 
 
 def test_the_quick_preset_spans_what_it_promises():

@@ -71,8 +71,18 @@ def test_without_the_flag_no_benchmark_is_collected(tmp_path):
 
 
 def test_the_plugin_imports_neither_torch_nor_zipfmax():
-    done = run("-c", "import pytest_zipfmax, sys; print({'torch', 'zipfmax'} & set(sys.modules))")
-    assert done.stdout.strip() == "set()"
+    code = "import zipfmax_bench.pytest_plugin, sys; print({'torch', 'numpy', 'zipfmax'} & set(sys.modules))"
+    assert run("-c", code).stdout.strip() == "set()"
+
+
+def test_without_pytest_benchmark_the_plugin_is_silent_until_it_is_asked(tmp_path):
+    (tmp_path / "test_one.py").write_text("def test_one():\n    pass\n")
+    plain = run("-m", "pytest", "-p", "no:benchmark", "-q", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert "benchmark" not in plain.stdout + plain.stderr
+    asked = run("-m", "pytest", "-p", "no:benchmark", "--benchmark", cwd=tmp_path)
+    assert asked.returncode == 4
+    assert "pip install 'zipfmax[harness]'" in asked.stderr
 
 
 def test_parallel_benchmarks_are_refused_in_one_line(tmp_path):

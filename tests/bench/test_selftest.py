@@ -9,7 +9,7 @@ import pytest
 from zipfmax_bench import selftest
 from zipfmax_bench.judge import Finding
 from zipfmax_bench.selftest import CASES, KINDS, OURS, Kind
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.records import RunDirectory, SelfTest, SelfTestRun
 
 KIND = {kind.name: kind for kind in KINDS}
 SAME, SLOWER = KIND["the same code"], KIND["one cell made 10 % slower"]
@@ -70,12 +70,12 @@ def test_what_is_timed_stands_side_by_side_so_that_a_cut_leaves_some_of_each():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, in_process):
     """One process a side and three samples: enough for what is counted."""
     monkeypatch.setattr(selftest, "PROCESSES", 1)
     monkeypatch.setattr(selftest, "REFERENCES", ("limit",))
-    effort = replace(selftest.AXES.effort, rounds=3)
-    monkeypatch.setattr(selftest, "AXES", replace(selftest.AXES, effort=effort))
+    policy = replace(selftest.AXES.policy, rounds=3)
+    monkeypatch.setattr(selftest, "AXES", replace(selftest.AXES, policy=policy))
     monkeypatch.setattr(
         selftest, "measure_again", lambda found: lambda keys: {key: found[key] for key in keys}
     )
@@ -85,7 +85,7 @@ def test_a_resumed_self_test_does_what_is_left_and_keeps_the_rest(tmp_path, smal
     kinds = [replace(TEMPORARY, runs=1), replace(KIND["a renamed cell"], runs=2)]
     assert selftest.self_test(tmp_path / "run", kinds=kinds[:1]) == 0
     directory = RunDirectory(tmp_path / "run")
-    (first,) = directory.records(selftest.RUNS)
+    (first,) = directory.rows(SelfTestRun)
     assert "peak_bytes" in first["said"][0]["text"]
     measured = []
     gate_run = selftest.Bench.gate_run
@@ -94,7 +94,7 @@ def test_a_resumed_self_test_does_what_is_left_and_keeps_the_rest(tmp_path, smal
     )
     assert selftest.self_test(tmp_path / "run", resume=True, kinds=kinds) == 0
     assert measured == ["a renamed cell"] * 2
-    assert directory.records(selftest.RUNS)[0] == first
-    scores = {line["kind"]: line for line in directory.records("selftest")}
+    assert directory.rows(SelfTestRun)[0] == first
+    scores = {line["kind"]: line for line in directory.rows(SelfTest)}
     assert [scores[kind.name]["failed"] for kind in kinds] == [1, 2]
     assert all(line["holds"] for line in scores.values())

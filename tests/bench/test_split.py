@@ -11,7 +11,7 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax_bench.limit import Limit
 from zipfmax_bench.split import LEAST_PASSES, MOST_PASSES, keep_tail, split
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 
 CASE = Case(300, 16, 64, (20, 100, 200), labels="uniform", task="train")
 HEAD_S, ROW_S, SHARED_S = 5.0, (0.25, 0.5, 2.0), 0.125

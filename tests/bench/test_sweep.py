@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -15,20 +16,30 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from zipfmax.cli import app
+from zipfmax import timing
+from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_bench import plan, presets
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_bench import presets, sweep_options
+from zipfmax_bench.sweep import run
+from zipfmax_bench.sweep_options import SweepOptions
+from zipfmax_reference.records import Parity, Plan, RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 
 FAULTY = Path(__file__).parent / "faulty.py"
 COMMAND = [sys.executable, "-m", "zipfmax", "sweep"]
 SMALL = ["--classes", "60", "--cutoffs", "10,30", "--features", "16", "--batch", "8", "--threads", "1"]
+SMALL_OPTIONS = {"classes": (60,), "cutoffs": ("10,30",), "features": (16,), "batch": (8,), "threads": 1}
 
 
 def sweep(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stderr + done.stdout
     return done
+
+
+def sweep_here(out: Path, resume: bool = False, **chosen) -> int:
+    """As `sweep`, with the implementations in this process, under the clock of `in_process`."""
+    return run(SweepOptions(**{**({} if resume else SMALL_OPTIONS), **chosen}), out, resume)
 
 
 def lines(directory: Path, kind: str = "timings") -> list[dict]:
@@ -39,7 +50,7 @@ def options(flag: str, *values: str) -> list[str]:
     return [word for value in values for word in (flag, value)]
 
 
-def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path):
+def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path, in_process):
     chosen = [
         *SMALL,
         *options("--labels", "zipf:1.0", "uniform"),
@@ -47,7 +58,8 @@ def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path):
         *("--rounds", "3"),
     ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    sweep(*chosen, "--out", str(whole))
+    impl = ("torch", "zipfmax:eager", "full")
+    sweep_here(whole, labels=("zipf:1.0", "uniform"), impl=impl, rounds=3)
 
     process = subprocess.Popen([*COMMAND, *chosen, "--out", str(broken)], stdout=subprocess.DEVNULL)
     timings = broken / "timings.jsonl"
@@ -63,39 +75,37 @@ def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path):
 
     with timings.open("ab") as stream:  # as if the kill had come in the middle of a line
         stream.write(b'{"case": "half-wri')
-    sweep("--resume", "--out", str(broken))
+    sweep_here(broken, resume=True)
     assert timings.read_bytes().startswith(finished), "finished cells stay as they were"
     cells = [(line["case"], line["impl"], line["status"]) for line in lines(broken)]
     assert Counter(cells) == Counter((line["case"], line["impl"], line["status"]) for line in lines(whole))
     assert len(cells) == 2 * 2 * 3
 
 
-def test_a_sweep_goes_on_in_the_directory_of_a_parity_run(tmp_path):
-    directory = RunDirectory.create(tmp_path / "run", {"grid": "quick"})
-    line = {"case": "some", "impl": "torch", "tensor": "loss", "status": "pass", "reason": None}
-    directory.append("parity", {**line, "error": 1e-8, "budget": 1e-7})
-    sweep(
-        *SMALL,
-        *options("--impl", "torch"),
-        *options("--labels", "uniform"),
-        *("--rounds", "1", "--resume", "--out", str(directory.path)),
+def test_a_sweep_goes_on_in_the_directory_of_a_parity_run(tmp_path, in_process):
+    directory = RunDirectory.start(tmp_path / "run", invocation({"grid": "quick"}))
+    line = {"case": "some", "impl": "torch", "against": "definition", "tensor": "loss", "status": "pass"}
+    directory.write(Parity(**line, error=1e-8, budget=1e-7))
+    run(
+        SweepOptions(**SMALL_OPTIONS, impl=("torch",), labels=("uniform",), rounds=1),
+        directory.path,
+        resume=True,
     )
     assert {line["status"] for line in lines(directory.path)} == {"ok"}
     assert lines(directory.path, "parity")[0]["case"] == "some"
 
 
-def test_a_partly_recorded_case_gets_its_speedup_from_rounds_measured_anew(tmp_path):
+def test_a_partly_recorded_case_gets_its_speedup_from_rounds_measured_again(tmp_path, in_process):
     out = tmp_path / "run"
-    chosen = [*SMALL, *options("--impl", "full", "torch"), *options("--labels", "uniform"), "--task", "train"]
-    sweep(*chosen, "--rounds", "3", "--out", str(out))
+    sweep_here(out, impl=("full", "torch"), labels=("uniform",), task=("train",), rounds=3)
     timings = out / "timings.jsonl"
     kept = [line for line in timings.read_text().splitlines(keepends=True) if '"impl": "full"' in line]
     timings.write_text("".join(kept))
-    sweep("--resume", "--out", str(out))
+    sweep_here(out, resume=True)
     first, second = lines(out)
     assert (first["impl"], second["impl"]) == ("full", "torch")
-    assert second["speedup_vs_full"] > 0
-    assert second["speedup_vs_full_low"] <= second["speedup_vs_full"] <= second["speedup_vs_full_high"]
+    assert second["speedup_vs_full"] == 1.0
+    assert second["speedup_vs_full_low"] <= 1.0 <= second["speedup_vs_full_high"]
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +142,12 @@ def test_every_cell_is_recorded_with_what_became_of_it(troubled, name, status):
         assert line["speedup_vs_full"] is None
 
 
-def test_a_wrong_implementation_of_the_users_fails_the_command_by_name(troubled):
+def test_a_users_class_that_is_wrong_or_raises_fails_the_command_with_a_line_for_each_cause(troubled):
     _, done, out = troubled
-    assert "parity failed for" in done.stderr
-    assert "Wrong" in done.stderr
+    (told,) = [text for text in done.stderr.splitlines() if "Raises" in text]
+    assert told.endswith("Raises: failed: ValueError: this layer always raises")
+    (told,) = [text for text in done.stderr.splitlines() if "Wrong" in text]
+    assert "Wrong: parity failed: " in told
     assert "loss" in troubled[0]["Wrong"]["reason"]
     assert any(line["status"] == "fail" and "Wrong" in line["impl"] for line in lines(out, "parity"))
 
@@ -153,14 +165,37 @@ def test_a_timing_line_holds_what_its_readers_need(troubled):
     assert full["speedup_vs_full"] == 1.0
 
 
-def test_a_sweep_over_spreads_of_logits_shows_an_inexact_baseline_as_such(tmp_path):
-    out = tmp_path / "run"
+def test_a_class_that_only_raises_fails_the_command(tmp_path):
     done = sweep(
-        *("--classes", "9001", "--features", "8", "--batch", "16", "--threads", "1", "--rounds", "2"),
-        *options("--impl", "full", "sampled"),
-        *options("--logit-std", "1", "4"),
-        *("--labels", "zipf:1.0", "--task", "train", "--out", str(out)),
+        *(*SMALL, "--impl", f"{FAULTY}:Raises", "--task", "train", "--out", str(tmp_path)),
+        *options("--labels", "zipf:1.0", "uniform"),
+        expect=1,
     )
+    (cause,) = done.stderr.splitlines()
+    assert cause.endswith("Raises: failed: ValueError: this layer always raises (2 cells)")
+
+
+def test_a_class_that_cannot_be_imported_is_wrong_use(tmp_path):
+    file = tmp_path / "layer.py"
+    file.write_text("import nothing_of_that_name\n")
+    for impl, words in [
+        (f"{file}:Layer", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        (f"{FAULTY}:Nothing", "has no class 'Nothing'"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            sweep_options.require(impl)
+
+
+def test_a_sweep_over_spreads_of_logits_shows_an_inexact_baseline_as_such(tmp_path, in_process, capsys):
+    out = tmp_path / "run"
+    run(
+        SweepOptions(
+            classes=(9001,), features=(8,), batch=(16,), threads=1, rounds=2, impl=("full", "sampled"),
+            logit_std=(1.0, 4.0), labels=("zipf:1.0",), task=("train",),
+        ),
+        out,
+        resume=False,
+    )  # fmt: skip
     found = {(line["logit_std"], line["impl"]): line for line in lines(out)}
     assert {spread for spread, _ in found} == {1.0, 4.0}
     for spread in (1.0, 4.0):
@@ -171,36 +206,28 @@ def test_a_sweep_over_spreads_of_logits_shows_an_inexact_baseline_as_such(tmp_pa
         assert full["throttled"] is None
         assert sampled["status"] == "ok"
         assert sampled["settings"] == "8,192 log-uniform candidates a step"
-    assert "inexact" in done.stdout
-    assert "logit std 4" in done.stdout
+    shown = capsys.readouterr().out
+    assert "inexact" in shown
+    assert "logit std 4" in shown
 
 
-def test_labels_with_too_few_classes_are_skipped_with_the_reason(tmp_path):
+def test_labels_with_too_few_classes_are_skipped_with_the_reason(tmp_path, in_process):
     counts = tmp_path / "counts.csv"
     counts.write_text("5\n3\n1\n")
     out = tmp_path / "run"
-    sweep(*SMALL, "--impl", "torch", "--labels", f"counts:{counts}", "--out", str(out))
+    sweep_here(out, impl=("torch",), labels=(f"counts:{counts}",))
     assert {line["status"] for line in lines(out)} == {"skipped"}
     assert "have 3 classes, fewer than 60" in lines(out)[0]["reason"]
 
 
-def test_full_softmax_that_ran_out_of_memory_is_not_tried_again_for_other_labels(tmp_path):
+def test_full_softmax_that_ran_out_of_memory_is_not_tried_again_for_other_labels(tmp_path, in_process):
     out = tmp_path / "run"
-    chosen = [
-        *SMALL,
-        *options("--impl", "full", "torch"),
-        "--task",
-        "train",
-        "--rounds",
-        "3",
-        "--out",
-        str(out),
-    ]
-    sweep(*chosen, "--labels", "zipf:1.0")
+    chosen = {"impl": ("full", "torch"), "task": ("train",), "rounds": 3}
+    sweep_here(out, **chosen, labels=("zipf:1.0",))
     file = out / "timings.jsonl"
     ended = [{**line, "status": "out_of_memory", "reason": "76 GiB", "median_s": None} for line in lines(out)]
     file.write_text("".join(json.dumps(line) + "\n" for line in ended))
-    sweep(*chosen, "--labels", "zipf:1.0", "--labels", "zipf:0.5", "--resume")
+    sweep_here(out, resume=True, labels=("zipf:1.0", "zipf:0.5"))
     full, torch = (next(one for one in lines(out)[2:] if one["impl"] == name) for name in ("full", "torch"))
     assert (full["status"], full["reason"]) == ("out_of_memory", "as with other labels before: 76 GiB")
     assert torch["status"] == "ok"  # of an adaptive layer the labels decide the memory
@@ -245,7 +272,7 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
     ],
 )
 def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
-    result = CliRunner().invoke(app, ["sweep", *arguments])
+    result = CliRunner().invoke(application("sweep"), arguments)
     assert isinstance(result.exception, UsageError)
     message = str(result.exception)
     assert "\n" not in message
@@ -258,48 +285,48 @@ def test_wrong_use_ends_with_status_2_and_one_line():
     assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, gate, gpu, wikitext103\n"
 
 
-def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path):
-    out = tmp_path / "run"
-    sweep(
-        *SMALL,
-        *options("--impl", "full", "torch"),
-        *(
-            "--labels",
-            "uniform",
-            "--task",
-            "train",
-            "--precision",
-            "90%",
-            "--budget",
-            "30",
-            "--out",
-            str(out),
-        ),
-    )
-    torch = next(line for line in lines(out) if line["impl"] == "torch")
-    assert torch["speedup_vs_full_high"] / torch["speedup_vs_full_low"] <= np.exp(2 * 0.9)
-    assert torch["speedup_vs_full_smallest_effect"] > 0
-    assert torch["speedup_vs_full_verdict"] in ("FASTER", "SAME", "SLOWER", "UNRESOLVED")
+def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path, in_process, monkeypatch):
+    times = iter(itertools.cycle([1e-3, 2e-3, 3e-3, 4e-3, 5e-3]))  # of one run each: nothing is steady
+
+    def timer(run):
+        run()
+        return timing.Seconds(*[next(times)] * 2)
+
+    monkeypatch.setattr(timing, "timer_for", lambda device: timer)
+    monkeypatch.setattr(timing, "RUNS_OF_A_SHORT_SAMPLE", 1)
+    rounds = []
+    for precision in ("90%", "40%"):
+        out = tmp_path / precision
+        chosen = {"impl": ("full", "torch"), "labels": ("uniform",), "task": ("train",), "budget": 1e9}
+        sweep_here(out, **chosen, precision=precision)
+        torch = next(line for line in lines(out) if line["impl"] == "torch")
+        width = np.log(torch["speedup_vs_full_high"] / torch["speedup_vs_full_low"]) / 2
+        assert width <= float(precision.strip("%")) / 100
+        assert torch["speedup_vs_full_smallest_effect"] > 0
+        assert torch["speedup_vs_full_verdict"] in ("FASTER", "SAME", "SLOWER", "UNRESOLVED")
+        rounds.append(torch["n_rounds"])
+    assert rounds[0] < rounds[1]
 
 
 def test_planned_cutoffs_are_recorded_and_used_again_by_a_resumed_sweep(tmp_path):
     cases = presets.cases(presets.axes("quick", classes=(600,), labels=("zipf:1.0",), tasks=("forward",)))
-    directory = RunDirectory.create(tmp_path / "run", {})
-    (planned,) = plan.planned_cases(cases, directory, threads=1)
-    (line,) = directory.records("plans")
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    (planned,) = sweep_options.planned_cases(cases, directory, threads=1)
+    (line,) = directory.rows(Plan)
     assert tuple(line["cutoffs"]) == planned.cutoffs
     assert line["case"] == planned.id
-    other = RunDirectory.create(tmp_path / "other", {})
+    other = RunDirectory.start(tmp_path / "other", invocation({}))
     other.append("plans", {**line, "cutoffs": [7, 11]})
-    (again,) = plan.planned_cases(cases, other, threads=1)
+    (again,) = sweep_options.planned_cases(cases, other, threads=1)
     assert again.cutoffs == (7, 11)
     assert len(other.records("plans")) == 1
 
 
-def test_a_sweep_times_head_and_tails_of_what_is_under_test_apart(tmp_path):
+def test_a_sweep_times_head_and_tails_of_what_is_under_test_apart(tmp_path, in_process):
     out = tmp_path / "run"
-    chosen = ["--impl", "zipfmax", "--impl", "torch", "--impl", "full", "--labels", "uniform"]
-    sweep(*SMALL, *chosen, *options("--task", "train", "predict"), "--rounds", "3", "--out", str(out))
+    sweep_here(
+        out, impl=("zipfmax", "torch", "full"), labels=("uniform",), task=("train", "predict"), rounds=3
+    )
     found = {(line["task"], line["impl"]): line for line in lines(out)}
     own = found["train", "zipfmax"]
     assert len(own["parts_s"]) == len(own["parts_rows"]) == len(own["limit_parts_s"]) == 3

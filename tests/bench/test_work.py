@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipfmax.backends import tiled_operators
 from zipfmax_bench import flops, work
-from zipfmax_bench.cost import product_flops
+from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 
 CASE = Case(90, 16, 24, (20, 50), div_value=2.0, labels="uniform", task="train")
 

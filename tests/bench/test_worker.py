@@ -10,7 +10,7 @@ from zipfmax_bench.worker import Session
 from zipfmax_reference.runs.case import Case
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-REQUESTS = [protocol.WarmUp(), protocol.Sample(0), protocol.Weigh()]
+REQUESTS = [protocol.WarmUp(), protocol.Load(1, warm=2), protocol.TakeSample(), protocol.Weigh()]
 
 
 def test_cached_memory_of_a_gpu_is_given_back_after_every_answer(monkeypatch):
@@ -58,7 +58,8 @@ def test_on_a_gpu_a_sample_is_timed_with_its_memory_at_hand():
             return False
 
     session._timer = Watching()
-    session.answer(protocol.Sample(0))
+    session.answer(protocol.Load(1, warm=2))
+    session.answer(protocol.TakeSample())
     assert taken == [0]
 
 

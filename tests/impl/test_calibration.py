@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from zipfmax import calibration
 from zipfmax.calibration import Calibration, calibrate, calibrated
-from zipfmax.cost import TAIL_WIDTHS, CostModel, PartCost
+from zipfmax.cost_model import TAIL_WIDTHS, CostModel, PartCost
 from zipfmax.steps import StepTimer, Trial
 
 PRICES = (2e-10, 9e-10, 8e-10, 7e-10, 6e-10, 5e-10, 4e-10)

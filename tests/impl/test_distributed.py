@@ -97,6 +97,12 @@ def _run(rank, store, results):
         layer(*batch())
     except RuntimeError as error:
         found["refusal"] = str(error)
+    layer = make(AdaptiveLogSoftmaxWithLoss)
+    fully_shard(layer, mesh=mesh)
+    try:
+        layer.log_prob(batch()[0])
+    except RuntimeError as error:
+        found["note"] = f"{error} {error.__notes__}"
     for name, cls in CLASSES.items():
         layer = DistributedDataParallel(make(cls), find_unused_parameters=True)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
@@ -136,3 +142,8 @@ def test_two_ranks_give_torchs_results_and_trained_parameters(results, plan):
 def test_a_named_backend_names_the_sharded_submodule(results):
     assert "backend 'tiled' cannot serve this layer" in results["refusal"]
     assert "submodule 'head' is a " in results["refusal"]
+
+
+def test_a_method_that_fsdp_was_not_told_of_names_the_submodule(results):
+    assert "torch.Tensor and DTensor" in results["note"]
+    assert "raised by submodule 'head' of AdaptiveLogSoftmaxWithLoss" in results["note"]

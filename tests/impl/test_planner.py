@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.clusters import ClusterLayout
-from zipfmax.cost import CostModel, PartCost
+from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.planner import candidate_cutoffs, plan_cutoffs
 
 MODEL = CostModel(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zipfmax import backends
+from zipfmax import backends, timing
 from zipfmax.clusters import ClusterLayout
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
@@ -45,22 +45,28 @@ def test_a_training_step_backpropagates_and_a_forward_step_does_not(monkeypatch)
     assert all(loss > 0 for loss in calls)
 
 
+def clocked(monkeypatch, *seconds):
+    """A step timer whose runs take the given seconds, one after the other."""
+    clock = iter(seconds)
+    own = timer("forward")
+    monkeypatch.setattr(own, "_timer", lambda run: timing.Seconds(*[next(clock)] * 2))
+    return own
+
+
 def test_the_median_is_taken_over_all_rounds(monkeypatch):
     cold = 100.0
-    clock = iter([cold, 5.0, 1.0, cold, 2.0, 9.0, cold, 3.0, 4.0])
-    own = timer("forward")
-    monkeypatch.setattr(own, "_seconds", lambda run: next(clock))
+    own = clocked(monkeypatch, cold, 5.0, 1.0, cold, 2.0, 9.0, cold, 3.0, 4.0)
     taken = []
     medians = own.medians([TRIAL], lambda rounds: rounds == 3, on_sample=lambda: taken.append(1))
     assert medians == {TRIAL: 3.5}
     assert len(taken) == 3
 
 
-def test_a_short_step_is_warmed_by_three_untimed_runs(monkeypatch):
-    clock = iter([0.009, 0.008, 0.007, 0.003, 0.001])
-    own = timer("forward")
-    monkeypatch.setattr(own, "_seconds", lambda run: next(clock))
-    assert own.medians([TRIAL], lambda rounds: rounds == 1) == {TRIAL: 0.002}
+def test_a_short_step_is_warmed_by_three_untimed_runs_and_a_sample_of_it_is_a_median_of_five(monkeypatch):
+    warm = [0.009, 0.008, 0.001]
+    samples = [[0.001, 0.003, 0.9, 0.002, 0.003], [0.005] * 5]
+    own = clocked(monkeypatch, *warm, *samples[0], *samples[1])
+    assert own.medians([TRIAL], lambda rounds: rounds == 1) == {TRIAL: 0.004}
 
 
 def test_an_unknown_task_is_refused():

@@ -9,6 +9,7 @@ import torch.nn.utils.prune as prune
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
+from torch.testing._internal.two_tensor import TwoTensor
 
 import zipfmax
 from zipfmax import AdaptiveLogSoftmaxWithLoss
@@ -99,6 +100,21 @@ def old_backward_hook(layer):
     layer.head.register_backward_hook(lambda module, grad_in, grad_out: grad_in)
 
 
+def computed_weight(layer):
+    """As a hypernetwork does it: a tensor in the parameter's place."""
+    weight = layer.head.weight
+    del layer.head.weight
+    layer.head.weight = weight.detach() * 2
+
+
+def shadowed_weight(layer):
+    layer.head.__dict__["weight"] = layer.head.weight.detach() * 2
+
+
+def backward_hook_of_head(layer):
+    layer.head.register_full_backward_hook(lambda module, grad_in, grad_out: (grad_in[0] * 2,))
+
+
 def backward_pre_hook(layer):
     layer.tail[0][0].register_full_backward_pre_hook(lambda module, grad_out: (grad_out[0] * 2,))
 
@@ -119,6 +135,9 @@ CHANGES = {
     ),
     "a forward pre-hook": lambda layer: layer.tail[0][1].register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
     "a full backward hook": backward_hook,
+    "a full backward hook on head": backward_hook_of_head,
+    "a weight that is no parameter": computed_weight,
+    "a weight before the parameter": shadowed_weight,
     "a backward pre-hook": backward_pre_hook,
     "an old backward hook": old_backward_hook,
     "a subclass of Linear": subclass,
@@ -250,6 +269,30 @@ def test_what_the_constructor_made_takes_the_fast_path_and_a_removed_hook_gives_
     assert not isinstance(plain_weights(layer, layer.layout), Replaced)
     with pytest.raises(RuntimeError, match=r"submodule 'head' is a .*LoRA"):
         both(lora)[1].weights()
+
+
+def test_a_pruning_made_permanent_gives_the_fast_path_back():
+    _, layer = both(stale_weight)
+    assert plain_weights(layer, layer.layout) == ("head", "has a hook")
+    layer(*batch())
+    expected = layer(*batch())
+    prune.remove(layer.head, "weight")
+    assert not isinstance(plain_weights(layer, layer.layout), Replaced)
+    assert_close(layer(*batch()), expected)
+
+
+def test_a_weight_of_another_tensor_type_is_left_to_its_module():
+    theirs, layer = both(lambda layer: None)
+    weight = layer.head.weight.detach()
+    layer.head.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+    assert plain_weights(layer, layer.layout) == ("head", "has a weight of type TwoTensor")
+    found = []
+    for changed in (layer, theirs):
+        output, loss = changed(*batch())
+        loss.backward()
+        results = (output, loss, changed.head.weight.grad, changed.tail[0][1].weight.grad)
+        found.append([getattr(result, "a", result).detach() for result in results])
+    assert_close(*found)
 
 
 @pytest.mark.parametrize("method", ["forward", "log_prob", "predict", "topk", "sample", "out"])

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, LabelRanks
 from zipfmax.backends import tiled
+from zipfmax.backends.tiled_workspace import workspace
 
 SHAPE = (16, 60, [10, 30], 2.0)
 
@@ -69,13 +70,27 @@ def test_fake_calls_give_the_shapes_and_leave_nothing_for_real_ones(backend):
             assert_close(mine, other)
 
 
+def test_a_workspace_of_a_fake_call_is_not_kept_and_a_real_one_not_handed_out():
+    device = torch.device("cpu")
+    tiled.release_workspace()
+    with FakeTensorMode():
+        assert isinstance(workspace(64, device), FakeTensor)
+    real = workspace(64, device)
+    assert type(real) is torch.Tensor
+    with FakeTensorMode():
+        assert isinstance(workspace(64, device), FakeTensor)
+    assert workspace(64, device) is real
+
+
 @pytest.mark.parametrize("ranks", [None, LabelRanks(list(range(59, -1, -1)))], ids=["plain", "ranks"])
 def test_a_jit_trace_of_every_method_serves_other_batches_too(ranks):
     layer = make(label_ranks=ranks).requires_grad_(False)
     hidden, target = batch()
     shortlist = target * 0 if ranks is None else target * 0 + 59  # one example that opens no tail
     traced = torch.jit.trace(lambda x, y: tuple(layer(x, y)), (hidden, shortlist))
-    others = torch.jit.trace(lambda x: (layer.log_prob(x), layer.predict(x), *layer.topk(x, 7)), hidden * 0)
+    others = torch.jit.trace(
+        lambda x: (layer.log_prob(x), layer.predict(x), *layer.topk(x, 7)), hidden * 0.01
+    )
     hidden, target = batch(31, seed=5)
     assert_close(traced(hidden, target), tuple(layer(hidden, target)))
     for found, expected in zip(
@@ -168,3 +183,46 @@ def test_the_forward_exports_and_the_program_takes_any_target():
     target[:3] = -1
     for found, expected in zip(program.module()(hidden, target), step(hidden, target), strict=True):
         assert_close(found, expected)
+
+
+def test_compiled_transforms_are_one_graph():
+    layer = make(ignore_index=3)
+    hidden, target = batch()
+    x, y = hidden.view(3, 8, 16), target.view(3, 8)
+
+    def losses(x, y):
+        return torch.func.vmap(lambda x, y: layer(x, y).loss)(x, y)
+
+    def gradient(x):
+        return torch.func.grad(lambda x: layer(x, target).loss)(x)
+
+    for function, arguments in ((losses, (x, y)), (gradient, (hidden,))):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(*arguments), function(*arguments))
+    served = []
+    compiled = torch.compile(
+        layer, backend=lambda graph, _: served.append(str(graph.graph)) or graph, fullgraph=True
+    )
+    assert_close(compiled(hidden, target), layer(hidden, target))
+    assert "zipfmax.tiled_log_p" in served[0]  # outside a transform it is the fast operator still
+    assert_close(losses(x, y), torch.stack([layer(x[i], y[i]).loss for i in range(3)]))
+
+
+def test_compiled_calls_with_changed_submodules_are_torchs():
+    found = []
+    hidden, target = batch()
+    for cls in (nn.AdaptiveLogSoftmaxWithLoss, AdaptiveLogSoftmaxWithLoss):
+        layer = make(cls)
+        layer.head.register_forward_hook(lambda module, x, y: y * 0.5)
+        result = torch.compile(layer, backend="aot_eager")(hidden, target)
+        result.loss.backward()
+        found.append([result.output, result.loss, layer.head.weight.grad])
+    assert_close(found[1], found[0])
+
+
+def test_jit_script_refuses_both_layers():
+    for cls in (nn.AdaptiveLogSoftmaxWithLoss, AdaptiveLogSoftmaxWithLoss):
+        with pytest.raises(
+            (ValueError, AssertionError)
+        ):  # which of them depends on what torch scripted before
+            torch.jit.script(make(cls))

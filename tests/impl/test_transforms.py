@@ -231,3 +231,16 @@ def test_gradients_and_their_gradients_are_those_of_differences(result):
     arguments = (hidden, *layer.parameters())
     assert torch.autograd.gradcheck(function, arguments, check_batched_grad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+def test_absent_grads_zeros_stands_in_no_transforms_way(transform):
+    hidden, target = batch()
+    layer = make(absent_grads="zeros")
+    found = transform(loss_of(layer, target), hidden, torch.ones_like(hidden))
+    assert_close(found, transform(loss_of(torchs(), target), hidden, torch.ones_like(hidden)))
+    loss = layer(hidden, target * 0).output
+    inputs = list(layer.parameters())
+    found = torch.autograd.grad(loss, inputs, torch.eye(9, dtype=torch.float64)[:4], is_grads_batched=True)
+    assert [part.shape[0] for part in found] == [4] * 5
+    assert all((part == 0).all() for part in found[1:])

@@ -9,7 +9,7 @@ import pytest
 
 from zipfmax_reports.comparison import compare
 from zipfmax_reports.elements import Table
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 WriteRun = Callable[..., Path]

@@ -10,7 +10,7 @@ import pytest
 
 from zipfmax_reports import figures, tables
 from zipfmax_reports.parts import parts_of
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import DARK, LIGHT, factor, percent, seconds, size
 from zipfmax_reports.svg import inline_svg
 

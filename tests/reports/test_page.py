@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from zipfmax_reports.page import machine_line, throttling
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 
 
 @pytest.mark.parametrize(

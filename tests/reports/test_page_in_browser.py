@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from zipfmax_reports import tables, write_report
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports import tables
+from zipfmax_reports.report import write_report
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import DARK, LIGHT, factor, percent, seconds
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

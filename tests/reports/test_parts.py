@@ -13,7 +13,7 @@ import pytest
 from zipfmax_reports import part_figures, part_pictures, tables
 from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.parts import timed_parts
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import count, percent, seconds
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]

@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax_reports import tables, write_report
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports import tables
+from zipfmax_reports.report import write_report
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import THEMES, factor
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
@@ -193,6 +194,7 @@ def test_a_run_of_one_kind_of_check_alone_has_a_page(run_directory: Path) -> Non
 
 def test_the_plan_proof_of_a_run_is_on_its_page(run_directory: Path) -> None:
     times = {"predicted_s": 2e-3, "plan_s": 1.8e-3, "best_s": 2e-3, "literature_s": 5e-3, "full_s": 4e-2}
+    times |= {"full_predicted_s": 4e-2, "tried": 9}
     cell = {"labels": "zipf:1.0", "n_classes": 5000, "in_features": 64, "batch_size": 128, "task": "train"}
     line = json.dumps({**cell, **times, "plan": [40, 300], "best": [39, 312], "literature": [350, 1250]})
     (run_directory / "plan_proof.jsonl").write_text(f"{line}\n{line}\n")  # the second was written on resuming

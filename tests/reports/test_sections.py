@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zipfmax_reports import sections, tables
 from zipfmax_reports.elements import Picture
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 
 
 def picture(found: list[Picture], name: str) -> Picture:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zipfmax_reports import tables
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import factor, percent
 from zipfmax_reports.summary import Statement, statements
 

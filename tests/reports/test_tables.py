@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from zipfmax_reports import tables
-from zipfmax_reports.commands import sweep_command
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.reproduction import sweep_command
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.summary import condition_text
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]

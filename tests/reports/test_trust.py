@@ -12,7 +12,7 @@ import pytest
 from zipfmax_reports import tables
 from zipfmax_reports.elements import Details
 from zipfmax_reports.plans import plan_pictures
-from zipfmax_reports.rundir import read_run
+from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import seconds
 from zipfmax_reports.summary import statements
 from zipfmax_reports.trust import trust

@@ -46,7 +46,7 @@ def read_text(path: Path, max_words: int | None = None) -> Text:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     return from_words(
         [word for line in content.splitlines() for word in (*line.split(), END_OF_LINE)], max_words
     )

@@ -25,6 +25,7 @@ import torch
 import triton
 from torch import Tensor
 
+from zipfmax import timing
 from zipfmax.backends.triton import tiles
 from zipfmax.backends.triton.routing import Routes, route
 from zipfmax.backends.triton.runtime import architecture
@@ -38,6 +39,8 @@ KERNELS = ("forward", "backward")
 WIDTHS = (16, 32, 64, 128, 256, 512)
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 _ROWS = 1536
+SAMPLES = 15
+
 _CLASSES = {16: 150_000, 32: 150_000, 64: 150_000, 128: 60_000, 256: 40_000, 512: 20_000}
 
 
@@ -165,12 +168,15 @@ def measure(candidate: Candidate, problem: Problem, expected: Tensor | None) -> 
             if not error < 2e-2:
                 return Timing(candidate, None, f"differs from the first candidate by {error:.1e}"), None
         # Replays of a graph: at these lengths the host would be timed with it otherwise.
-        median = float(
-            triton.testing.do_bench_cudagraph(lambda: problem.run(candidate), rep=10, return_mode="median")
-        )
+        replay = timing.replayed(lambda: _discard(problem.run(candidate)))
+        seconds = timing.sample(replay, timing.timer_for("cuda"), SAMPLES)
     except (triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
         return Timing(candidate, None, f"{type(error).__name__}: {error}".splitlines()[0]), None
-    return Timing(candidate, median, ""), result
+    return Timing(candidate, seconds.device_s * 1e3, ""), result
+
+
+def _discard(result: Tensor) -> None:
+    """Let go of a result that nobody reads."""
 
 
 def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int) -> list[Timing]:
@@ -188,25 +194,25 @@ def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int)
             if reason:
                 timings.append(Timing(candidate, None, reason))
                 continue
-            timing, result = measure(candidate, problem, expected)
+            one, result = measure(candidate, problem, expected)
             expected = result if expected is None else expected
-            timings.append(timing)
+            timings.append(one)
     return timings
 
 
 def best(timings: list[Timing]) -> dict[str, dict[str, dict[str, Tile]]]:
     """{dtype: {kernel: {width: fastest tile}}}."""
     chosen: dict[tuple[str, str, int], Timing] = {}
-    for timing in timings:
-        if timing.milliseconds is None:
+    for one in timings:
+        if one.milliseconds is None:
             continue
-        c = timing.candidate
+        c = one.candidate
         key = (c.dtype, c.kernel, c.width)
-        if key not in chosen or timing.milliseconds < (chosen[key].milliseconds or 0.0):
-            chosen[key] = timing
+        if key not in chosen or one.milliseconds < (chosen[key].milliseconds or 0.0):
+            chosen[key] = one
     out: dict[str, dict[str, dict[str, Tile]]] = {}
-    for (dtype, kernel, width), timing in chosen.items():
-        out.setdefault(dtype, {}).setdefault(kernel, {})[str(width)] = dict(timing.candidate.tile)
+    for (dtype, kernel, width), one in chosen.items():
+        out.setdefault(dtype, {}).setdefault(kernel, {})[str(width)] = dict(one.candidate.tile)
     return out
 
 

@@ -84,14 +84,14 @@ class Launch:
 
 
 def variants(target: str, quick: bool = False) -> list[Launch]:
-    """Every launch of training, the forward pass alone, log_prob and predict, each once.
+    """Every launch of training, only the forward pass, log_prob and predict, each once.
 
     One tail of every width in the table and of widths between, in all dtypes; plain, and with biases, row
     weights and ignored rows.
 
     Args:
         target: "sm_80" and the like, an architecture of the table.
-        quick: training steps with biases alone, which need the most registers.
+        quick: training steps with biases only, which need the most registers.
     """
     found: dict[Launch, None] = {}
     for dtype, precision in _ARITHMETICS:

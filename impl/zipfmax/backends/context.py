@@ -13,6 +13,18 @@ _FAKE = torch._C._TorchDispatchModeKey.FAKE
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
+TRANSFORM = "a torch.func transform"
+
+
+def _compiles_a_transform() -> bool:
+    """Whether torch.compile is inside a transform: it takes the question itself for a tensor's operation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler, a second and a half.
+_compiles_a_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def plain_operations_only() -> str | None:
     """What is active that only plain differentiable torch operations serve, or None.
 
@@ -20,9 +32,11 @@ def plain_operations_only() -> str | None:
     automatic differentiation, torch.jit.trace, torch.export.
     """
     if torch.compiler.is_compiling():
-        return "torch.export" if torch.compiler._is_exporting_flag else None
+        if torch.compiler._is_exporting_flag:
+            return "torch.export"
+        return TRANSFORM if _compiles_a_transform() else None
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform"
+        return TRANSFORM
     if forward_ad._current_level >= 0:
         return "forward-mode automatic differentiation"
     if torch._C._get_tracing_state() is not None:
@@ -38,7 +52,7 @@ def is_traced(hidden: Tensor) -> bool:
 def cannot_read(values: Tensor) -> bool:
     """Whether Python cannot branch on these values, or a recording would keep the branch of one example."""
     if torch.compiler.is_compiling():
-        return bool(torch.compiler._is_exporting_flag)
+        return plain_operations_only() is not None
     return torch._C._get_tracing_state() is not None or _is_recorded_or_fake(values) or is_batched(values)
 
 

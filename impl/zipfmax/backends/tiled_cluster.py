@@ -345,7 +345,7 @@ def _rows_in(target: Tensor, classes: slice) -> Tensor:
 
 
 def _log_sum_exp_(z: Tensor) -> Tensor:
-    """Log-sum-exp of each row, [n, 1]; destroys z. A row of -inf alone gives -inf."""
+    """Log-sum-exp of each row, [n, 1]; destroys z. A row of only -inf gives -inf."""
     highest = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
     z.sub_(highest).mul_(_LOG2_E).exp2_()
     return z.sum(dim=1, keepdim=True).log_().add_(highest)

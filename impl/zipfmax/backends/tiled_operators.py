@@ -2,7 +2,7 @@
 
 A graph asks for the log-probabilities and, in its backward, for the gradients: two operators. Unlike eager
 mode they do the tiles again for the backward, since a graph that returns both output and loss would discard
-what the forward took for the loss alone; and they give zeros for clusters without targets, since an operator
+what the forward took for the loss only; and they give zeros for clusters without targets, since an operator
 returns tensors.
 """
 

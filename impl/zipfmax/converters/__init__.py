@@ -1,7 +1,7 @@
 """Weights of other frameworks' adaptive softmax, in both directions, exactly.
 
 Each file maps one framework's parameters to `AdaptiveLogSoftmaxWithLoss` so that log p(y | h) is the same
-function. What is no parameter (dropout, padding rules, reductions) stays behind; each function says what.
+function. What is not a parameter (dropout, padding rules, reductions) stays behind; each function says what.
 """
 
 from zipfmax.converters.fairseq import from_fairseq, to_fairseq

@@ -151,16 +151,3 @@ def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
     tensor = tensor.detach().cpu()
     array: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return np.array(array, order="C")
-
-
-def refuse_ranks(layer: AdaptiveLogSoftmaxWithLoss, target: str) -> None:
-    """Raise ValueError if the layer's labels are not its ranks: other frameworks hold no permutation."""
-    if layer.label_ranks is not None:
-        raise ValueError(f"{target} has no place for label_ranks; its labels would be this layer's ranks")
-
-
-def refuse_biases(layer: AdaptiveLogSoftmaxWithLoss, target: str, *names: str) -> None:
-    """Raise ValueError if the layer has a bias that the target lacks."""
-    for name in names:
-        if getattr(layer, name):
-            raise ValueError(f"{target} has no place for {name}")

@@ -14,14 +14,8 @@ import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import (
-    Checkpoint,
-    Sample,
-    build_layer,
-    checked,
-    refuse_biases,
-    refuse_ranks,
-)
+from zipfmax.converters.checkpoint import Checkpoint, Sample, build_layer, checked
+from zipfmax.export import refuse_biases, refuse_ranks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 

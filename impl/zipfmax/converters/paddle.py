@@ -1,6 +1,6 @@
 """paddle.nn.AdaptiveLogSoftmaxWithLoss: torch's parameters, transposed, the tails in a plain list.
 
-Paddle's `state_dict()` holds the head alone, so what is converted is the layer or its arrays, never that.
+Paddle's `state_dict()` holds only the head, so what is converted is the layer or its arrays, never that.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import (
-    Checkpoint,
-    Sample,
-    build_layer,
-    checked,
-    refuse_biases,
-    refuse_ranks,
-    to_numpy,
-)
+from zipfmax.converters.checkpoint import Checkpoint, Sample, build_layer, checked, to_numpy
+from zipfmax.export import refuse_biases, refuse_ranks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Checkpoint, Sample, build_layer, checked, refuse_ranks, to_numpy
+from zipfmax.converters.checkpoint import Checkpoint, Sample, build_layer, checked, to_numpy
+from zipfmax.export import refuse_ranks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
 

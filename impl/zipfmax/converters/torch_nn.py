@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.converters.checkpoint import Sample, build_layer, checked, refuse_biases, refuse_ranks
+from zipfmax.converters.checkpoint import Sample, build_layer, checked
+from zipfmax.export import to_torch
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.submodules import Replaced, plain_weights
+
+__all__ = ["from_torch", "to_torch"]
 
 
 def from_torch(
@@ -33,6 +36,8 @@ def from_torch(
     """
     if not isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
         raise TypeError(f"expected a torch.nn.AdaptiveLogSoftmaxWithLoss, got {type(module).__name__}")
+    if isinstance(module, AdaptiveLogSoftmaxWithLoss):
+        raise TypeError("the module is zipfmax's already, with options that torch's lacks; copy.deepcopy it")
     layout = ClusterLayout(module.in_features, module.n_classes, tuple(module.cutoffs[:-1]), module.div_value)
     read = plain_weights(module, layout)
     if isinstance(read, Replaced):
@@ -53,42 +58,3 @@ def from_torch(
     for mine, theirs in zip(layer.parameters(), module.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
     return checked(layer.train(module.training), "torch.nn.AdaptiveLogSoftmaxWithLoss", check)
-
-
-def to_torch(layer: AdaptiveLogSoftmaxWithLoss) -> nn.AdaptiveLogSoftmaxWithLoss:
-    """torch.nn's layer with this layer's weights, copied.
-
-    ignore_index, reduction, absent_grads, class weights, smoothing and z-loss are not parameters, and torch's
-    layer knows none of them: its loss is the mean over all rows.
-
-    Raises:
-        ValueError: the layer has tail biases, label_ranks or projection sizes that torch's cannot have.
-        RuntimeError: a submodule was changed, so that its weights do not say what it computes.
-    """
-    target = "torch.nn.AdaptiveLogSoftmaxWithLoss"
-    layer.weights()  # raises where they are not all that the layer computes with
-    refuse_ranks(layer, target)
-    refuse_biases(layer, target, "tail_bias", "projection_bias")
-    layout = layer.layout
-    plain = ClusterLayout(layout.in_features, layout.n_classes, layout.cutoffs, layout.div_value)
-    if layout != plain:
-        raise ValueError(
-            f"{target} has projection sizes {plain.projection_sizes} for div_value={layout.div_value}, "
-            f"but this layer has {layout.projection_sizes}"
-        )
-    device = layer.head.weight.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        module = nn.AdaptiveLogSoftmaxWithLoss(
-            layer.in_features,
-            layer.n_classes,
-            layout.cutoffs,
-            layer.div_value,
-            layer.head_bias,
-            device=device,
-            dtype=layer.head.weight.dtype,
-        )
-    state = layer.state_dict()
-    module.load_state_dict({name: state[name] for name in module.state_dict()})
-    for theirs, mine in zip(module.parameters(), layer.parameters(), strict=True):
-        theirs.requires_grad_(mine.requires_grad)
-    return module.train(layer.training)

@@ -1,4 +1,4 @@
-"""`zipfmax verify --conformance`: feature by implementation, each entry backed by a run; and stability.
+"""`zipfmax conformance`: feature by implementation, each entry backed by a run; and stability.
 
 The peers are run live; where one has no such feature, or is not run, the entry says so.
 """
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from zipfmax_reference.checks import probes, stability
-from zipfmax_reference.checks.probes import Finding, Probe
+from zipfmax_reference.checks.probes import Probe, ProbeResult
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.records import Conformance, RunDirectory, Stability
+from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import Record
 
 IMPLEMENTATIONS = ("zipfmax", "torch", "paddle", "tensorflow")
@@ -23,7 +24,9 @@ CALLABLE = "can be called"
 R_NAME = "R torch"
 WIDTH = 200
 
-R_TORCH = Finding("not run", "by its source, nn_adaptive_log_softmax_with_loss ends in not_implemented_error")
+R_TORCH = ProbeResult(
+    "not run", "by its source, nn_adaptive_log_softmax_with_loss ends in not_implemented_error"
+)
 """The one entry that is read and not run."""
 
 FEATURES: dict[str, Probe] = {
@@ -66,13 +69,13 @@ def run(out: Path | None = None, resume: bool = False) -> int:
         1 where zipfmax itself differs from the definition, cannot do what torch.nn can, or is beyond its
         budget; otherwise 0: what its peers do is their own.
     """
-    directory = None if out is None else RunDirectory.create(out, {"conformance": True}, resume)
+    directory = None if out is None else RunDirectory.start(out, invocation({"conformance": True}), resume)
     entries, changes = _known(directory)
     if not entries:
         entries, changes = _examined()
         if directory is not None:
-            directory.append_all("stability", changes)
-            directory.append_all("conformance", entries)
+            directory.write(*(Stability(**change) for change in changes))
+            directory.write(*(Conformance(**entry) for entry in entries))
     _show(entries, changes)
     worse = [e for e in entries if e["impl"] == "zipfmax" and e["verdict"] in ("differs", "cannot")]
     beyond = [c for c in changes if c["impl"] == "zipfmax" and c["verdict"] == stability.BEYOND]
@@ -88,9 +91,9 @@ def _known(directory: RunDirectory | None) -> tuple[list[Record], list[Record]]:
     """What a resumed run already holds; nothing where it was cut off before its last entry."""
     if directory is None:
         return [], []
-    entries = directory.records("conformance")
+    entries = directory.rows(Conformance)
     complete = bool(entries) and entries[-1]["impl"] == R_NAME
-    return (entries, directory.records("stability")) if complete else ([], [])
+    return (entries, directory.rows(Stability)) if complete else ([], [])
 
 
 def _examined() -> tuple[list[Record], list[Record]]:
@@ -109,14 +112,14 @@ def _examined() -> tuple[list[Record], list[Record]]:
     return entries, changes
 
 
-def probed(probe: Probe, name: str) -> Finding:
+def probed(probe: Probe, name: str) -> ProbeResult:
     """What came of a probe; an implementation that raises what no probe expects is told, not traced."""
     if not probes.installed(name):
-        return Finding("not run", f"{name} is not installed")
+        return ProbeResult("not run", f"{name} is not installed")
     try:
         return probe(name)
     except Exception as error:  # a finding about the implementation
-        return Finding("cannot", f"raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        return ProbeResult("cannot", f"raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
 
 def _show(entries: list[Record], changes: list[Record]) -> None:

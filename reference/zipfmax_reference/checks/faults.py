@@ -1,7 +1,7 @@
 """Faults of the kinds that people make in adaptive softmax, each planted in an otherwise right layer.
 
 `Control` is right, and made of small parts; a fault is a subclass with one part replaced. The parity check
-has to catch every one of them (`zipfmax verify --mutants`).
+has to catch every one of them (`zipfmax mutants`).
 """
 
 from __future__ import annotations

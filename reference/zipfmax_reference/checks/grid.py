@@ -166,13 +166,13 @@ def beside_cutoffs(layout: ClusterLayout) -> str:
 
 
 def one_cluster(layout: ClusterLayout) -> str:
-    """Labels of the last tail alone: every other tail is absent."""
+    """Labels of the last tail only: every other tail is absent."""
     tail = layout.tails[-1]
     return f"only:{tail.start}-{tail.stop - 1}"
 
 
 def shortlist_alone(layout: ClusterLayout) -> str:
-    """Labels of the shortlist alone: every tail is absent."""
+    """Labels of the shortlist only: every tail is absent."""
     return f"only:0-{layout.shortlist_size - 1}"
 
 

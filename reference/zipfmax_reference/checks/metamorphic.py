@@ -1,4 +1,4 @@
-"""`zipfmax verify --metamorphic`: what holds of any adaptive softmax, checked where no truth is at hand.
+"""`zipfmax metamorphic`: what holds of any adaptive softmax, checked where no truth is at hand.
 
 The definition needs minutes for millions of classes; these relations between an implementation's own results
 need one pass each:
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -23,9 +24,10 @@ from rich.table import Table
 
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Implementation, Inputs, Results
+from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.contract import EPS, Values
 
 CASES = tuple(
@@ -43,20 +45,6 @@ ROUNDINGS = 16
 """Roundings of the largest number involved that two results may differ by."""
 
 
-@dataclass(frozen=True)
-class Relation:
-    """One relation on one case: a line of `metamorphic.jsonl`."""
-
-    case: str
-    impl: str
-    relation: str
-    status: str
-    """"pass", "fail" or "skipped"."""
-    error: float | None = None
-    budget: float | None = None
-    reason: str | None = None
-
-
 def run(
     impl: Sequence[str] = (), cells: str | None = None, out: Path | None = None, resume: bool = False
 ) -> int:
@@ -68,24 +56,25 @@ def run(
     implementations = [registry.implementation(name) for name in impl or ("zipfmax", "torch")]
     cases = [case for case in CASES if cells is None or cells in case.id]
     arguments = {"metamorphic": True, "impl": [i.name for i in implementations]}
-    directory = None if out is None else RunDirectory.create(out, arguments, resume)
+    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
     relations = []
     for case in cases:
         for implementation in implementations:
             found = list(check(case, implementation))
             if directory is not None:
-                directory.append_all("metamorphic", map(asdict, found))
+                directory.write(*found)
             relations += found
     _show(relations)
     return 1 if any(relation.status == "fail" for relation in relations) else 0
 
 
-def check(case: Case, implementation: Implementation) -> Iterator[Relation]:
+def check(case: Case, implementation: Implementation) -> Iterator[Metamorphic]:
     """Every relation of one implementation on one case, whose head needs a bias."""
+    cell: dict[str, Any] = {"case": case.id, "impl": implementation.name}
     reason = implementation.lacks(case)
     for name, relation in RELATIONS.items():
         if reason is not None:
-            yield Relation(case.id, implementation.name, name, "skipped", reason=reason)
+            yield Metamorphic(**cell, relation=name, status="skipped", reason=reason)
             continue
         try:
             error, budget = relation(case, implementation)
@@ -93,10 +82,12 @@ def check(case: Case, implementation: Implementation) -> Iterator[Relation]:
             raise
         except Exception as raised:  # a finding about the implementation
             text = f"raised {type(raised).__name__}: {raised}"
-            yield Relation(case.id, implementation.name, name, "fail", reason=text)
+            yield Metamorphic(**cell, relation=name, status="fail", reason=text)
             continue
-        status = "pass" if error <= budget else "fail"  # NaN never passes
-        yield Relation(case.id, implementation.name, name, status, error, budget)
+        holds = error <= budget  # NaN never does
+        yield Metamorphic(
+            **cell, relation=name, status="pass" if holds else "fail", error=error, budget=budget
+        )
 
 
 def sums_to_one(case: Case, implementation: Implementation) -> tuple[float, float]:
@@ -219,7 +210,7 @@ def _budget(case: Case, values: Values) -> float:
     return ROUNDINGS * EPS[case.dtype] * max(1.0, _largest(values))
 
 
-def _show(relations: Sequence[Relation]) -> None:
+def _show(relations: Sequence[Metamorphic]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     table = Table("relation", "implementation", "case", "error", "budget", "", title="metamorphic relations")
     for r in relations:

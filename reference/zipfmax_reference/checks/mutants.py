@@ -1,4 +1,4 @@
-"""`zipfmax verify --mutants`: is every planted fault caught, and does the layer without one pass?"""
+"""`zipfmax mutants`: is every planted fault caught, and does the layer without one pass?"""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from zipfmax_reference.checks import faults_forward, faults_results  # noqa: F40
 from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.checks.faults import FAULTS, Control
 from zipfmax_reference.contestants.torch_nn import users_layer
+from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import Oracle, Record
 
 CONTROL = "control"
@@ -28,7 +29,7 @@ WIDTH = 140
 
 @dataclass
 class Outcome:
-    """What became of one mutant; the fields are those of a line of `mutants.jsonl`."""
+    """What became of one mutant; a `Mutant` record once every cell is counted."""
 
     mutant: str
     fault: str
@@ -71,15 +72,15 @@ def run(
     if cells is not None:
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
-    directory = None if out is None else RunDirectory.create(out, arguments, resume)
+    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
     classes: dict[str, type[Control]] = {CONTROL: Control, **FAULTS}
-    known = [Outcome(**record) for record in directory.records("mutants")] if directory is not None else []
+    known = [Outcome(**record) for record in directory.rows(Mutant)] if directory is not None else []
     if [outcome.mutant for outcome in known] == list(classes):
         outcomes = known
     else:
         outcomes = examine(cases, classes)
         if directory is not None:
-            directory.append_all("mutants", [vars(outcome) for outcome in outcomes])
+            directory.write(*(Mutant(**vars(outcome)) for outcome in outcomes))
     _show(outcomes)
     survivors = [o.mutant for o in outcomes if o.mutant != CONTROL and not o.caught]
     control = next(o for o in outcomes if o.mutant == CONTROL)
@@ -97,7 +98,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
     for case in track(cases, "mutants", console=Console(stderr=True), transient=True):
-        oracle = Oracle(case, AGAINST)
+        oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
             outcomes[name].note(oracle.check(layer))
     return list(outcomes.values())

@@ -17,7 +17,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.child import Child
 from zipfmax_reference.contestants.paddle_nn import import_paddle
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth.parity import Oracle, fault
 
 TORCH_LAYERS: dict[str, type[nn.Module]] = {
@@ -30,7 +30,7 @@ FIRST_INEXACT = 2**24 + 1
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProbeResult:
     """What came of a probe."""
 
     verdict: Literal["agrees", "differs", "cannot", "not run"]
@@ -38,7 +38,7 @@ class Finding:
     detail: str = ""
 
 
-Probe = Callable[[str], Finding]
+Probe = Callable[[str], ProbeResult]
 
 
 def parity(*tasks: str, **fields: Any) -> Probe:
@@ -46,24 +46,24 @@ def parity(*tasks: str, **fields: Any) -> Probe:
     usual = {"n_classes": 203, "in_features": 24, "batch_size": 33, "cutoffs": (7, 30, 202)}
     usual |= {"div_value": 2.0, "labels": "zipf:1.0"}
 
-    def probe(name: str) -> Finding:
+    def probe(name: str) -> ProbeResult:
         worst, where = 0.0, ""
         for task in tasks or ("train", "log_prob"):
             case = Case(**{**usual, **fields, "task": task})
             for record in Oracle(case, ("definition",)).check(registry.implementation(name)):
                 if record["status"] == "skipped":
-                    return Finding("cannot", record["reason"])
+                    return ProbeResult("cannot", record["reason"])
                 if record["status"] == "fail":
-                    return Finding("differs", f"{record['tensor']}: {fault(record)}")
+                    return ProbeResult("differs", f"{record['tensor']}: {fault(record)}")
                 share = record["error"] / record["budget"] if record["budget"] else 0.0
                 if share >= worst:
                     worst, where = share, record["tensor"]
-        return Finding("agrees", f"at most {worst:.0%} of its budget, {where}")
+        return ProbeResult("agrees", f"at most {worst:.0%} of its budget, {where}")
 
     return probe
 
 
-def parameters_hold_every_weight(name: str) -> Finding:
+def parameters_hold_every_weight(name: str) -> ProbeResult:
     """Whether an optimiser that is given `parameters()` sees every weight."""
     expected = 6  # the head and its bias, and two of each tail
     if name in TORCH_LAYERS:
@@ -72,15 +72,15 @@ def parameters_hold_every_weight(name: str) -> Finding:
         layer = import_paddle().nn.AdaptiveLogSoftmaxWithLoss(24, 60, [7, 20], head_bias=True)
         found = len(layer.parameters())
     else:
-        return Finding("not run", "its parameters are whatever variables its user makes")
-    return Finding(
+        return ProbeResult("not run", "its parameters are whatever variables its user makes")
+    return ProbeResult(
         "agrees" if found == expected else "differs",
         f"parameters() holds {found} of {expected} tensors"
         + ("" if found == expected else ": the tails are neither optimised nor saved"),
     )
 
 
-def class_above_float32(name: str) -> Finding:
+def class_above_float32(name: str) -> ProbeResult:
     """`predict` of a class whose index float32 does not hold, beside a row of the shortlist."""
     n_classes, best = FIRST_INEXACT + 3, FIRST_INEXACT
     # One feature: its sign chooses between the shortlist's only word and one class of the tail.
@@ -108,18 +108,18 @@ def class_above_float32(name: str) -> Finding:
         found = layer.predict(paddle.to_tensor(hidden))
         dtype = str(found.dtype).removeprefix("paddle.")
     else:
-        return Finding("not run", "its variables would take several copies of 2**24 classes")
+        return ProbeResult("not run", "its variables would take several copies of 2**24 classes")
     got = int(found[1])
-    return Finding(
+    return ProbeResult(
         "agrees" if got == best and "int" in dtype else "differs",
         f"class {best} comes back as {got}, {dtype}",
     )
 
 
-def synchronisations(name: str) -> Finding:
+def synchronisations(name: str) -> ProbeResult:
     """Operations of a training step that wait for the device on a GPU, counted as they are dispatched."""
     if name not in TORCH_LAYERS:
-        return Finding("not run", "counted in torch's dispatcher alone")
+        return ProbeResult("not run", "counted in torch's dispatcher only")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layer = _layer(name, 64, 203, [7, 30, 100], device=device)
     hidden = torch.randn(64, 64, device=device, requires_grad=True)
@@ -129,26 +129,26 @@ def synchronisations(name: str) -> Finding:
     total = sum(counted.calls.values())
     what = ", ".join(f"{count} {op}" for op, count in sorted(counted.calls.items()))
     if name == "zipfmax" and device == "cpu":
-        return Finding("not run", "another backend serves a GPU, and there is none here")
-    return Finding("agrees" if total == 0 else "differs", f"{total}: {what}" if total else "none")
+        return ProbeResult("not run", "another backend serves a GPU, and there is none here")
+    return ProbeResult("agrees" if total == 0 else "differs", f"{total}: {what}" if total else "none")
 
 
-def compiles_whole(name: str) -> Finding:
+def compiles_whole(name: str) -> ProbeResult:
     """`torch.compile(fullgraph=True)` of the layer; graphs are captured and run, not lowered."""
     if name not in TORCH_LAYERS:
-        return Finding("cannot", "no torch module")
+        return ProbeResult("cannot", "no torch module")
     layer = _layer(name, 24, 60, [7, 20])
     hidden, target = torch.randn(9, 24), torch.arange(9) * 6
     torch._dynamo.reset()
     try:
         loss = torch.compile(layer, backend="eager", fullgraph=True)(hidden, target).loss
     except Exception as error:  # how the layer is refused is the finding
-        return Finding("cannot", f"refused: {type(error).__name__}")
+        return ProbeResult("cannot", f"refused: {type(error).__name__}")
     same = torch.allclose(loss, layer(hidden, target).loss)
-    return Finding("agrees" if same else "differs", "captured as one graph")
+    return ProbeResult("agrees" if same else "differs", "captured as one graph")
 
 
-def absent_cluster(name: str) -> Finding:
+def absent_cluster(name: str) -> ProbeResult:
     """The gradient of a cluster that no label of the batch falls in."""
     if name not in TORCH_LAYERS:
         return parity("train", labels="only:0-6")(name)
@@ -156,11 +156,13 @@ def absent_cluster(name: str) -> Finding:
     layer(torch.randn(5, 24), torch.tensor([0, 1, 2, 8, 9])).loss.backward()
     gradient = layer.tail[1][1].weight.grad  # type: ignore[index, union-attr]
     if gradient is None:
-        return Finding("agrees", "None, as in torch.nn")
-    return Finding("differs" if gradient.any() else "agrees", "zeros" if not gradient.any() else "not zero")
+        return ProbeResult("agrees", "None, as in torch.nn")
+    return ProbeResult(
+        "differs" if gradient.any() else "agrees", "zeros" if not gradient.any() else "not zero"
+    )
 
 
-def loads_torch_checkpoint(name: str) -> Finding:
+def loads_torch_checkpoint(name: str) -> ProbeResult:
     """A state_dict of torch.nn's layer, loaded unchanged."""
     source = nn.AdaptiveLogSoftmaxWithLoss(24, 60, [7, 20], head_bias=True)
     if name in TORCH_LAYERS:
@@ -168,16 +170,16 @@ def loads_torch_checkpoint(name: str) -> Finding:
         layer.load_state_dict(source.state_dict())
         hidden, target = torch.randn(9, 24), torch.arange(9) * 6
         same = torch.allclose(layer(hidden, target).loss, source(hidden, target).loss)
-        return Finding("agrees" if same else "differs", "names, shapes and values")
+        return ProbeResult("agrees" if same else "differs", "names, shapes and values")
     if name == "paddle":
         layer = import_paddle().nn.AdaptiveLogSoftmaxWithLoss(24, 60, [7, 20], head_bias=True)
         missing = source.state_dict().keys() - layer.state_dict().keys()
-        return Finding("differs", f"{len(missing)} of 6 names are missing, and weights are transposed")
-    return Finding("differs", "kernels are transposed, and every Dense has a bias")
+        return ProbeResult("differs", f"{len(missing)} of 6 names are missing, and weights are transposed")
+    return ProbeResult("differs", "kernels are transposed, and every Dense has a bias")
 
 
-def refuses_bad_target(name: str) -> Finding:
-    """A label that is no class."""
+def refuses_bad_target(name: str) -> ProbeResult:
+    """A label outside the classes."""
     target, hidden = np.array([0, 60]), np.zeros((2, 24), dtype=np.float32)
     try:
         if name in TORCH_LAYERS:
@@ -193,28 +195,28 @@ def refuses_bad_target(name: str) -> Finding:
             runner.load(hidden, target)
             runner.run()
     except (RuntimeError, ValueError) as error:
-        return Finding("agrees", f"refused by {type(error).__name__}")
-    return Finding("differs", "accepted in silence")
+        return ProbeResult("agrees", f"refused by {type(error).__name__}")
+    return ProbeResult("differs", "accepted in silence")
 
 
-def cutoffs_with_n_classes(name: str) -> Finding:
+def cutoffs_with_n_classes(name: str) -> ProbeResult:
     """Cutoffs that list n_classes itself, which torch.nn refuses."""
     if name == "tensorflow":
-        return Finding("differs", "asks for it: its cutoffs end in n_classes")
+        return ProbeResult("differs", "asks for it: its cutoffs end in n_classes")
     try:
         if name == "paddle":
             import_paddle().nn.AdaptiveLogSoftmaxWithLoss(24, 60, [7, 20, 60])
         else:
             _layer(name, 24, 60, [7, 20, 60])
     except ValueError:
-        return Finding("agrees", "refused by ValueError")
-    return Finding("differs", "accepted")
+        return ProbeResult("agrees", "refused by ValueError")
+    return ProbeResult("differs", "accepted")
 
 
 def keyword(word: str, value: Any) -> Probe:
     """Whether the layer takes an option that torch.nn's lacks."""
 
-    def probe(name: str) -> Finding:
+    def probe(name: str) -> ProbeResult:
         try:
             if name in TORCH_LAYERS:
                 layer = TORCH_LAYERS[name](24, 60, [7, 20], **{word: value})
@@ -222,15 +224,15 @@ def keyword(word: str, value: Any) -> Probe:
             elif name == "paddle":
                 import_paddle().nn.AdaptiveLogSoftmaxWithLoss(24, 60, [7, 20], **{word: value})
             else:
-                return Finding("not run", "its constructor is this project's own")
+                return ProbeResult("not run", "its constructor is this project's own")
         except TypeError:
-            return Finding("cannot", f"has no {word}")
-        return Finding("agrees", f"{word}={value!r}")
+            return ProbeResult("cannot", f"has no {word}")
+        return ProbeResult("agrees", f"{word}={value!r}")
 
     return probe
 
 
-def padding_label(name: str) -> Finding:
+def padding_label(name: str) -> ProbeResult:
     """What a label 0 costs."""
     case = Case(203, 24, 33, (7, 30, 202), 2.0)
     inputs = draw_inputs(case)
@@ -242,7 +244,7 @@ def padding_label(name: str) -> Finding:
     results = child.call("results", runner)
     right = -results["output"].mean()
     zeros = int((inputs.target == 0).sum())
-    return Finding(
+    return ProbeResult(
         "differs",
         f"label 0 is padding: {zeros} of 33 rows cost nothing, loss {results['loss']:.4f}, not {right:.4f}",
     )

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Implementation, Inputs, Results
+from zipfmax_reference.contestants.implementation import Implementation, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
-from zipfmax_reference.truth import contract
-from zipfmax_reference.truth.parity import Order, Reference, Truth, judged
+from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.truth.judgement import Truth
 
 CASE = Case(5000, 64, 257, (300, 1200, 3000), 2.0, True)
 
@@ -37,30 +36,38 @@ def examine(implementation: Implementation, case: Case = CASE) -> list[Stability
     """
     inputs = draw_inputs(case)
     truth = Truth.of(case, inputs, implementation.family)
-    reference = Reference("definition", truth, case, inputs)
     straight = _run(implementation, case, inputs)
-    order = Order(np.random.default_rng(0).permutation(case.batch_size), np.arange(case.in_features))
+    order = np.random.default_rng(0).permutation(case.batch_size)
+    permuted = Inputs(inputs.hidden[order], inputs.target[order], inputs.weights)
     changed = {
         "again": _run(implementation, case, inputs),
-        "rows permuted": order.restored(_run(implementation, case, order.permuted(inputs))),
+        "rows permuted": _restored(_run(implementation, case, permuted), order),
         "in two halves": _in_halves(implementation, case, inputs),
     }
     return [
-        _compared(implementation.name, change, tensor, straight, results, reference)
+        _compared(implementation.name, change, tensor, straight, results, truth)
         for change, results in changed.items()
         for tensor in straight
     ]
 
 
 def _compared(
-    name: str, change: str, tensor: str, straight: Results, changed: Results, reference: Reference
+    name: str, change: str, tensor: str, straight: Results, changed: Results, truth: Truth
 ) -> Stability:
     one, other = straight[tensor], changed[tensor]
     if np.array_equal(one, other):
         return Stability(name, change, tensor, BITWISE, 0.0)
-    verdict = judged(tensor, other, reference.truth, reference)
-    difference = contract.size(one.astype(np.float64) - other.astype(np.float64)).max
+    verdict = truth.judge(tensor, other)
+    difference = float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max())
     return Stability(name, change, tensor, WITHIN if verdict.status == "pass" else BEYOND, difference)
+
+
+def _restored(results: Results, order: Labels) -> Results:
+    """Results of permuted rows in the original order."""
+    back = np.argsort(order)
+    return {
+        name: values[back] if name in ("output", "grad.input") else values for name, values in results.items()
+    }
 
 
 def _in_halves(implementation: Implementation, case: Case, inputs: Inputs) -> Results:

@@ -23,8 +23,9 @@ from zipfmax.errors import UsageError
 from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry, saved
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import WHOLE, Oracle, Record, fault
 
 REFERENCES = ("definition", "torch", "paddle")
@@ -100,7 +101,7 @@ def run(
     if save_results is not None and len(implementations) != 1:
         raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
-    directory = None if out is None else RunDirectory.create(out, arguments, resume)
+    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
     tally = Tally()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
@@ -125,7 +126,7 @@ def _records(
     wanted = {(case.id, implementation.name) for case in cases for implementation in implementations}
     finished: set[tuple[str, str]] = set()
     if directory is not None:
-        known = directory.records("parity")
+        known = directory.rows(Parity)
         finished = {(record["case"], record["impl"]) for record in known} & wanted
         if known:
             # The cell written last may have been cut off between two of its lines: it is run again.
@@ -152,7 +153,7 @@ def _records(
                 if save_results is not None and all(r["tensor"] != WHOLE for r in records):
                     saved.save(save_results, case, implementation, oracle.inputs)
                 if directory is not None:
-                    directory.append_all("parity", records)
+                    directory.write(*(Parity(**record) for record in records))
                 failed += any(record["status"] == "fail" for record in records)
                 yield from records
             progress.update(bar, advance=1, failed=failed)

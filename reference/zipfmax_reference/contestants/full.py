@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +23,9 @@ from zipfmax_reference.contestants.settings import (
     linear_cross_entropy,
     seconds_of,
 )
-from zipfmax_reference.contestants.torch_nn import missing_device, tensor, to_numpy, torch_dtype
+from zipfmax_reference.contestants.torch_nn import Batches, missing_device, to_numpy, torch_dtype
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT
+from zipfmax_reference.runs.drawing import FULL_WEIGHT
 from zipfmax_reference.truth.contract import CLASSES
 from zipfmax_reference.truth.definition import full_weight
 
@@ -117,12 +116,20 @@ class FullRunner:
         self._case = case
         self._model = Model(setting, weight, case.task == "train")
         self._computed: dict[str, Tensor] = {}
+        self._batches = Batches(case)
         self.load(inputs.hidden, inputs.target)
 
     def load(self, hidden: Array, target: Labels) -> None:
-        """Copy a batch to the device."""
-        self._hidden = tensor(hidden, self._case).requires_grad_(self._case.task == "train")
-        self._target = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
+        """Copy a batch to new tensors on the device."""
+        self._hidden, self._target = self._batches.load(hidden, target)
+
+    def refill(self, hidden: Array, target: Labels) -> None:
+        """Copy a batch into the tensors of the last `load`, which a captured CUDA graph reads."""
+        self._batches.refill(self._hidden, self._target, hidden, target)
+
+    def changed(self) -> str | None:
+        """Which of the loaded tensors no longer holds what was loaded, in words, or None."""
+        return self._batches.changed(self._hidden, self._target)
 
     def run(self) -> None:
         """Do the task once."""
@@ -149,17 +156,18 @@ class FullRunner:
 
     def results(self) -> Results:
         """The last run's tensors on the host."""
-        return {name: to_numpy(value) for name, value in self._tensors().items()}
+        return {name: to_numpy(value) for name, value in self.tensors().items()}
 
     def mismatches(self) -> dict[str, str]:
         """Dtype of each tensor against the input's; the loss may be wider, as some fused losses make it."""
         return {
             name: f"dtype {value.dtype}, expected {self._hidden.dtype}"
-            for name, value in self._tensors().items()
+            for name, value in self.tensors().items()
             if name not in (*CLASSES, "loss") and value.dtype != self._hidden.dtype
         }
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The last run's tensors where they are."""
         tensors = dict(self._computed)
         if self._case.task == "train":
             own = self._hidden.grad

@@ -25,7 +25,7 @@ class PaddleLayer:
         if find_spec("paddle") is None:
             return "paddle is not installed (pip install 'zipfmax[paddle]')"
         if case.device != "cpu":
-            return "this adapter runs Paddle on the CPU alone"
+            return "this adapter runs Paddle on the CPU only"
         if case.dtype in ("bfloat16", "float16"):
             return f"Paddle's CPU kernels have no {case.dtype}"
         return None

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants.implementation import AS_DEFINED, Gradients, Implementation
+from zipfmax_reference.contestants.implementation import AS_DEFINED, Family, Gradients, Implementation
 from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
 # Each adapter is imported when it is asked for; a framework it needs, when it builds.
@@ -68,6 +68,19 @@ def implementation(name: str) -> Implementation:
     from zipfmax_reference.contestants.torch_nn import users_layer
 
     return users_layer(name, _users_class(place, attribute))
+
+
+def family(name: str) -> Family:
+    """Which function an implementation computes; a user's class, which is adaptive, is not imported."""
+    return "adaptive" if runs_code_of_others(name) else implementation(name).family
+
+
+def runs_code_of_others(name: str) -> bool:
+    """Whether a name stands for a user's class, which must not be imported by a process that judges."""
+    if name in _FACTORIES or name.startswith("saved:"):
+        return False
+    place, _, _ = name.rpartition(":")
+    return bool(place) and place not in {known.partition(":")[0] for known in _FACTORIES}
 
 
 def gradients(name: str) -> Gradients:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zipfmax_reference.contestants.padding import UNPADDED, Padding
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import LOGIT_SCALE
+from zipfmax_reference.runs.drawing import LOGIT_SCALE
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(hidden [N, d], weight [V, d], target [N], bias [V] or None) -> mean loss []."""

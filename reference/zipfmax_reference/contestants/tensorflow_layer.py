@@ -36,7 +36,7 @@ class TensorFlowLayer:
         if find_spec("tensorflow") is None:
             return "tensorflow is not installed (pip install 'zipfmax[tensorflow]')"
         if case.device != "cpu":
-            return "this adapter runs TensorFlow on the CPU alone"
+            return "this adapter runs TensorFlow on the CPU only"
         if case.dtype in ("bfloat16", "float16"):
             return f"this adapter does not run TensorFlow in {case.dtype}"
         if any(tail.projection_size == 0 for tail in case.layout):
@@ -174,7 +174,7 @@ def import_tensorflow() -> Any:
     first = "tensorflow" not in sys.modules
     import tensorflow as tf
 
-    if first:  # TensorFlow takes thread counts before its first operation alone
+    if first:  # TensorFlow takes thread counts only before its first operation
         tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.get_logger().setLevel("ERROR")  # every case is a graph of its own, which it would warn of

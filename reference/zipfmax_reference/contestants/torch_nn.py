@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -67,19 +68,33 @@ class TorchRunner:
         self.module = module
         self._case = case
         self._computed: dict[str, Tensor] = {}
+        self._batches = Batches(case)
         self.load(inputs.hidden, inputs.target)
 
     def load(self, hidden: Array, target: Labels) -> None:
-        """Copy a batch to tensors of the case's dtype, device and memory layout."""
-        self._hidden = tensor(hidden, self._case)
-        self._hidden.requires_grad_(self._case.task == "train")
-        self._target = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
+        """Copy a batch to new tensors of the case's dtype, device and memory layout."""
+        self._hidden, self._target = self._batches.load(hidden, target)
+
+    def refill(self, hidden: Array, target: Labels) -> None:
+        """Copy a batch into the tensors of the last `load`, which a captured CUDA graph reads."""
+        self._batches.refill(self._hidden, self._target, hidden, target)
+
+    def changed(self) -> str | None:
+        """Which of the loaded tensors no longer holds what was loaded, in words, or None."""
+        return self._batches.changed(self._hidden, self._target)
 
     def run(self) -> None:
-        """Do the task once."""
+        """Do the task once; a tensor subclass, which may compute when it is read, is read here."""
         if self._case.task == "train":
             self._train()
-            return
+            for leaf in (self._hidden, *self.module.parameters()):
+                if leaf.grad is not None and type(leaf.grad) is not Tensor:
+                    leaf.grad = plain(leaf.grad)
+        else:
+            self._evaluate()
+        self._computed = {name: plain(value) for name, value in self._computed.items()}
+
+    def _evaluate(self) -> None:
         with torch.no_grad():
             if self._case.task == "forward":
                 output, loss = self.module(self._hidden, self._target)
@@ -94,17 +109,18 @@ class TorchRunner:
 
     def results(self) -> Results:
         """The last run's tensors on the host."""
-        found = {name: to_numpy(value) for name, value in self._computed.items()}
+        return {name: to_numpy(value) for name, value in self.tensors().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The last run's tensors where they are."""
+        found = dict(self._computed)
         if self._case.task == "train":
-            found |= {f"grad.{name}": to_numpy(gradient) for name, gradient in self._gradients().items()}
+            found |= {f"grad.{name}": gradient for name, gradient in self._gradients().items()}
         return found
 
     def mismatches(self) -> dict[str, str]:
         """Dtype and device of each tensor of the last run against the input's."""
-        tensors = dict(self._computed)
-        if self._case.task == "train":
-            tensors |= {f"grad.{name}": gradient for name, gradient in self._gradients().items()}
-        return {name: fault for name, value in tensors.items() if (fault := self._fault(name, value))}
+        return {name: fault for name, value in self.tensors().items() if (fault := self._fault(name, value))}
 
     def _train(self) -> None:
         self._hidden.grad = None
@@ -138,6 +154,50 @@ class TorchRunner:
         return None
 
 
+class Batches:
+    """A batch as tensors of a case's dtype, device and memory layout.
+
+    The last few stay allocated, so that a new batch does not get the address of one that was seen before.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=6)
+
+    def load(self, hidden: Array, target: Labels) -> tuple[Tensor, Tensor]:
+        """[N, d], which takes a gradient in a training step, and [N], in storage of their own."""
+        made = tensor(hidden, self._case), self._labels(target)
+        self._given = hidden, target
+        self._kept.append((made[0].detach(), made[1]))
+        return made[0].requires_grad_(self._case.task == "train"), made[1]
+
+    def refill(self, to_hidden: Tensor, to_target: Tensor, hidden: Array, target: Labels) -> None:
+        """Copy a batch into tensors that `load` made."""
+        self._given = hidden, target
+        with torch.no_grad():
+            to_hidden.copy_(tensor(hidden, self._case))
+            to_target.copy_(self._labels(target))
+
+    def changed(self, hidden: Tensor, target: Tensor) -> str | None:
+        """Which of two tensors no longer holds the batch that was loaded last, in words, or None."""
+        given_hidden, given_target = self._given
+        if not np.array_equal(to_numpy(target), given_target):
+            return "the target was changed in place"
+        if not np.array_equal(to_numpy(hidden), to_numpy(tensor(given_hidden, self._case)), equal_nan=True):
+            return "the input was changed in place"
+        return None
+
+    def _labels(self, target: Labels) -> Tensor:
+        return torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
+
+
+def plain(value: Tensor) -> Tensor:
+    """The tensor, or what a tensor subclass holds, read to the host and back."""
+    if type(value) is Tensor:
+        return value
+    return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
+
+
 def torch_layer() -> TorchModule:
     """torch.nn.AdaptiveLogSoftmaxWithLoss."""
     return TorchModule("torch", lambda case: nn.AdaptiveLogSoftmaxWithLoss(**arguments(case)))
@@ -165,7 +225,7 @@ def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
     """Anyone's class with torch.nn's constructor, which need not take device and dtype: they are set later.
 
     Raises at build:
-        TypeError: what it makes is no torch module.
+        TypeError: what it makes is not a torch module.
     """
 
     def factory(case: Case) -> nn.Module:

@@ -85,7 +85,7 @@ class Case:
 
     @property
     def without_labels(self) -> Case:
-        """The same for all cases that differ in labels alone: what weights are drawn for."""
+        """The same for all cases that differ only in labels: what weights are drawn for."""
         return replace(self, labels="uniform")
 
     @cached_property

@@ -72,7 +72,7 @@ def vocabulary_size(labels: str) -> int | None:
     if form == "counts":
         return len(_counts(argument, _stamp(argument)))
     if form != "only":
-        distribution(labels, n_classes=2)  # refuses what is no distribution at all
+        distribution(labels, n_classes=2)  # refuses what is not a distribution
     return None
 
 
@@ -200,7 +200,7 @@ def _only(argument: str, n_classes: int, labels: str) -> Probabilities:
         if not (low.isdigit() and (high.isdigit() or not high)):
             raise UsageError(f"labels {labels!r}: expected labels and ranges, as in only:1,5,20-30")
         if not int(low) <= int(high or low) < n_classes:
-            raise UsageError(f"labels {labels!r}: {item!r} is no range of labels below {n_classes}")
+            raise UsageError(f"labels {labels!r}: {item!r} is not a range of labels below {n_classes}")
         chosen[int(low) : int(high or low) + 1] = 1.0
     return _frozen(chosen / chosen.sum())
 

@@ -66,8 +66,8 @@ def commit() -> str | None:
 class Throttle:
     """Whether a GPU is being slowed down, by NVIDIA's management library (package nvidia-ml-py).
 
-    Heat and the hardware's emergency brakes count as throttling. The power limit does not: a GPU at full load is
-    regulated by it all the time, the same for all that is compared.
+    Heat and the hardware's emergency brakes count as throttling. The power limit does not: a GPU at full load
+    is regulated by it all the time, the same for all that is compared.
 
     Args:
         reasons: the driver's mask of what holds the clocks down, or None where it cannot be asked.

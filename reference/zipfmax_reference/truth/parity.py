@@ -1,20 +1,18 @@
-"""The parity check: an implementation against the truth, with budgets set by what references get wrong.
+"""The parity check: an implementation against the definition, and against other implementations.
 
-An `Oracle` computes the truth and the references of one case once, and judges any number of implementations
-by them. A reference's own error is the largest over orders of summation, since one order may be lucky: where
-a comparison does not hold at first, the reference is evaluated again with rows and features permuted, which
-changes nothing but rounding, and at last beside the definition in plain arithmetic of the case's dtype.
+An `Oracle` evaluates the truth and the references of one case once, and judges any number of implementations by
+them. `definition` is the truth itself. Another reference's results take its place, and since both may be off by
+rounding, budgets count twice there.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,26 +22,14 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
 from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_full_weight, draw_inputs
-from zipfmax_reference.truth import contract, definition
-from zipfmax_reference.truth.contract import Size, Values, Verdict
-
-ORDERS = 6
-"""Orders of summation in which a reference is evaluated before a comparison counts as failed."""
-
-PLAIN = 6
-"""Evaluations of the definition in `plain_arithmetic` that follow."""
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax_reference.truth.causes import Causes
+from zipfmax_reference.truth.judgement import Truth, Verdict
 
 WHOLE = "*"
 """In place of a tensor's name: the record speaks of the whole cell."""
 
 Record = dict[str, Any]
-
-_BY_ROW = ("output", "grad.input", "log_prob", *contract.CLASSES, "topk.values")
-_EXTENDED_LIMIT, _PLAIN_LIMIT = 1 << 24, 1 << 28
-"""Multiplications N x d x V up to which it is affordable to do without a BLAS."""
-_HOPELESS = 64
-"""Errors of so many budgets are not bad luck: the reference is not evaluated again."""
 
 
 def check(
@@ -85,17 +71,24 @@ def assert_parity(
                     f"{record['tensor']} against {record['against']}: {fault(record)}, in {case.id}"
                 )
     if faults:
-        raise AssertionError(f"{implementation.name} is no adaptive softmax:\n" + "\n".join(faults))
+        raise AssertionError(f"{implementation.name} does not match the reference:\n" + "\n".join(faults))
 
 
 def fault(record: Record) -> str:
     """What is wrong with a failed tensor, in words."""
     if record["reason"] is not None:
         return str(record["reason"])
+    cause = f"; likely cause: {record['cause']}" if record["cause"] else ""
     return (
-        f"error {record['error']:.3g} ({record['norm']}), budget {record['budget']:.3g}, "
-        f"the reference's own {record['reference_error']:.3g}"
+        f"{record['where']} is off by {record['error']:.3g}, {record['budget']:.3g} is allowed "
+        f"({record['grain']}{_others(record)}){cause}"
     )
+
+
+def _others(record: Record) -> str:
+    """The groups that are over their budgets too, in words."""
+    over = [part["name"] for part in record["parts"] if part["error"] > part["budget"]]
+    return f"; over budget: {', '.join(over[:4])}" if over else ""
 
 
 class Oracle:
@@ -103,17 +96,22 @@ class Oracle:
 
     Args:
         case: the cell.
-        against: names of the references. `definition` as a reference is evaluated in the case's own dtype, so
-            that it too has an error to measure. The truth is evaluated in float64, for a small float64 case
-            in extended precision.
+        against: names of the references.
+        inputs: weights and batch; by default the case's own.
+        explain: whether a likely cause of each failure is looked for.
     """
 
-    def __init__(self, case: Case, against: Sequence[str], inputs: Inputs | None = None) -> None:
+    def __init__(
+        self, case: Case, against: Sequence[str], inputs: Inputs | None = None, explain: bool = True
+    ) -> None:
         self.case = case
         self._against = tuple(against)
         self._given = inputs
+        self._explain = explain
         self._truths: dict[Family, Truth] = {}
-        self._references: dict[tuple[str, Family], Reference] = {}
+        self._references: dict[tuple[str, Family], Truth | str] = {}
+        self._causes: Causes | None = None
+        self._wrong: dict[tuple[str, Family], dict[str, str]] = {}
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -124,10 +122,9 @@ class Oracle:
         """Judge an implementation, against each reference in turn.
 
         Returns:
-            Records with `case`, `impl`, `against`, `tensor`, `status` ("pass", "fail", "skipped"), `error`,
-            `budget`, `reference_error`, `reason`, and also `dtype`, `norm` ("max" or "rms", the one nearer to
-            its budget), `error_ulp`. A cell that cannot be judged has one record with the tensor "*": skipped
-            with what is lacking, or failed with what the implementation raised.
+            Records with `case`, `impl`, `against`, `tensor`, `dtype` and the fields of `Verdict`. A cell that
+            cannot be judged has one record with the tensor "*": skipped with what is lacking, or failed with
+            what the implementation raised.
         """
         reason = implementation.lacks(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
@@ -162,38 +159,68 @@ class Oracle:
         return None
 
     def truth(self, family: Family = "adaptive") -> Truth:
-        """The definition, evaluated once."""
+        """The definition and its budgets, evaluated once."""
         if family not in self._truths:
-            self._truths[family] = Truth.of(self.case, self.inputs, family)
+            self._truths[family] = Truth.of(self.case, self.inputs, family, precision=_precision(self.case))
         return self._truths[family]
 
     def _judge(
         self, family: Family, name: str, results: Results, mismatches: dict[str, str]
     ) -> dict[str, Verdict]:
-        reference = self._reference(name, family)
-        if reference.reason is not None:
-            return {WHOLE: Verdict("skipped", reason=f"{name}: {reference.reason}")}
-        truth = self.truth(family)
-        verdicts = {}
-        for tensor, true_values in truth.results.items():
-            if tensor not in results:
-                verdicts[tensor] = Verdict("fail", reason="missing")
-                continue
-            values = results[tensor]
-            fault = mismatches.get(tensor) or contract.form_fault(
-                tensor, values, true_values, self.case.dtype
-            )
-            verdicts[tensor] = (
-                Verdict("fail", reason=fault) if fault else judged(tensor, values, truth, reference)
-            )
-        for tensor in results.keys() - truth.results.keys():
-            verdicts[tensor] = Verdict("fail", reason="not a tensor of this task")
-        return verdicts
+        reference = self.truth(family) if name == "definition" else self._reference(name, family)
+        if isinstance(reference, str):
+            return {WHOLE: Verdict("skipped", reason=f"{name}: {reference}")}
+        verdicts = reference.verdicts(results, mismatches)
+        for tensor in self._wrong.get((name, family), {}).keys() & verdicts.keys():
+            reason = f"{name}'s own is wrong: {self._wrong[name, family][tensor]}"
+            verdicts[tensor] = Verdict("skipped", reason=reason)
+        return {
+            tensor: replace(verdict, cause=self._cause(family, tensor, results, verdict))
+            for tensor, verdict in verdicts.items()
+        }
 
-    def _reference(self, name: str, family: Family) -> Reference:
-        if (name, family) not in self._references:
-            self._references[name, family] = Reference(name, self.truth(family), self.case, self.inputs)
-        return self._references[name, family]
+    def _cause(self, family: Family, tensor: str, results: Results, verdict: Verdict) -> str | None:
+        if (
+            verdict.status != "fail"
+            or family != "adaptive"
+            or verdict.reason is not None
+            or tensor not in results
+        ):
+            return None
+        if self._causes is None:
+            self._causes = Causes(self.case, self.inputs, self.truth(family))
+        return self._causes.of(tensor, results[tensor])
+
+    def _reference(self, name: str, family: Family) -> Truth | str:
+        """A peer's results as the truth, or why there are none."""
+        key = name, family
+        if key not in self._references:
+            self._references[key] = self._evaluated(name, family)
+        return self._references[key]
+
+    def _evaluated(self, name: str, family: Family) -> Truth | str:
+        implementation = registry.implementation(name)
+        if implementation.family != family:
+            return f"computes {implementation.family} softmax, which is another function"
+        if (reason := implementation.lacks(self.case)) is not None:
+            return reason
+        try:
+            runner = implementation.build(self.case, self.inputs)
+            runner.run()
+            results = runner.results()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a reference that raises judges nobody; the record says so
+            return f"raised {type(error).__name__}: {_one_line(error)}"
+        truth = self.truth(family)
+        own = {tensor: truth.judge(tensor, results[tensor]) for tensor in truth.values if tensor in results}
+        # Nobody is held against a result that the definition refuses.
+        self._wrong[name, family] = {
+            tensor: verdict.reason or f"{verdict.where} is off by {verdict.error:.3g}"
+            for tensor, verdict in own.items()
+            if verdict.status == "fail"
+        }
+        return truth.of_results(results)
 
     def _record(self, implementation: Implementation, against: str, tensor: str, verdict: Verdict) -> Record:
         identity = {
@@ -206,184 +233,10 @@ class Oracle:
         return {**identity, **asdict(verdict)}
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What a case's task gives, more precisely than the case's dtype holds."""
-
-    family: Family
-    dtype: str
-    results: Results
-    log_prob: Values | None
-    """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
-
-    @classmethod
-    def of(cls, case: Case, inputs: Inputs, family: Family) -> Truth:
-        """Evaluate the definition."""
-        chosen = definition.arithmetic(_truth_precision(case))
-        counted = _counted_as(case)
-        results = definition.evaluate(case, inputs, family, chosen)
-        if case.task not in ("predict", "topk"):
-            return cls(family, counted, results, None)
-        hidden = inputs.hidden
-        if family == "full":
-            log_prob = definition.full_log_prob(definition.full_weight(case, inputs), hidden, chosen)
-        else:
-            log_prob = definition.adaptive_log_prob(case.layout, inputs.weights, hidden, chosen)
-        return cls(family, counted, results, log_prob)
-
-    def error(self, tensor: str, values: Values) -> Size:
-        """Error of a tensor; of classes the gaps to the most probable ones."""
-        if tensor in contract.CLASSES:
-            assert self.log_prob is not None
-            return contract.size(contract.gaps(values, self.log_prob))
-        return contract.error(values, self.results[tensor])
-
-    def judge(self, tensor: str, values: Values, reference_error: Size) -> Verdict:
-        """The contract's verdict on a tensor of the right shape and dtype."""
-        if tensor in contract.CLASSES:
-            assert self.log_prob is not None
-            gap = contract.gaps(values, self.log_prob)
-            return contract.judge_gaps(gap, self.log_prob, reference_error, self.dtype)
-        return contract.judge(values, self.results[tensor], reference_error, self.dtype)
-
-
-@dataclass(frozen=True)
-class Order:
-    """An order of rows and features: the same function, summed otherwise."""
-
-    rows: Values
-    features: Values
-
-    @classmethod
-    def number(cls, number: int, case: Case) -> Order:
-        """0 is as they are, the others are random."""
-        rows, features = np.arange(case.batch_size), np.arange(case.in_features)
-        if number == 0:
-            return cls(rows, features)
-        rng = np.random.default_rng(number)
-        return cls(rng.permutation(rows), rng.permutation(features))
-
-    def permuted(self, inputs: Inputs) -> Inputs:
-        """The inputs in this order."""
-        weights = {
-            name: weight[:, self.features] if _has_features(name) else weight
-            for name, weight in inputs.weights.items()
-        }
-        return Inputs(inputs.hidden[self.rows][:, self.features], inputs.target[self.rows], weights)
-
-    def restored(self, results: Results) -> Results:
-        """Results of permuted inputs in the original order."""
-        rows, features = np.argsort(self.rows), np.argsort(self.features)
-        restored = {}
-        for name, values in results.items():
-            if name.startswith("grad.") and _has_features(name.removeprefix("grad.")):
-                values = values[:, features]
-            restored[name] = values[rows] if name in _BY_ROW else values
-        return restored
-
-
-@dataclass
-class Reference:
-    """A reference on one case, and how wrong it is: its error grows as more orders are evaluated."""
-
-    name: str
-    truth: Truth
-    case: Case
-    inputs: Inputs
-    reason: str | None = None
-    """Why it can say nothing here."""
-    orders: int = 0
-    errors: dict[str, Size] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.orders_known = ORDERS
-        if self.name != "definition":
-            implementation = registry.implementation(self.name)
-            self.orders_known = getattr(implementation, "orders", ORDERS)
-            if implementation.family != self.truth.family:
-                self.reason = f"computes {implementation.family} softmax, which is another function"
-            else:
-                self.reason = implementation.lacks(self.case)
-        if self.reason is None:
-            self.widen()
-
-    def widen(self) -> bool:
-        """Evaluate in one more order; False once there are enough, or it cannot."""
-        number = self.orders if not self.orders_known <= self.orders < ORDERS else ORDERS
-        self.orders = number + 1
-        if number >= ORDERS + PLAIN or self.reason is not None:
-            return False
-        if number >= ORDERS:
-            if _multiplications(self.case) > _PLAIN_LIMIT:
-                return False
-            rng = np.random.default_rng(number)
-            self._note(self._defined(self.inputs, definition.plain_arithmetic(self.case.dtype, rng)))
-            return True
-        order = Order.number(number, self.case)
-        try:
-            results = self._evaluate(order.permuted(self.inputs))
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a reference that raises sets no budget; the record says so
-            self.reason = f"raised {type(error).__name__}: {_one_line(error)}"
-            return False
-        self._note(order.restored(results))
-        return True
-
-    def _note(self, results: Results) -> None:
-        """Keep the larger of the known errors and these results'."""
-        for tensor, values in results.items():
-            if tensor in self.truth.results and values.shape == self.truth.results[tensor].shape:
-                found = self.truth.error(tensor, values)
-                known = self.errors.get(tensor, Size(0.0, 0.0))
-                self.errors[tensor] = Size(max(known.max, found.max), max(known.rms, found.rms))
-
-    def _defined(self, inputs: Inputs, arithmetic: definition.Arithmetic) -> Results:
-        return definition.evaluate(self.case, inputs, self.truth.family, arithmetic)
-
-    def _evaluate(self, inputs: Inputs) -> Results:
-        if self.name == "definition":
-            return self._defined(inputs, definition.arithmetic(self.case.dtype))
-        runner = registry.implementation(self.name).build(self.case, inputs)
-        runner.run()
-        return runner.results()
-
-
-def judged(tensor: str, values: Values, truth: Truth, reference: Reference) -> Verdict:
-    """The verdict on a tensor by a reference, which is evaluated again as long as that may change it."""
-    while True:
-        if tensor not in reference.errors:
-            reason = f"{reference.name} gives no {tensor} of the right shape"
-            return Verdict("skipped", reason=reference.reason or reason)
-        verdict = truth.judge(tensor, values, reference.errors[tensor])
-        if verdict.status != "fail" or _is_hopeless(verdict) or not reference.widen():
-            return verdict
-
-
-def _is_hopeless(verdict: Verdict) -> bool:
-    if verdict.error is None or verdict.budget is None:
-        return True
-    return not verdict.error <= _HOPELESS * verdict.budget
-
-
-def _counted_as(case: Case) -> str:
-    """The dtype whose eps the contract takes: a GPU's float32 products may be asked to round to tf32."""
+def _precision(case: Case) -> str:
+    """The key of `budgets.ROUNDING`: a GPU's float32 products may be asked to round their operands to tf32."""
     exact = torch.get_float32_matmul_precision() == "highest"
     return case.dtype if exact or case.dtype != "float32" or case.device == "cpu" else "tf32"
-
-
-def _truth_precision(case: Case) -> str:
-    affordable = _multiplications(case) <= _EXTENDED_LIMIT
-    return "extended" if case.dtype == "float64" and affordable else "float64"
-
-
-def _multiplications(case: Case) -> int:
-    return case.batch_size * case.n_classes * case.in_features
-
-
-def _has_features(name: str) -> bool:
-    """Whether a tensor's second axis is in_features."""
-    return name in ("input", "head.weight", "full.weight") or name.endswith(".0.weight")
 
 
 def _resolved(implementation: Implementation | str) -> Implementation:

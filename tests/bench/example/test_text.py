@@ -55,7 +55,7 @@ def test_the_made_text_can_be_learnt_from_its_last_word():
     ("content", "message"),
     [
         (b"a b c", "at least 100 words, 8 of them different, but holds 4 and 4"),
-        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_a_file_without_a_text_is_refused(tmp_path, content, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from zipfmax.cli import app
+from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench.example.model import LanguageModel, ModelOptions
 from zipfmax_bench.example.text import made_text
@@ -141,7 +141,7 @@ def test_the_command_reports_perplexity_and_time(tmp_path):
         "--cutoffs",
         "3,5",
     ]
-    done = CliRunner().invoke(app, arguments)
+    done = CliRunner().invoke(application(arguments[0]), arguments[1:])
     assert done.exit_code == 0, done.output
     assert (
         "story.txt: 1,801 words to train on, 200 to validate, 11 different; output layer: zipfmax"
@@ -159,6 +159,6 @@ def test_the_command_reports_perplexity_and_time(tmp_path):
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, message):
-    done = CliRunner().invoke(app, ["train", *arguments])
+    done = CliRunner().invoke(application("train"), arguments)
     assert isinstance(done.exception, UsageError)
     assert message in str(done.exception)

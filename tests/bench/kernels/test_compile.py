@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from zipfmax.backends.triton import tiles
-from zipfmax.cli import app
+from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench.kernels import compile as compiler
 from zipfmax_bench.kernels import disassembly
@@ -46,7 +46,7 @@ def test_every_target_multiplies_on_its_own_tensor_cores(target: str, instructio
 def run(monkeypatch: pytest.MonkeyPatch, target: str, launch: Launch) -> tuple[int, str]:
     """Exit status and output of `zipfmax compile` where the table holds this variant alone."""
     monkeypatch.setattr(compiler, "variants", lambda target, quick: [launch])
-    done = CliRunner().invoke(app, ["compile", "--target", target])
+    done = CliRunner().invoke(application("compile"), ["--target", target])
     return done.exit_code, done.output
 
 

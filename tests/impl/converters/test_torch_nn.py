@@ -59,3 +59,9 @@ def test_what_torch_cannot_hold_is_refused(options, message):
 def test_another_module_is_refused():
     with pytest.raises(TypeError, match=r"expected a torch.nn.AdaptiveLogSoftmaxWithLoss, got Linear"):
         zipfmax.from_torch(nn.Linear(2, 2))
+
+
+def test_from_torch_does_not_take_our_layer_for_torchs():
+    layer = AdaptiveLogSoftmaxWithLoss(16, 20, [5], projection_sizes=(3,))
+    with pytest.raises(TypeError, match=r"zipfmax's already, .*; copy.deepcopy it"):
+        zipfmax.from_torch(layer)

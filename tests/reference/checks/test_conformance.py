@@ -4,8 +4,8 @@ import torch
 from zipfmax_reference.checks import conformance, probes, stability
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.torch_nn import users_layer
+from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
 
 
 def test_an_agreement_is_told_with_its_margin_and_a_difference_with_its_tensor(monkeypatch):
@@ -59,32 +59,32 @@ def test_a_layer_that_raises_what_no_probe_expects_is_a_finding():
     def probe(name):
         raise OSError("no such luck")
 
-    assert conformance.probed(probe, "torch") == probes.Finding("cannot", "raised OSError: no such luck")
+    assert conformance.probed(probe, "torch") == probes.ProbeResult("cannot", "raised OSError: no such luck")
 
 
 def test_what_is_not_installed_is_not_run(monkeypatch):
     monkeypatch.setattr(probes.importlib.util, "find_spec", lambda name: None)
     found = conformance.probed(probes.parity(), "paddle")
-    assert found == probes.Finding("not run", "paddle is not installed")
+    assert found == probes.ProbeResult("not run", "paddle is not installed")
 
 
 def test_the_table_is_left_in_the_run_directory_and_a_gap_of_ours_gives_status_1(tmp_path, monkeypatch):
-    features = {"right": probes.parity("forward"), "gap": lambda name: probes.Finding("cannot", "no")}
+    features = {"right": probes.parity("forward"), "gap": lambda name: probes.ProbeResult("cannot", "no")}
     monkeypatch.setattr(conformance, "FEATURES", features)
     monkeypatch.setattr(conformance, "IMPLEMENTATIONS", ("zipfmax", "torch"))
     assert conformance.run(tmp_path / "run") == 1
     directory = RunDirectory(tmp_path / "run")
-    entries = {(r["feature"], r["impl"]): r["verdict"] for r in directory.records("conformance")}
+    entries = {(r["feature"], r["impl"]): r["verdict"] for r in directory.rows(Conformance)}
     assert entries["right", "torch"] == "agrees"
     assert entries["gap", "zipfmax"] == "cannot"
     assert entries[conformance.CALLABLE, "R torch"] == "not run"
-    assert {r["change"] for r in directory.records("stability")} == {
+    assert {r["change"] for r in directory.rows(Stability)} == {
         "again",
         "rows permuted",
         "in two halves",
     }
     assert conformance.run(tmp_path / "run", resume=True) == 1
-    assert len(directory.records("conformance")) == len(entries)
+    assert len(directory.rows(Conformance)) == len(entries)
     del features["gap"]
     assert conformance.run(tmp_path / "again") == 0
 

@@ -6,8 +6,8 @@ from zipfmax_reference.checks.faults import FAULTS
 from zipfmax_reference.checks.mutants import CONTROL  # importing it plants the faults
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.torch_nn import users_layer
+from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.rundir import RunDirectory
 
 CASES = [Case(20_000, 24, 6, (200, 3000), 4.0, True, dtype) for dtype in ("float32", "float64")]
 
@@ -61,5 +61,5 @@ def test_a_layer_that_raises_is_a_finding():
 def test_relations_are_left_in_the_run_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(metamorphic, "CASES", CASES[:1])
     assert metamorphic.run(("torch",), out=tmp_path / "run") == 0
-    records = RunDirectory(tmp_path / "run").records("metamorphic")
+    records = RunDirectory(tmp_path / "run").rows(Metamorphic)
     assert {r["relation"] for r in records} == set(metamorphic.RELATIONS)

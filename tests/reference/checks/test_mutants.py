@@ -5,7 +5,7 @@ import pytest
 from zipfmax_reference.checks import faults_forward, faults_results, mutants
 from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.checks.faults import FAULTS, Control
-from zipfmax_reference.runs.rundir import RunDirectory
+from zipfmax_reference.records import Mutant, RunDirectory
 
 # The control's own parts, and a slice of the quick grid in which every fault shows.
 SLICE = [case for case in grids.grid("quick") if case.n_classes in (60, 203)]
@@ -70,7 +70,7 @@ def test_the_outcomes_are_left_in_the_run_directory(tmp_path, monkeypatch):
     assert mutants.run(cells="predict-V60-*-div4-bias", out=tmp_path / "run") == 0
     monkeypatch.setattr(mutants, "examine", pytest.fail)
     assert mutants.run(cells="predict-V60-*-div4-bias", out=tmp_path / "run", resume=True) == 0
-    control, caught = RunDirectory(tmp_path / "run").records("mutants")
+    control, caught = RunDirectory(tmp_path / "run").rows(Mutant)
     assert (control["mutant"], control["caught"]) == ("control", False)
     assert caught["caught"]
     assert caught["tensor"] == "predict"

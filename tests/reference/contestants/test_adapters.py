@@ -11,7 +11,7 @@ from zipfmax_reference.contestants.full import FullRunner
 from zipfmax_reference.contestants.implementation import gradients
 from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, tensor, users_layer
 from zipfmax_reference.runs.case import TASKS, Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_inputs
 from zipfmax_reference.truth import contract, definition
 
 CASE = Case(60, 13, 37, (7, 20, 45), 1.5, True, "float64")

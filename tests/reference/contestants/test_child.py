@@ -7,7 +7,7 @@ import pytest
 
 from zipfmax_reference.contestants.child import Child
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_batch, draw_inputs
+from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 from zipfmax_reference.truth import definition
 
 CASE = Case(60, 12, 9, (7, 20), dtype="float64")

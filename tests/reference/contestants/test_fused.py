@@ -26,7 +26,7 @@ from zipfmax_reference.contestants.implementation import gradients
 from zipfmax_reference.contestants.padding import FEATURES
 from zipfmax_reference.contestants.settings import ExactnessCheck
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_inputs
 from zipfmax_reference.truth import definition
 
 CASE = Case(53, 16, 1032, (7,), dtype="float32")

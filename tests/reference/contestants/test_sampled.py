@@ -17,7 +17,7 @@ from zipfmax_reference.contestants.sampled import (
     sampled_softmax,
 )
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import FULL_WEIGHT, draw_inputs
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_inputs
 from zipfmax_reference.truth import definition
 
 SHAPE = V, D, N = 41, 6, 9

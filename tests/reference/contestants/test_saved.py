@@ -7,7 +7,7 @@ from zipfmax.errors import UsageError
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.saved import save
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth import parity
 
 CASE = Case(60, 12, 9, (7, 20), head_bias=True)
@@ -71,9 +71,10 @@ def test_a_folder_without_results_is_refused(tmp_path):
 def test_verify_keeps_results_and_compares_with_them(tmp_path):
     from typer.testing import CliRunner
 
-    from zipfmax.cli import app
+    from zipfmax.command import application
 
-    cells = ["verify", "--cells", "V60-*-div4-bias-float32*", "--dtype", "float32", "--against", "definition"]
+    app = application("verify")
+    cells = ["--cells", "V60-*-div4-bias-float32*", "--dtype", "float32", "--against", "definition"]
     kept = str(tmp_path / "kept")
     assert CliRunner().invoke(app, [*cells, "--impl", "torch", "--save-results", kept]).exit_code == 0
     done = CliRunner().invoke(app, [*cells, "--impl", "zipfmax:eager", "--against", f"saved:{kept}"])

@@ -27,7 +27,7 @@ from zipfmax_reference.contestants.settings import (
     seconds_of,
 )
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import draw_inputs
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth import definition
 
 CASE = Case(1001, 24, 96, (7,), dtype="float32")

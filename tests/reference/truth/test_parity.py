@@ -1,7 +1,6 @@
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +11,8 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.settings import Setting
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.runs.case import DTYPES, TASKS, Case
-from zipfmax_reference.runs.inputs import draw_inputs
-from zipfmax_reference.truth import definition
-from zipfmax_reference.truth.parity import WHOLE, Oracle, Order, assert_parity, check
+from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.truth.parity import WHOLE, Oracle, assert_parity, check
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True)
 
@@ -100,15 +98,6 @@ def test_a_wrong_topk_fails_the_tensor_that_is_wrong(fault, wrong):
 
     records = Oracle(replace(CASE, task="topk"), ("definition",)).check(users_layer("wrong", Wrong))
     assert {record["tensor"] for record in records if record["status"] == "fail"} == wrong
-
-
-def test_a_record_says_what_was_compared_and_how_far_off_it_was():
-    record = check(CASE, "torch", ("definition",))[0]
-    assert record["case"] == CASE.id
-    assert (record["impl"], record["against"], record["tensor"]) == ("torch", "definition", "output")
-    assert 0 < record["error"] <= record["budget"]
-    assert record["reference_error"] > 0
-    assert record["reason"] is None
 
 
 def test_a_wrong_gradient_of_one_weight_fails_that_tensor_alone():
@@ -237,33 +226,6 @@ def test_rows_beside_a_spoilt_row_must_be_right(hidden):
     assert record["status"] == "fail"
 
 
-def test_permuted_rows_and_features_are_the_same_function():
-    case = replace(CASE, dtype="float64")
-    inputs = draw_inputs(case, full=True)
-    order = Order.number(3, case)
-    for family in ("adaptive", "full"):
-        for task in TASKS:
-            turned = replace(case, task=task)
-            straight = definition.evaluate(turned, inputs, family)
-            permuted = order.restored(definition.evaluate(turned, order.permuted(inputs), family))
-            for name, values in straight.items():
-                assert permuted[name] == pytest.approx(values, rel=1e-9, abs=1e-14), name
-    assert not np.array_equal(order.permuted(inputs).hidden, inputs.hidden)
-
-
-def test_a_lucky_reference_is_evaluated_again_before_a_comparison_fails():
-    case = Case(700, 101, 200, (7, 150, 401), 2.0, dtype="float32")
-    oracle = Oracle(case, ("definition",))
-    oracle.check(registry.implementation("torch"))
-    reference = oracle._reference("definition", "adaptive")
-    first = dict(reference.errors)
-    while reference.widen():
-        pass
-    assert all(reference.errors[name].max >= first[name].max for name in first)
-    assert any(reference.errors[name].max > first[name].max for name in first)
-    assert reference.errors["output"].max < 50 * np.finfo(np.float32).eps * 30
-
-
 def test_a_right_class_and_a_right_module_hold():
     assert_parity(torch.nn.AdaptiveLogSoftmaxWithLoss, grids.matching(grids.small(), "div4-bias"))
     assert_parity(Layer(24, 60, [7, 20, 45], dtype=torch.float64, head_bias=True))
@@ -282,7 +244,9 @@ def test_a_wrong_layer_is_told_by_tensor_reference_and_case():
             return super().predict(hidden).clamp(max=3)
 
     cases = grids.matching(grids.small(), "predict-V60-*-div4-bias")
-    with pytest.raises(AssertionError, match=r"Wrong is no adaptive softmax:\npredict against definition"):
+    with pytest.raises(
+        AssertionError, match=r"Wrong does not match the reference:\npredict against definition"
+    ):
         assert_parity(Wrong, cases)
     with pytest.raises(AssertionError, match="predict against torch"):
         assert_parity(Wrong(24, 60, [7, 20, 45]))

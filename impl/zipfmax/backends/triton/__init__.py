@@ -3,7 +3,7 @@
 One training step without a host read of device data, without tail logits in memory, and with a number of
 launches that the layout fixes. `step` lists the launches, `operators` makes them PyTorch operators, and each
 kernel's file opens with what it computes. Gradients of clusters without targets are zeros here (torch.nn and
-the eager backend leave them None): that a cluster is absent is known on the device alone. A target out of
+the eager backend leave them None): that a cluster is absent is known on the device only. A target out of
 range is reported by a device-side assertion.
 
 Nothing here imports Triton before the first call, because Triton reads TRITON_INTERPRET when it is imported.
@@ -38,7 +38,7 @@ def nll(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
-    Differentiating the loss alone is the fast way; differentiating `output`, or a loss with reduction "none",
+    Differentiating only the loss is the fast way; differentiating `output`, or a loss with reduction "none",
     computes the forward pass twice. Neither has second derivatives: asking for them raises.
 
     Raises:

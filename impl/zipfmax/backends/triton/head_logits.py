@@ -25,7 +25,7 @@ ALIGNMENT = 64
 
 
 class Chunks:
-    """Iterates over (rows, logits [rows, padded head size]): a view of one workspace, made anew each time.
+    """Iterates over (rows, logits [rows, padded head size]): a view of one workspace, made again each time.
 
     Args:
         hidden: [N, d].

@@ -1,0 +1,239 @@
+"""Judges results that another process computed. No implementation under test is ever imported here.
+
+Small cells are judged by the contract, as parity is. Where the NumPy definition would take too long, results
+are compared with torch's own full-precision evaluation in blocks of rows, on the device of the case, within a
+share of their size. That is wide enough for any order of summation and narrow enough for a skipped block, a
+stale result or a lower precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipfmax_bench import protocol
+from zipfmax_bench.prediction import product_flops
+from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.torch_nn import torch_layer
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_full_weight, draw_weights
+from zipfmax_reference.truth.parity import WHOLE, Oracle
+
+REFERENCES: Mapping[Family, tuple[str, ...]] = {
+    "adaptive": ("definition", "torch"),
+    "full": ("definition", "full"),
+}
+
+# What the float64 definition may compute for one check.
+DEFINITION_FLOPS = 5e9
+
+ALLOWED = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Of a large cell: root mean square of a tensor's error as a share of the tensor's own, by dtype."""
+
+_BLOCK_ELEMENTS = 1 << 26
+"""Logits of a block of rows."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An implementation whose results are in a folder already."""
+
+    name: str
+    family: Family
+    results: Results
+    mismatches: dict[str, str]
+
+    def lacks(self, case: Case) -> str | None:
+        """Nothing: it has computed."""
+        return None
+
+    def build(self, case: Case, inputs: Inputs) -> SavedRunner:
+        """The results."""
+        return SavedRunner(self)
+
+
+@dataclass(frozen=True)
+class SavedRunner:
+    """Gives results that are there already."""
+
+    saved: Saved
+
+    def load(self, hidden: Array, target: Labels) -> None:
+        """Nothing: the results are those of the batch that is judged."""
+
+    def run(self) -> None:
+        """Nothing."""
+
+    def results(self) -> Results:
+        """As they were saved."""
+        return dict(self.saved.results)
+
+    def mismatches(self) -> dict[str, str]:
+        """As they were told."""
+        return dict(self.saved.mismatches)
+
+
+class Judge:
+    """Keeps the truth of the last case and batch of each family, and the weights of the last case."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng()
+        self._weights: tuple[Case, dict[str, Array]] | None = None
+        self._oracles: dict[Family, tuple[tuple[Case, int], Oracle]] = {}
+        self._truths: dict[Family, tuple[tuple[Case, int], Results]] = {}
+
+    def lines(self, request: protocol.Judge) -> list[dict[str, Any]]:
+        """Parity lines of saved results.
+
+        Raises:
+            ValueError: a file that is no plain array.
+        """
+        case, batch = request.case, request.batch
+        found = {file.stem: np.load(file, allow_pickle=False) for file in Path(request.folder).glob("*.npy")}
+        wrong = dict(request.mismatches)
+        whole = wrong.pop(WHOLE, None)
+        saved = Saved(request.implementation, request.family, found, wrong)
+        if whole is not None:
+            return [_line(request, WHOLE, "fail", reason=whole)]
+        if product_flops(request.family, case) <= DEFINITION_FLOPS:
+            return self._oracle(case, batch, request.family).check(saved)
+        if case.task not in ("forward", "train"):
+            return self._some_rows(request, saved)
+        return self._compare(request, saved)
+
+    def _some_rows(self, request: protocol.Judge, saved: Saved) -> list[dict[str, Any]]:
+        """The contract's lines on a random part of the rows, which do not depend on each other."""
+        case = request.case
+        share = DEFINITION_FLOPS / product_flops(request.family, case)
+        rows = np.sort(self._rng.permutation(case.batch_size)[: max(1, int(share * case.batch_size))])
+        inputs = self._inputs(case, request.batch, request.family)
+        part = replace(case, batch_size=len(rows))
+        for name, values in saved.results.items():
+            if values.shape[:1] != (case.batch_size,):
+                return [_line(request, name, "fail", reason=f"shape {values.shape}")]
+        results = {name: values[rows] for name, values in saved.results.items()}
+        inputs = Inputs(inputs.hidden[rows], inputs.target[rows], inputs.weights)
+        return Oracle(part, REFERENCES[request.family], inputs).check(replace(saved, results=results))
+
+    def _oracle(self, case: Case, batch: int, family: Family) -> Oracle:
+        key = case, batch
+        if family not in self._oracles or self._oracles[family][0] != key:
+            self._oracles.pop(family, None)  # frees the last truth first
+            self._oracles[family] = key, Oracle(case, REFERENCES[family], self._inputs(case, batch, family))
+        return self._oracles[family][1]
+
+    def _inputs(self, case: Case, batch: int, family: Family) -> Inputs:
+        held = case.without_labels
+        if self._weights is None or self._weights[0] != held:
+            self._weights = None
+            self._weights = held, draw_weights(case)
+        weights = self._weights[1]
+        if family == "full" and FULL_WEIGHT not in weights:
+            weights[FULL_WEIGHT] = draw_full_weight(case)
+        return Inputs(*draw_batch(case, batch), weights)
+
+    def _compare(self, request: protocol.Judge, saved: Saved) -> list[dict[str, Any]]:
+        key, family = (request.case, request.batch), request.family
+        if family not in self._truths or self._truths[family][0] != key:
+            self._truths.pop(family, None)
+            self._truths[family] = key, large_truth(*key, family, self._inputs(*key, family))
+        lines = []
+        allowed = ALLOWED[request.case.dtype]
+        for tensor, truth in self._truths[family][1].items():
+            values = saved.results.get(tensor)
+            if tensor in saved.mismatches:
+                lines.append(_line(request, tensor, "fail", reason=saved.mismatches[tensor]))
+            elif values is None or values.shape != truth.shape:
+                what = "missing" if values is None else f"shape {values.shape}, expected {truth.shape}"
+                lines.append(_line(request, tensor, "fail", reason=what))
+            else:
+                error = relative_error(values, truth)
+                status = "pass" if error <= allowed else "fail"
+                lines.append(_line(request, tensor, status, error=error, budget=allowed))
+        return lines
+
+
+def relative_error(values: Array, truth: Array) -> float:
+    """Root mean square of the difference over that of the truth; infinity where a value is not finite."""
+    size = float(np.sqrt(np.mean(np.square(truth, dtype=np.float64)))) if truth.size else 0.0
+    difference = float(np.sqrt(np.mean(np.square(values - truth.astype(np.float64))))) if truth.size else 0.0
+    if not np.isfinite(difference):
+        return float("inf")
+    return difference / size if size else difference
+
+
+def large_truth(case: Case, batch: int, family: Family, inputs: Inputs) -> Results:
+    """Results of a batch from torch.nn's layer, or from linear and cross entropy, in float64.
+
+    Only for the tasks "forward" and "train".
+    """
+    precise = replace(case, dtype="float64")
+    target = torch.from_numpy(inputs.target).to(case.device)
+    hidden = torch.from_numpy(np.array(inputs.hidden, dtype=np.float64)).to(case.device)
+    model: nn.Module | None = None
+    if family == "full":
+        leaves = {FULL_WEIGHT: torch.from_numpy(inputs.weights[FULL_WEIGHT]).to(case.device, torch.float64)}
+    else:
+        own = {name: values for name, values in inputs.weights.items() if name != FULL_WEIGHT}
+        model = torch_layer().build(precise, Inputs(inputs.hidden[:1], inputs.target[:1], own)).module
+        leaves = dict(model.named_parameters())
+    train = case.task == "train"
+    for leaf in (hidden, *leaves.values()):
+        leaf.requires_grad_(train)
+    outputs = []
+    with torch.set_grad_enabled(train):
+        for rows in _blocks(case):
+            log_p = _log_p(model, leaves, hidden[rows], target[rows])
+            outputs.append(log_p.detach())
+            if train:
+                (-log_p.sum() / case.batch_size).backward()  # type: ignore[no-untyped-call]
+    output = torch.cat(outputs)
+    found = {"loss": -output.mean()}
+    if family == "adaptive":
+        found["output"] = output
+    if train:
+        gradients = {"input": hidden.grad, **{name: leaf.grad for name, leaf in leaves.items()}}
+        for name, gradient in gradients.items():
+            found[f"grad.{name}"] = gradient if gradient is not None else torch.zeros_like(leaves[name])
+    return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def _log_p(model: nn.Module | None, leaves: Mapping[str, Tensor], hidden: Tensor, target: Tensor) -> Tensor:
+    if model is not None:
+        output: Tensor = model(hidden, target).output
+        return output
+    return -F.cross_entropy(F.linear(hidden, leaves[FULL_WEIGHT]), target, reduction="none")
+
+
+def _blocks(case: Case) -> Iterator[slice]:
+    rows = max(1, _BLOCK_ELEMENTS // case.n_classes)
+    for start in range(0, case.batch_size, rows):
+        yield slice(start, start + rows)
+
+
+def _line(
+    request: protocol.Judge,
+    tensor: str,
+    status: str,
+    reason: str | None = None,
+    error: float | None = None,
+    budget: float | None = None,
+) -> dict[str, Any]:
+    return {
+        "case": request.case.id,
+        "impl": request.implementation,
+        "against": "torch in float64",
+        "tensor": tensor,
+        "status": status,
+        "reason": reason,
+        "error": error,
+        "budget": budget,
+        "dtype": request.case.dtype,
+    }

@@ -1,0 +1,313 @@
+"""`zipfmax plan`: counts from a file or a law, the planned cutoffs, and, where asked, their measured time."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from zipfmax.calibration import Calibration, calibrated
+from zipfmax.errors import UsageError
+from zipfmax.planner import Plan, plan_cutoffs
+from zipfmax.steps import TASKS
+from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.executors import WorkerProcess, usable_cores
+from zipfmax_bench.presets import customary_cutoffs
+from zipfmax_bench.records import measured_ratio
+from zipfmax_reference.runs import labels
+from zipfmax_reference.runs.case import Case
+
+ROUNDS = 9
+_RUN_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the command was asked for."""
+
+    labels: str
+    classes: int | None
+    features: int
+    batch: int
+    div_value: float = 4.0
+    clusters: int | str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    task: str = "train"
+    max_parameters: int | None = None
+    min_projection: int = 1
+    min_shortlist_share: float = 0.0
+    multiple: int = 1
+    threads: int | None = None
+    recalibrate: bool = False
+
+
+def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
+    """The plan, under this machine's cost model, which is measured first where it is not known yet.
+
+    Raises:
+        UsageError: labels, counts or bounds that allow no plan.
+    """
+    _check(options)
+    n_classes = options.classes or labels.vocabulary_size(options.labels)
+    if n_classes is None:
+        raise UsageError(f"labels {options.labels} need --classes: how many there are")
+    counts = labels.distribution(options.labels, n_classes)
+    dtype = getattr(torch, options.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(
+            f"unknown dtype {options.dtype!r}; choose one of: float32, bfloat16, float16, float64"
+        )
+    torch.set_num_threads(options.threads or usable_cores())
+    with Progress(
+        TextColumn("measuring this device's cost model"), BarColumn(), console=console, transient=True
+    ) as progress:
+        bar = progress.add_task("", total=1.0, visible=False)
+        calibration = calibrated(
+            options.device,
+            dtype,
+            options.task,
+            refresh=options.recalibrate,
+            on_sample=lambda share: progress.update(bar, completed=share, visible=True),
+        )
+    try:
+        return _plan(counts, options, calibration), calibration
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check(options: PlanOptions) -> None:
+    for name in ("classes", "features", "batch", "threads", "max_parameters"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
+    if options.task not in TASKS:
+        raise UsageError(f"unknown task {options.task!r}; choose one of: {', '.join(TASKS)}")
+    kind = options.device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {options.device!r}; choose cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch sees no CUDA device on this machine; choose cpu")
+
+
+def _plan(counts: npt.ArrayLike, options: PlanOptions, calibration: Calibration) -> Plan:
+    return plan_cutoffs(
+        counts,
+        options.features,
+        options.batch,
+        options.div_value,
+        options.clusters,
+        max_parameters=options.max_parameters,
+        min_projection=options.min_projection,
+        min_shortlist_share=options.min_shortlist_share,
+        multiple=options.multiple,
+        model=calibration.model,
+    )
+
+
+def customary_plan(plan: Plan, calibration: Calibration, options: PlanOptions) -> Plan | None:
+    """The plan whose shortlist holds as large a share of the labels as the literature's does.
+
+    None where the plan holds it already, or the bounds leave no such plan.
+    """
+    if plan.layout.n_classes < 3:
+        return None
+    probabilities = plan.search.probabilities
+    share = float(probabilities[: customary_cutoffs(plan.layout.n_classes)[0]].sum())
+    if plan.occupancy[0] >= share:
+        return None
+    try:
+        return _plan(probabilities, replace(options, min_shortlist_share=share), calibration)
+    except ValueError:  # no cutoffs keep this and the other bounds
+        return None
+
+
+def record(
+    plan: Plan, calibration: Calibration, options: PlanOptions, customary: Plan | None = None
+) -> dict[str, Any]:
+    """Plan, curve and calibration as JSON holds them; the figure is drawn from this.
+
+    `customary` is `customary_plan`'s, kept as `customary_share`.
+    """
+    curve = {
+        str(n_tails): [{"first_cutoff": first, "predicted_s": seconds} for first, seconds in points]
+        for n_tails, points in plan.search.curve().items()
+    }
+    return {
+        **plan.to_record(),
+        "labels": options.labels,
+        "task": options.task,
+        "curve": curve,
+        "customary_share": customary and customary.to_record(),
+        "calibration": {
+            **calibration.identity,
+            "median_error": calibration.median_error,
+            "p90_error": calibration.p90_error,
+            "held_out": calibration.held_out,
+        },
+    }
+
+
+def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str, dict[str, Any]]:
+    """The plan, the literature's cutoffs for that vocabulary and full softmax, timed in interleaved rounds.
+
+    Each is a worker process of its own; one is asked at a time.
+
+    Returns:
+        For "plan", "literature" and "full": cutoffs, median_s, and speedup_vs_full with _low and _high.
+
+    Raises:
+        UsageError: a worker that could not do it, with its reason.
+    """
+
+    def case(cutoffs: tuple[int, ...]) -> Case:
+        return Case(
+            n_classes=plan.layout.n_classes,
+            in_features=options.features,
+            batch_size=options.batch,
+            cutoffs=cutoffs,
+            div_value=options.div_value,
+            dtype=options.dtype,
+            device=options.device,
+            labels=options.labels,
+            task=options.task,
+        )
+
+    literature = customary_cutoffs(plan.layout.n_classes)
+    entries = {
+        "plan": ("zipfmax", case(plan.cutoffs)),
+        "literature": ("zipfmax", case(literature)),
+        "full": ("full", case(plan.cutoffs)),
+    }
+    found = _race(entries, options.threads or usable_cores(), rounds)
+    result: dict[str, dict[str, Any]] = {}
+    for name, (_, timed) in entries.items():
+        ratio = measured_ratio(found["full"], found[name])
+        result[name] = {
+            "cutoffs": None if name == "full" else list(timed.cutoffs),
+            "median_s": statistics.median(sample.seconds for sample in found[name].samples),
+            "speedup_vs_full": ratio and ratio.estimate,
+            "speedup_vs_full_low": ratio and ratio.low,
+            "speedup_vs_full_high": ratio and ratio.high,
+        }
+    return result
+
+
+def _race(entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int) -> dict[str, Measurement]:
+    """Each entry measured, in a process of its own."""
+    policy = SamplingPolicy(rounds=rounds, budget_s=rounds * _RUN_LIMIT_S)
+    workers = {
+        name: [WorkerProcess(implementation, threads)] for name, (implementation, _) in entries.items()
+    }
+    with Engine(workers) as engine:
+        subjects = {name: case for name, (_, case) in entries.items()}
+        found = engine.measure(subjects, policy, count_work=False)
+    for name, measurement in found.items():
+        if not measurement.ok:
+            raise UsageError(f"{name} could not be measured: {measurement.reason}")
+    return found
+
+
+def python_line(plan: Plan) -> str:
+    """The line of code that builds the planned layer."""
+    return (
+        f"layer = zipfmax.AdaptiveLogSoftmaxWithLoss({plan.layout.in_features}, {plan.layout.n_classes}, "
+        f"cutoffs={list(plan.cutoffs)}, div_value={plan.layout.div_value:g})"
+    )
+
+
+def plan_table(plan: Plan, customary: Plan | None = None) -> Table:
+    """The best cutoffs for each number of tails, the choice marked, and those of a customary shortlist."""
+    table = Table(title="Cheapest cutoffs for each number of tails, as predicted")
+    for heading in ("tails", "cutoffs", "shortlist", "ms", "speedup", ""):
+        table.add_column(heading, justify="left" if heading in ("cutoffs", "") else "right")
+
+    def add(cutoffs: tuple[int, ...], seconds: float, note: str) -> None:
+        table.add_row(
+            str(len(cutoffs)),
+            ", ".join(map(str, cutoffs)),
+            f"{plan.search.probabilities[: cutoffs[0]].sum():.1%}",
+            f"{seconds * 1e3:.2f}",
+            f"{plan.full_s / seconds:.2f}x",
+            note,
+        )
+
+    for cutoffs, seconds in plan.by_clusters:
+        add(cutoffs, seconds, "the plan" if cutoffs == plan.cutoffs else "")
+    if customary is not None:
+        add(customary.cutoffs, customary.predicted_s, "customary")
+    return table
+
+
+def verdict(plan: Plan, calibration: Calibration, customary: Plan | None = None) -> list[str]:
+    """The plan in sentences."""
+    shares = ", ".join(f"{share:.1%}" for share in plan.occupancy)
+    sentences = [
+        f"Full softmax is the better choice here: predicted {plan.full_s * 1e3:.2f} ms a step, against "
+        f"{plan.predicted_s * 1e3:.2f} ms with the best cutoffs."
+        if plan.full_is_better
+        else f"Predicted {plan.predicted_s * 1e3:.2f} ms a step, full softmax {plan.full_s * 1e3:.2f} ms: "
+        f"{plan.predicted_speedup:.1f}x faster.",
+        f"Labels in the shortlist and the tails: {shares}. "
+        f"Weights: {plan.parameters:,}, full softmax {plan.full_parameters:,}.",
+        f"A quarter lower or higher in one cutoff costs {_neighbour_range(plan)}.",
+        f"The cost model was off by {calibration.median_error:.0%} in the median and "
+        f"{calibration.p90_error:.0%} at the 90th percentile on {calibration.held_out} steps held out.",
+    ]
+    if plan.unseen:
+        sentences.append(
+            f"{plan.unseen:,} classes have count 0: they rank last, in the last tail, and are never expected."
+        )
+    if customary is not None and not plan.full_is_better:
+        widths = [tail.projection_size for tail in plan.layout]
+        sentences.append(
+            f"Only time is weighed. Labels outside the shortlist are scored in {_and(widths)} dimensions, "
+            "which may cost perplexity. Where that matters, keep more in the shortlist: the literature's "
+            f"cutoffs hold {customary.occupancy[0]:.0%}, which takes "
+            f"{customary.predicted_s / plan.predicted_s:.1f} times as long (customary, "
+            f"--min-shortlist-share {customary.occupancy[0]:.2f}); or bound the width (--min-projection)."
+        )
+    return sentences
+
+
+def _and(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _neighbour_range(plan: Plan) -> str:
+    extra = [seconds / plan.predicted_s - 1 for _, seconds in plan.neighbours]
+    return f"{min(extra):.1%} to {max(extra):.1%} more" if extra else "nothing: there is no other partition"
+
+
+def run(
+    options: PlanOptions, *, as_json: bool, measured: bool, python: bool, console: Console
+) -> dict[str, Any]:
+    """Plan, print, and return the record."""
+    plan, calibration = planned(options, console)
+    customary = customary_plan(plan, calibration, options)
+    result = record(plan, calibration, options, customary)
+    if measured:
+        result["measured"] = measure(plan, options)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    elif python:
+        print(python_line(plan))
+    else:
+        console.print(plan_table(plan, customary))
+        for sentence in verdict(plan, calibration, customary):
+            console.print(sentence, highlight=False)
+        for name, line in result.get("measured", {}).items():
+            low, high = line["speedup_vs_full_low"], line["speedup_vs_full_high"]
+            interval = f"{line['speedup_vs_full']:.2f}x full softmax [{low:.2f}, {high:.2f}]"
+            console.print(f"measured {name}: {line['median_s'] * 1e3:.2f} ms, {interval}", highlight=False)
+        console.print(python_line(plan), highlight=False, soft_wrap=True)
+    return result

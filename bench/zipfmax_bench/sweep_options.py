@@ -1,0 +1,213 @@
+"""From the choices of the command line to a plan: which cells, how thoroughly, and where to record them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+
+from zipfmax.errors import UsageError
+from zipfmax_bench import planning, presets
+from zipfmax_bench.engine import SamplingPolicy
+from zipfmax_bench.executors import usable_cores
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import RUN_FILE, Plan, RunDirectory
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.invocation import invocation
+
+# The choices are kept under this name in `run.json`: a parity run may share the directory.
+COMMAND = "sweep"
+PLANNED = "plan"
+"""In place of a partition: the planner's own, for each case."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a user chose; None or () leaves it to the preset, or with `resume` to the interrupted run."""
+
+    preset: str | None = None
+    impl: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    cutoffs: tuple[str, ...] = ()
+    features: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+    div_value: tuple[float, ...] = ()
+    dtype: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    logit_std: tuple[float, ...] = ()
+    device: str | None = None
+    seed: int | None = None
+    threads: int | None = None
+    processes: int | None = None
+    rounds: int | None = None
+    precision: str | None = None
+    budget: float | None = None
+    replay: bool | None = None
+
+    def over(self, recorded: Mapping[str, Any]) -> Self:
+        """These choices, and where there is none the recorded one."""
+        merged: dict[str, Any] = {}
+        for field in fields(self):
+            own = getattr(self, field.name)
+            value = recorded.get(field.name, own) if own in (None, ()) else own
+            merged[field.name] = tuple(value) if isinstance(value, list) else value
+        return type(self)(**merged)
+
+
+@dataclass(frozen=True)
+class ResolvedSweep:
+    """A sweep to run."""
+
+    cases: Sequence[Case]
+    implementations: Sequence[str]
+    policy: SamplingPolicy
+    threads: int
+    processes: int
+    directory: RunDirectory
+
+
+def require(name: str) -> None:
+    """Raise unless there is such an implementation; a user's class is imported by another process.
+
+    Raises:
+        UsageError: unknown name, or a class that cannot be found or imported.
+    """
+    if registry.runs_code_of_others(name):
+        program = "import sys; from zipfmax_reference.contestants import registry as r\n"
+        program += "try: r.implementation(sys.argv[1])\nexcept r.UsageError as error: sys.exit(str(error))"
+        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True)
+        if done.returncode:
+            raise UsageError(done.stderr.strip().splitlines()[-1])
+    else:
+        registry.implementation(name)
+
+
+def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSweep:
+    """Check the choices, and only then make the run directory.
+
+    Raises:
+        UsageError: a choice that does not exist, or a folder that cannot be used.
+    """
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the run directory to go on with")
+    if resume and out is not None and (out / RUN_FILE).exists():
+        options = options.over(_recorded(RunDirectory(out)))
+    _check_positive(options)
+    axes = presets.axes(
+        options.preset or "quick",
+        classes=options.classes,
+        labels=options.labels,
+        tasks=options.task,
+        implementations=options.impl,
+        cutoffs=tuple(presets.parse_cutoffs(text) for text in options.cutoffs if text != PLANNED),
+        features=options.features,
+        batch=options.batch,
+        div_value=options.div_value,
+        dtypes=options.dtype,
+        logit_std=options.logit_std,
+        device=_device(options.device or presets.device(options.preset)),
+        seed=options.seed,
+    )
+    for name in axes.implementations:
+        require(name)
+    given = presets.cases(axes)
+    directory = RunDirectory.start(out or _default_path(), invocation({COMMAND: asdict(options)}), resume)
+    cases: list[Case] = []
+    if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
+        cases += given
+    if PLANNED in options.cutoffs:
+        cases += planned_cases(presets.cases(replace(axes, cutoffs=())), directory, options.threads)
+    return ResolvedSweep(
+        cases=cases,
+        implementations=axes.implementations,
+        policy=replace(
+            axes.policy,
+            rounds=options.rounds,
+            precision=_precision(options.precision),
+            budget_s=options.budget or axes.policy.budget_s,
+            replay=options.replay or axes.policy.replay,
+        ),
+        threads=options.threads or usable_cores(),
+        processes=options.processes or 1,
+        directory=directory,
+    )
+
+
+def _default_path() -> Path:
+    return Path("runs") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _device(chosen: str | None) -> str:
+    if chosen is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = chosen.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError(f"unknown device {chosen!r}; choose cpu, cuda or cuda:N")
+    return chosen
+
+
+def _precision(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"--precision should be a share such as 2% or 0.02, got {text!r}")
+    return value
+
+
+def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int | None) -> list[Case]:
+    """The cases with the planner's cutoffs in place of theirs.
+
+    Each plan is a line of `plans.jsonl`, which a resumed sweep uses again: a new calibration could plan
+    otherwise.
+    """
+    known = {plan.planned_for: tuple(plan.cutoffs) for plan in directory.read(Plan)}
+    planned = []
+    for case in cases:
+        if case.id not in known:
+            options = planning.PlanOptions(
+                labels=case.labels,
+                classes=case.n_classes,
+                features=case.in_features,
+                batch=case.batch_size,
+                div_value=case.div_value,
+                device=case.device,
+                dtype=case.dtype,
+                task=case.task,
+                threads=threads,
+            )
+            plan, calibration = planning.planned(options, Console(stderr=True))
+            known[case.id] = tuple(plan.cutoffs)
+            line = planning.record(plan, calibration, options)
+            its_case = replace(case, cutoffs=known[case.id])
+            directory.write(Plan(**line, case=its_case.id, planned_for=case.id))
+        planned.append(replace(case, cutoffs=known[case.id]))
+    return planned
+
+
+def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
+    """Choices of the latest sweep that the directory holds; none if it holds no sweep."""
+    for run in reversed([directory.meta, *directory.meta.resumed]):
+        if COMMAND in run.arguments:
+            choices: Mapping[str, Any] = run.arguments[COMMAND]
+            return choices
+    return {}
+
+
+def _check_positive(options: SweepOptions) -> None:
+    for name in ("classes", "features", "batch", "threads", "processes", "rounds", "budget"):
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not number > 0:
+                raise UsageError(f"--{name} should be a positive number, got {number}")

@@ -1,0 +1,369 @@
+"""The numeric contract: when a computed tensor counts as equal to the truth.
+
+`budgets` gives the standard deviation of what rounding does to each element. An error is held against it at three
+grains, each with a threshold of its own, because each sees a kind of fault that the others do not:
+
+    element   |error| / deviation of each element                          one wrong number
+    row       rms(error) / rms(deviation) of each row                      one class, one batch row
+    group     the same over many rows: shortlist, each tail, targets       a small error of all rare classes
+              of the batch, absent classes, each decade of label rank
+
+A mean of n squares is known to about 1 / sqrt(2 n), so a row or group may exceed 1 by a multiple of 1 / sqrt(n).
+n is the number of errors that are independent at worst: of a class's row, the smaller one of its width and of the
+number of different hidden states; of a batch row, whose log-sum-exp all share, one. Values must be finite where
+the truth is and does not overflow the dtype, and nowhere else. A class that is picked may be less
+probable than the right one by what rounding does to the two log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from zipfmax_reference.contestants.implementation import Family, Inputs, Results
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.drawing import FULL_WEIGHT
+from zipfmax_reference.truth import budgets, definition
+from zipfmax_reference.truth.contract import CLASSES, Values, best_classes, form_fault, gaps
+
+ELEMENT = 6.0
+"""Deviations that one element may be off."""
+ROW, ROW_SPREAD = 1.5, 3.5
+GROUP, GROUP_SPREAD = 0.9, 2.5
+"""A row or group may be off by ROW + ROW_SPREAD / sqrt(n) deviations, in the root mean square."""
+
+EXTENDED_LIMIT = 1 << 24
+"""Multiplications N x d x V up to which a float64 case's truth is evaluated in extended precision."""
+
+Status = Literal["pass", "fail", "skipped"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How far off one group of a tensor is."""
+
+    name: str
+    """Such as "shortlist", "tail 2", "absent classes", "ranks 1,000 to 9,999"."""
+    error: float
+    """Root mean square."""
+    budget: float
+    relative: float
+    """Root mean square of the error over that of the truth."""
+
+    @property
+    def share(self) -> float:
+        """Error over budget."""
+        return self.error / self.budget if self.budget > 0 else float(self.error > 0) * np.inf
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the contract says of one tensor, at the grain where the error is the largest share of its budget."""
+
+    status: Status
+    error: float | None = None
+    budget: float | None = None
+    grain: str | None = None
+    """element, row or group."""
+    where: str | None = None
+    """Which element, row or group that is."""
+    parts: tuple[Part, ...] = ()
+    cause: str | None = None
+    """What would explain a failure, where one of the usual mistakes does."""
+    reason: str | None = None
+
+    @property
+    def share(self) -> float:
+        """Error over budget: above 1 it fails."""
+        if self.error is None or self.budget is None:
+            return np.inf if self.status == "fail" else 0.0
+        return self.error / self.budget if self.budget > 0 else (0.0 if self.error == 0 else np.inf)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a case's task gives, and how far rounding may move each element of it.
+
+    `of` evaluates it; `of_results` takes another implementation's results in place of the definition's.
+    """
+
+    case: Case
+    target: Values
+    values: Results
+    deviations: Results
+    different_rows: int
+    """Rows of the hidden state that differ from each other."""
+    log_prob: Values | None = None
+    """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
+    log_prob_deviation: Values | None = None
+    _known_groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, tuple[Any, ...]]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @classmethod
+    def of(
+        cls,
+        case: Case,
+        inputs: Inputs,
+        family: Family = "adaptive",
+        row_weight: Values | None = None,
+        precision: str | None = None,
+    ) -> Truth:
+        """Evaluate the definition and its budgets.
+
+        Args:
+            case: the cell.
+            inputs: its weights and batch.
+            family: which function.
+            row_weight: [N] gradient of what is differentiated with respect to each row's output; by default
+                that of the mean loss, -1/N.
+            precision: the key of `budgets.ROUNDING`; by default the case's dtype.
+        """
+        n_rows = len(inputs.target)
+        if row_weight is None:
+            row_weight = np.full(n_rows, -1.0 / max(n_rows, 1))
+        row_weight = np.asarray(row_weight, dtype=np.float64)
+        rounding = budgets.ROUNDING[precision or case.dtype]
+        affordable = case.batch_size * case.n_classes * case.in_features <= EXTENDED_LIMIT
+        dtype = np.longdouble if case.dtype == "float64" and affordable else np.float64
+        values = definition.evaluate(case, inputs, family, row_weight=row_weight, dtype=dtype)
+        different = max(1, len(np.unique(inputs.hidden, axis=0)))
+        if case.task in ("forward", "train"):
+            gradients = case.task == "train"
+            if family == "full":
+                weight = definition.full_weight(case, inputs)
+                deviations = budgets.full(
+                    weight, inputs.hidden, inputs.target, row_weight, rounding, gradients=gradients
+                )
+            else:
+                weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
+                deviations = budgets.adaptive(
+                    case.layout,
+                    weights,
+                    inputs.hidden,
+                    inputs.target,
+                    row_weight,
+                    rounding,
+                    gradients=gradients,
+                )
+            return cls(case, inputs.target, values, deviations, different)
+        if family == "full":
+            weight = definition.full_weight(case, inputs)
+            log_prob = definition.full_log_prob(weight, inputs.hidden, dtype)
+            deviation = budgets.full_log_prob(weight, inputs.hidden, rounding)
+        else:
+            log_prob = definition.adaptive_log_prob(case.layout, inputs.weights, inputs.hidden, dtype)
+            deviation = budgets.adaptive_log_prob(case.layout, inputs.weights, inputs.hidden, rounding)
+        deviations = {"log_prob": deviation} if case.task == "log_prob" else {}
+        if case.task == "topk":
+            deviations["topk.values"] = np.take_along_axis(deviation, values["topk.classes"], axis=1)
+        return cls(case, inputs.target, values, deviations, different, log_prob, deviation)
+
+    def of_results(self, results: Results) -> Truth:
+        """Another implementation's results as the truth: both may be off, so deviations count twice."""
+        doubled = {name: 2.0 * deviation for name, deviation in self.deviations.items()}
+        values = {
+            name: self.values[name] if name in CLASSES else results[name].astype(np.float64)
+            for name in self.values
+            if name in results
+        }
+        return replace(self, values=values, deviations=doubled)
+
+    def verdicts(self, results: Results, mismatches: dict[str, str] | None = None) -> dict[str, Verdict]:
+        """The contract's verdict on each tensor of a task's results.
+
+        Args:
+            results: what an implementation computed, as `Runner.results` gives it.
+            mismatches: tensors whose own dtype or device is wrong, and what it is.
+        """
+        found = {}
+        for tensor in self.values:
+            if tensor not in results:
+                found[tensor] = Verdict("fail", reason="missing")
+            elif fault := (mismatches or {}).get(tensor) or form_fault(
+                tensor, results[tensor], self.values[tensor], self.case.dtype
+            ):
+                found[tensor] = Verdict("fail", reason=fault)
+            else:
+                found[tensor] = self.judge(tensor, results[tensor])
+        for tensor in results.keys() - self.values.keys():
+            found[tensor] = Verdict("fail", reason="not a tensor of this task")
+        return found
+
+    def judge(self, tensor: str, values: Values) -> Verdict:
+        """The verdict on one tensor of the right shape and dtype."""
+        if tensor in CLASSES:
+            return self._judge_classes(values)
+        truth, deviation = self.values[tensor], self.deviations[tensor]
+        sound = np.isfinite(truth)
+        spurious = int((np.isfinite(values) & ~sound).sum())
+        if spurious:
+            return Verdict("fail", reason=f"{spurious} finite values where the truth is not finite")
+        deviation = np.where(np.isnan(deviation), np.inf, deviation)
+        overflown = sound & ~np.isfinite(values)
+        if (overflown & np.isfinite(deviation)).any():
+            return Verdict("fail", reason="not finite where the truth is")
+        sound &= ~overflown
+        if truth.size == 0 or not sound.any():
+            return Verdict("pass", 0.0, 0.0)
+        with np.errstate(all="ignore"):
+            error = np.where(sound, np.abs(values.astype(truth.dtype) - truth), 0.0).astype(np.float64)
+        deviation = np.where(sound, deviation, 0.0)
+        rows = (len(error), -1) if error.ndim else (1, 1)
+        error, deviation = error.reshape(rows), deviation.reshape(rows)
+        size = np.where(sound, truth, 0.0).astype(np.float64).reshape(rows)
+        parts = tuple(self._parts(tensor, error, deviation, size))
+        grains = [
+            ("element", *_element(error, deviation)),
+            ("row", *_row(error, deviation, self._independent(tensor, error.shape[1]))),
+        ]
+        grain, share, off, budget, row = max(grains, key=lambda one: one[1])
+        where = self._place(tensor, row, error.shape[1])
+        for part in parts:
+            if part.share > share:
+                grain, share, off, budget, where = "group", part.share, part.error, part.budget, part.name
+        return Verdict("pass" if share <= 1 else "fail", float(off), float(budget), grain, where, parts)
+
+    def _judge_classes(self, values: Values) -> Verdict:
+        assert self.log_prob is not None
+        assert self.log_prob_deviation is not None
+        if values.size == 0:
+            return Verdict("pass", 0.0, 0.0)
+        gap = gaps(values, self.log_prob).reshape(len(values), -1)
+        picked = values.reshape(gap.shape)
+        chosen = np.where((picked >= 0) & (picked < self.case.n_classes), picked, 0).astype(np.int64)
+        right = best_classes(self.log_prob, gap.shape[1])
+        with np.errstate(all="ignore"):
+            budget = ELEMENT * sum(
+                np.take_along_axis(self.log_prob_deviation, classes, axis=1) for classes in (chosen, right)
+            )
+        # Where one log-probability of a row may overflow, so may those that it is compared with.
+        known = np.isfinite(self.log_prob_deviation).all(axis=1, keepdims=True)
+        budget = np.where(known & np.isfinite(budget), budget, np.inf)
+        excess = np.where(gap > 0, gap / np.maximum(budget, 1e-300), 0.0)
+        at = np.unravel_index(int(excess.argmax()), excess.shape)
+        status: Status = "pass" if excess[at] <= 1 else "fail"
+        return Verdict(status, float(gap[at]), float(budget[at]), "element", f"row {at[0]}")
+
+    def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[Part]:
+        within_row = self._independent(tensor, error.shape[1])
+        by_class = self._classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
+        if (tensor, error.shape) not in self._known_groups:
+            self._known_groups[tensor, error.shape] = [
+                (name, (np.flatnonzero(mask),) if axis == 0 else (slice(None), np.flatnonzero(mask)))
+                for name, mask, axis in self._groups(tensor, error.shape)
+                if mask.any()
+            ]
+        for name, chosen in self._known_groups[tensor, error.shape]:
+            e, d, t = error[chosen], deviation[chosen], size[chosen]
+            n = within_row if by_class else min(len(e), self.different_rows)
+            budget = float(GROUP + GROUP_SPREAD / np.sqrt(n)) * _rms(d)
+            off, scale = _rms(e), _rms(t)
+            yield Part(name, off, budget, off / scale if scale > 0 else (0.0 if off == 0 else np.inf))
+
+    def _groups(self, tensor: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Values, int]]:
+        """(name, mask, axis) of the groups of a tensor's rows, or of its columns where those are classes."""
+        layout = self.case.layout
+        axis, classes = self._classes(tensor, shape)
+        if classes is None:
+            if shape[0] == len(self.target) and tensor in ("output", "grad.input"):
+                parts = layout.parts(self.target)
+                for part in range(1 + layout.n_clusters):
+                    yield f"labels of {_part_name(part)}", parts == part, 0
+            else:
+                yield "all", np.ones(shape[0], dtype=bool), 0
+            return
+        real = classes >= 0
+        if not real.all():
+            yield "cluster slots", ~real, axis
+        targets = np.isin(classes, self.target)
+        if axis == 1 or tensor == f"grad.{FULL_WEIGHT}":
+            parts = layout.parts(np.maximum(classes, 0))
+            for part in range(1 + layout.n_clusters):
+                yield _part_name(part), real & (parts == part), axis
+        else:
+            yield "all classes", real, axis
+        if axis == 0:
+            yield "targets", real & targets, axis
+            yield "absent classes", real & ~targets, axis
+        for decade in range(len(str(layout.n_classes))):
+            low, high = (10**decade if decade else 0), 10 ** (decade + 1)
+            member = real & (classes >= low) & (classes < high)
+            yield f"ranks {low:,} to {high - 1:,}", member, axis
+            if axis == 0:
+                yield f"absent, ranks {low:,} to {high - 1:,}", member & ~targets, axis
+
+    def _classes(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, Values | None]:
+        """Axis of a tensor that runs over classes, and their labels; -1 for a cluster's slot. None if none."""
+        layout = self.case.layout
+        if tensor == "log_prob":
+            return 1, np.arange(shape[1])
+        if tensor == f"grad.{FULL_WEIGHT}":
+            return 0, np.arange(shape[0])
+        if tensor in ("grad.head.weight", "grad.head.bias"):
+            slots = np.arange(layout.head_size)
+            return 0, np.where(slots < layout.shortlist_size, slots, -1)
+        if tensor.startswith("grad.tail.") and tensor.endswith(".1.weight"):
+            tail = layout.tails[int(tensor.split(".")[2])]
+            return 0, np.arange(tail.start, tail.stop)
+        return 0, None
+
+    def _independent(self, tensor: str, width: int) -> int:
+        """Errors within a row that are independent at worst."""
+        by_batch_row = tensor in ("output", "loss", "grad.input", "log_prob", "topk.values")
+        return 1 if by_batch_row else max(1, min(width, self.different_rows))
+
+    def _place(self, tensor: str, row: int, width: int) -> str:
+        rows = self.values[tensor].shape[:1] or (1,)
+        axis, classes = self._classes(tensor, (*rows, width))
+        if classes is None or axis == 1:
+            return f"row {row}"
+        label = int(classes[row])
+        if label < 0:
+            return f"slot of tail {row - self.case.layout.shortlist_size}"
+        kind = "a target" if label in self.target else "absent from the batch"
+        part = _part_name(int(self.case.layout.parts(np.array([label]))[0]))
+        return f"class {label:,} ({part}, {kind})"
+
+
+def _part_name(part: int) -> str:
+    return "shortlist" if part == 0 else f"tail {part - 1}"
+
+
+def _rms(values: Values) -> float:
+    if values.size == 0:
+        return 0.0
+    absolute = np.abs(values)
+    largest = float(np.max(absolute))
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    return largest * float(np.sqrt(np.mean((absolute / largest) ** 2)))
+
+
+def _element(error: Values, deviation: Values) -> tuple[float, float, float, int]:
+    """Share of the budget, error, budget and row of the worst element."""
+    budget = ELEMENT * deviation
+    with np.errstate(all="ignore"):
+        share = np.where(error > 0, error / budget, 0.0)
+    share = np.where(np.isnan(share), 0.0, share)
+    at = np.unravel_index(int(share.argmax()), share.shape)
+    return float(share[at]), float(error[at]), float(budget[at]), int(at[0])
+
+
+def _row(error: Values, deviation: Values, independent: int) -> tuple[float, float, float, int]:
+    """The same of the worst row; (0, ...) where a row is an element."""
+    width = error.shape[1]
+    if width < 2:
+        return 0.0, 0.0, 0.0, 0
+    with np.errstate(all="ignore"):
+        scale = np.maximum(deviation.max(axis=1, keepdims=True), 1e-300)
+        off = scale[:, 0] * np.sqrt(np.mean((error / scale) ** 2, axis=1))
+        spread = scale[:, 0] * np.sqrt(np.mean((deviation / scale) ** 2, axis=1))
+        budget = (ROW + ROW_SPREAD / np.sqrt(independent)) * spread
+        share = np.where(off > 0, off / budget, 0.0)
+    share = np.where(np.isnan(share), 0.0, share)
+    at = int(share.argmax())
+    return float(share[at]), float(off[at]), float(budget[at]), at

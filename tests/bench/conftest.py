@@ -1,0 +1,24 @@
+"""Executors in the test's own process, under a clock that it sets: no outcome depends on the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from zipfmax import timing
+from zipfmax_bench import engine, parity_guard, plausibility, selftest, timing_faults
+from zipfmax_bench.executors import InProcess
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Implementations run in this process, and every run takes a millisecond by the clock."""
+
+    def timer(run):
+        run()
+        return timing.Seconds(1e-3, 1e-3)
+
+    monkeypatch.setattr(timing, "timer_for", lambda device: timer)
+    # The engine's own clock is the machine's, which that millisecond disagrees with.
+    monkeypatch.setattr(plausibility, "clock_fault", lambda own: None)
+    for module in (engine, parity_guard, selftest, timing_faults):
+        monkeypatch.setattr(module, "WorkerProcess", InProcess)

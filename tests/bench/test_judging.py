@@ -1,0 +1,97 @@
+"""Results are judged where no implementation runs, small cells by the contract and large ones by float64."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zipfmax_bench import judging, protocol
+from zipfmax_bench.executors import plain_reply
+from zipfmax_bench.judging import Judge
+from zipfmax_bench.worker import Session
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.case import Case
+
+CASE = Case(61, 8, 17, (10, 30), task="train", head_bias=True)
+
+
+def lines(folder: Path, case: Case, name: str, change=None, batch: int = 3):
+    session = Session(name)
+    session.answer(protocol.Prepare(case, fastest=False))
+    session.answer(protocol.Load(batch, warm=1))
+    session.answer(protocol.TakeSample())
+    kept = session.answer(protocol.Keep(str(folder)))
+    if change is not None:
+        tensor, function = change
+        file = folder / f"{tensor}.npy"
+        np.save(file, function(np.load(file)))
+    request = protocol.Judge(name, registry.family(name), case, batch, str(folder), kept.mismatches)
+    return Judge().lines(request)
+
+
+def failed(found) -> set[str]:
+    return {line["tensor"] for line in found if line["status"] == "fail"}
+
+
+@pytest.mark.parametrize("limit", [1e9, 1.0], ids=["contract", "float64"])
+@pytest.mark.parametrize("task", ["train", "forward", "log_prob", "predict", "topk"])
+@pytest.mark.parametrize("name", ["torch", "full"])
+def test_right_results_pass_and_everything_is_compared(tmp_path, monkeypatch, limit, task, name):
+    monkeypatch.setattr(judging, "DEFINITION_FLOPS", limit)
+    monkeypatch.setattr(judging, "_BLOCK_ELEMENTS", 5 * CASE.n_classes)
+    found = lines(tmp_path, Case(**{**CASE.to_fields(), "task": task}), name)
+    assert found
+    assert failed(found) == set()
+    assert {line["tensor"] for line in found} >= {file.stem for file in tmp_path.glob("*.npy")}
+
+
+@pytest.mark.parametrize("limit", [1e9, 1.0], ids=["contract", "float64"])
+@pytest.mark.parametrize(
+    ("tensor", "change"),
+    [
+        ("loss", lambda x: x * 1.001),
+        ("output", lambda x: np.where(np.arange(len(x)) == 16, 0, x)),
+        ("grad.head.weight", lambda x: np.zeros_like(x)),
+        ("grad.tail.0.1.weight", lambda x: x * 1.01),
+        ("grad.input", lambda x: x[::-1].copy()),
+        ("grad.input", lambda x: x[:8]),
+        ("output", lambda x: np.full_like(x, np.nan)),
+    ],
+)
+def test_a_wrong_tensor_fails_by_name(tmp_path, monkeypatch, limit, tensor, change):
+    monkeypatch.setattr(judging, "DEFINITION_FLOPS", limit)
+    assert failed(lines(tmp_path, CASE, "torch", (tensor, change))) == {tensor}
+
+
+def test_results_of_another_batch_fail(tmp_path):
+    session_lines = lines(tmp_path, CASE, "torch")
+    assert failed(session_lines) == set()
+    stale = Judge().lines(protocol.Judge("torch", "adaptive", CASE, 4, str(tmp_path)))
+    assert failed(stale) >= {"output", "loss", "grad.input", "grad.head.weight"}
+
+
+def test_an_object_array_is_not_unpickled(tmp_path):
+    lines(tmp_path, CASE, "torch")
+    np.save(tmp_path / "output.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        Judge().lines(protocol.Judge("torch", "adaptive", CASE, 3, str(tmp_path)))
+
+
+class _Runs:
+    def __reduce__(self):
+        return print, ("code of a worker",)
+
+
+@pytest.mark.parametrize("answer", [_Runs(), protocol.Failure("failed", _Runs()), Path("x")])
+def test_an_answer_can_run_nothing_in_the_process_that_asked(answer, capsys):
+    with pytest.raises(pickle.UnpicklingError, match="no plain value"):
+        plain_reply(pickle.dumps(answer))
+    assert capsys.readouterr().out == ""
+
+
+def test_an_answer_of_the_protocol_arrives_as_it_was():
+    reply = protocol.Timed(1.0, 2.0, False)
+    assert plain_reply(pickle.dumps(reply)) == reply

@@ -1,0 +1,82 @@
+"""A cell stands or falls with the parity of its shape."""
+
+from __future__ import annotations
+
+import pytest
+
+from zipfmax_bench.parity_guard import DEFINITION_FLOPS, ParityGuard, checked_case
+from zipfmax_bench.prediction import product_flops
+from zipfmax_reference.records import Parity, RunDirectory
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.invocation import invocation
+
+CASE = Case(60, 8, 16, (10, 30), labels="uniform", task="train")
+
+
+def line(against: str, tensor: str, status: str, **more) -> dict:
+    error = {"error": 3.0, "budget": 1.0} if status == "fail" else {"error": 0.5, "budget": 1.0}
+    return {"case": checked_case(CASE, "adaptive").id, "impl": "torch", "against": against, "tensor": tensor,
+            "status": status, "reason": None, **error, **more}  # fmt: skip
+
+
+def fault(tmp_path, *lines):
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    directory.write(*(Parity(**line) for line in lines))
+    with ParityGuard(directory, 1, tmp_path / "log") as guard:
+        return guard.fault("torch", CASE)
+
+
+def test_a_tensor_within_one_references_budget_is_right(tmp_path):
+    assert fault(tmp_path, line("definition", "loss", "fail"), line("torch", "loss", "pass")) is None
+
+
+def test_a_tensor_outside_every_references_budget_is_wrong(tmp_path):
+    status, reason = fault(
+        tmp_path,
+        line("definition", "loss", "fail"),
+        line("torch", "loss", "fail"),
+        line("definition", "output", "pass"),
+    )
+    assert status == "parity_failed"
+    assert reason.startswith("loss is off by 3, 1 is allowed, on train-V60")
+
+
+def test_different_tensors_failing_one_reference_each_are_right(tmp_path):
+    lines = [line("definition", "loss", "fail"), line("torch", "loss", "pass"),
+             line("definition", "output", "pass"), line("torch", "output", "fail")]  # fmt: skip
+    assert fault(tmp_path, *lines) is None
+
+
+def test_a_skipped_comparison_decides_nothing(tmp_path):
+    found = fault(tmp_path, line("definition", "loss", "fail"), line("torch", "*", "skipped"))
+    assert found is not None
+
+
+def test_what_the_run_directory_lacks_is_checked_and_recorded(tmp_path):
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    with ParityGuard(directory, 1, tmp_path / "log") as guard:
+        assert guard.fault("zipfmax:eager", CASE) is None
+        assert guard.fault("full", CASE) is None
+    judged = {(record["impl"], record["against"]) for record in directory.rows(Parity)}
+    assert judged >= {("zipfmax:eager", "definition"), ("zipfmax:eager", "torch"), ("full", "definition")}
+    assert {record["status"] for record in directory.rows(Parity)} == {"pass"}
+
+
+@pytest.mark.parametrize("family", ["adaptive", "full"])
+def test_one_check_stands_for_all_labels_of_a_shape_and_is_affordable(family):
+    large = Case(267_735, 256, 512, (20_000, 60_000))
+    checks = {
+        checked_case(Case(**{**large.to_fields(), "labels": labels}), family)
+        for labels in ("zipf:0", "zipf:1.3")
+    }
+    (check,) = checks
+    assert product_flops(family, check) <= DEFINITION_FLOPS
+    assert checked_case(CASE, family).batch_size == CASE.batch_size
+
+
+@pytest.mark.parametrize("name", ["full:cce", "sampled"])
+def test_what_says_that_it_is_inexact_is_not_judged(tmp_path, name):
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    with ParityGuard(directory, 1, tmp_path / "log") as guard:
+        assert guard.fault(name, CASE) is None
+    assert directory.rows(Parity) == []

@@ -1,0 +1,96 @@
+"""The `zipfmax` command finds what is installed, imports what it runs, and ends with one clear line."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import typer
+
+from zipfmax import command
+from zipfmax.errors import UsageError
+
+
+def zipfmax_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "zipfmax", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_command_with_its_purpose_and_exits_with_0():
+    done = zipfmax_command("--help")
+    assert done.returncode == 0
+    listed = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert listed.keys() == command.commands().keys() >= {"verify", "mutants", "sweep", "plan", "report"}
+    assert all(listed.values())
+
+
+def test_help_imports_neither_torch_nor_typer_nor_anything_of_the_harness():
+    code = (
+        "import sys; from zipfmax import command; command.usage();"
+        "print({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'typer', 'rich', 'pandas'});"
+        "print([m for m in sys.modules if m.startswith('zipfmax_') and '.' in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["set()", "[]"]
+
+
+def test_every_command_can_be_loaded_and_says_what_its_options_do():
+    for name, entry in command.commands().items():
+        assert command.summary(entry) == entry.load().__doc__.partition("\n")[0]
+        command.application(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("mutnats",), ["unknown command 'mutnats'", "did you mean mutants?"]),
+        (("no-such-command",), ["unknown command 'no-such-command'", "choose one of:", "sweep"]),
+        (("--no-such-option",), ["unknown option '--no-such-option'", "--help"]),
+        (("sweep", "--rounds", "0"), ["--rounds", "positive"]),
+    ],
+)
+def test_wrong_use_exits_with_2_and_one_line(arguments, words):
+    done = zipfmax_command(*arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert all(word in line for word in words), line
+
+
+def test_version_is_that_of_the_distribution():
+    assert zipfmax_command("--version").stdout.strip() == command.version("zipfmax")
+
+
+def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch):
+    entry = EntryPoint("broken", "no_such_package_of_the_harness.commands:run", command.GROUP)
+    monkeypatch.setattr(command, "commands", lambda: {"broken": entry})
+    with pytest.raises(UsageError, match=r"no_such_package_of_the_harness.*pip install 'zipfmax\[harness\]'"):
+        command.application("broken")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "line"),
+    [
+        (None, 0, ""),
+        (
+            UsageError("no such thing; choose one of: a, b"),
+            2,
+            "zipfmax: no such thing; choose one of: a, b\n",
+        ),
+        (typer.Exit(1), 1, ""),
+    ],
+)
+def test_main_turns_outcomes_into_exit_statuses(monkeypatch, capsys, raised, status, line):
+    made = typer.Typer()
+
+    @made.command()
+    def only():
+        if raised is not None:
+            raise raised
+
+    monkeypatch.setattr(command, "application", lambda name: made)
+    monkeypatch.setattr(sys, "argv", ["zipfmax", "only"])
+    with pytest.raises(SystemExit) as exit_:
+        command.main()
+    assert exit_.value.code == status
+    assert capsys.readouterr().err == line

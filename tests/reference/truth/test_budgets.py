@@ -1,0 +1,183 @@
+"""Budgets hold for right layers in any order of summation, and see a fault in one rare class."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.truth import budgets, judgement
+from zipfmax_reference.truth.causes import Causes
+from zipfmax_reference.truth.judgement import Truth
+
+LARGE = Case(50_000, 128, 256, (2_000, 10_000))
+SMALL = Case(60, 12, 33, (7, 20, 45), 2.0, True)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def large(request):
+    """(truth, torch.nn's results) at 50,000 classes."""
+    case = replace(LARGE, dtype=request.param)
+    inputs = draw_inputs(case)
+    runner = registry.implementation("torch").build(case, inputs)
+    runner.run()
+    return Truth.of(case, inputs), runner.results()
+
+
+def test_torchs_own_layer_holds_at_50000_classes_with_a_margin(large):
+    truth, results = large
+    for tensor, verdict in truth.verdicts(results).items():
+        assert verdict.status == "pass", (tensor, verdict)
+        assert verdict.share < 0.8, (tensor, verdict)
+
+
+def rows_of(truth, kind):
+    """Rows of the last tail's weight: of classes that are no target, of targets, or of the last absent class."""
+    tail = truth.case.layout.tails[-1]
+    present = np.isin(np.arange(tail.start, tail.stop), truth.target)
+    absent = np.flatnonzero(~present)
+    return {"absent": absent, "one absent": absent[-1:], "targets": np.flatnonzero(present)}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "where"),
+    [
+        ("one absent", lambda dw: -dw, "absent from the batch"),
+        ("absent", lambda dw: 1.1 * dw, "absent"),
+        ("absent", lambda dw: np.where(np.abs(dw) < 1e-3 * np.abs(dw).max(), 0, dw), "absent"),
+        ("absent", lambda dw: 0 * dw, "absent"),
+        ("targets", lambda dw: 1.1 * dw, "target"),
+    ],
+    ids=["wrong sign of one", "10 % too large", "small ones dropped", "all dropped", "targets too large"],
+)
+def test_a_fault_in_rare_classes_is_seen_and_located(large, kind, fault, where):
+    truth, results = large
+    wrong = results["grad.tail.1.1.weight"].copy()
+    rows = rows_of(truth, kind)
+    wrong[rows] = fault(wrong[rows])
+    verdict = truth.judge("grad.tail.1.1.weight", wrong)
+    assert verdict.status == "fail"
+    over = {part.name for part in verdict.parts if part.share > 1}
+    assert where in verdict.where or any(where in name for name in over), verdict
+    assert not any("absent" in name for name in over) or kind != "targets"
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.data())
+def test_torchs_layer_and_ours_hold_on_any_partition_in_any_order_of_rows(data):
+    n_classes = data.draw(st.integers(2, 70))
+    cutoffs = data.draw(st.sets(st.integers(1, n_classes - 1), min_size=1, max_size=4))
+    case = Case(
+        n_classes,
+        data.draw(st.integers(1, 17)),
+        data.draw(st.integers(1, 40)),
+        tuple(sorted(cutoffs)),
+        data.draw(st.sampled_from([1.0, 2.0, 4.0])),
+        data.draw(st.booleans()),
+        data.draw(st.sampled_from(["float64", "float32", "bfloat16", "float16"])),
+        seed=data.draw(st.integers(0, 9)),
+    )
+    inputs = draw_inputs(case)
+    order = np.random.default_rng(case.seed).permutation(case.batch_size)
+    inputs = replace(inputs, hidden=inputs.hidden[order], target=inputs.target[order])
+    truth = Truth.of(case, inputs)
+    for name in ("torch", "zipfmax"):
+        runner = registry.implementation(name).build(case, inputs)
+        runner.run()
+        for tensor, verdict in truth.verdicts(runner.results()).items():
+            assert verdict.status == "pass", (name, tensor, verdict)
+
+
+def test_deviations_are_as_large_as_the_errors_of_float32_with_random_roundings():
+    """The model against Monte Carlo arithmetic: errors over deviations are near 1 at most, never far above."""
+    case = replace(SMALL, dtype="bfloat16")
+    inputs = draw_inputs(case)
+    truth = Truth.of(case, inputs)
+    rng = np.random.default_rng(0)
+    head, hidden = (inputs.weights["head.weight"].astype(float), inputs.hidden.astype(float))
+    logits = hidden @ head.T + inputs.weights["head.bias"]
+    row = case.layout.parts(inputs.target) == 0
+    errors = []
+    for _ in range(200):
+        moved = logits * (1 + budgets.ROUNDING["bfloat16"].stored * rng.uniform(-1, 1, logits.shape))
+        log_p = moved - np.log(np.exp(moved).sum(axis=1, keepdims=True))
+        errors.append(log_p[row, inputs.target[row]] - truth.values["output"][row])
+    spread = np.sqrt(np.mean(np.square(errors), axis=0))
+    share = spread / truth.deviations["output"][row]
+    assert share.max() < 1
+    assert share.max() > 0.1
+
+
+@pytest.mark.parametrize("row_weight", ["output", "both"])
+def test_upstream_gradients_of_output_and_loss_are_judged_by_row_weights(row_weight):
+    inputs = draw_inputs(SMALL)
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(12, 60, [7, 20, 45], 2.0, head_bias=True)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(torch.from_numpy(inputs.weights[name]))
+    hidden = torch.from_numpy(inputs.hidden).requires_grad_()
+    output, loss = layer(hidden, torch.from_numpy(inputs.target))
+    upstream = torch.randn(len(output), generator=torch.Generator().manual_seed(0))
+    total = (upstream * output).sum() + (0.7 * loss if row_weight == "both" else 0.0)
+    total.backward()
+    weights = upstream.double().numpy() - (0.7 / len(output) if row_weight == "both" else 0.0)
+    truth = Truth.of(SMALL, inputs, row_weight=weights)
+    assert truth.judge("grad.input", hidden.grad.numpy()).status == "pass"
+    for name, parameter in layer.named_parameters():
+        assert truth.judge(f"grad.{name}", parameter.grad.numpy()).status == "pass", name
+    assert Truth.of(SMALL, inputs).judge("grad.input", hidden.grad.numpy()).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "cause"),
+    [
+        ("reversed", "cluster slots are in reverse order"),
+        ("bias", "the head's bias is missing"),
+        ("transposed", "tail.0.0.weight is transposed"),
+    ],
+)
+def test_the_usual_mistakes_are_named(mistake, cause):
+    case = replace(SMALL, div_value=1.0)
+    inputs = draw_inputs(case)
+    weights = dict(inputs.weights)
+    if mistake == "reversed":
+        for name in ("head.weight", "head.bias"):
+            weights[name] = np.concatenate([weights[name][:7], weights[name][7:][::-1]])
+    elif mistake == "bias":
+        weights["head.bias"] = np.zeros_like(weights["head.bias"])
+    else:
+        weights["tail.0.0.weight"] = weights["tail.0.0.weight"].T.copy()
+    runner = registry.implementation("torch").build(case, replace(inputs, weights=weights))
+    runner.run()
+    wrong = runner.results()["output"]
+    truth = Truth.of(case, inputs)
+    assert truth.judge("output", wrong).status == "fail"
+    assert Causes(case, inputs, truth).of("output", wrong) == cause
+
+
+def test_a_value_that_is_not_finite_fails_where_the_truth_is_and_the_other_way_round():
+    inputs = draw_inputs(SMALL)
+    truth = Truth.of(SMALL, inputs)
+    wrong = truth.values["output"].astype(np.float32)
+    wrong[3] = np.inf
+    assert truth.judge("output", wrong).reason == "not finite where the truth is"
+    spoilt = replace(truth, values={"output": np.full_like(wrong, np.nan)})
+    assert "finite values where the truth is not" in spoilt.judge("output", np.zeros_like(wrong)).reason
+
+
+def test_equal_rows_make_equal_errors_and_one_row_has_no_average():
+    expanded = replace(SMALL, hidden="expanded", dtype="bfloat16", batch_size=200)
+    one, many = (
+        Truth.of(case, draw_inputs(case)) for case in (replace(expanded, batch_size=1, seed=3), expanded)
+    )
+    assert one.different_rows == many.different_rows == 1
+    assert judgement.ROW_SPREAD > 0
+    for name in ("torch", "zipfmax"):
+        runner = registry.implementation(name).build(expanded, draw_inputs(expanded))
+        runner.run()
+        assert {v.status for v in many.verdicts(runner.results()).values()} == {"pass"}
