@@ -161,7 +161,7 @@ class Head:
         bounds, ignore_index: as in `nll_step`.
         has_bias: the head has one.
         has_weight: rows have a factor each, [N] float32.
-        want: gradients of (hidden, weights), or None for the forward pass alone.
+        want: gradients of (hidden, weights), or None for the forward pass only.
         scale: factor of every gradient, applied in float32.
         workspace_bytes: bound on the logits that exist at one time; one row of them does at least.
     """
@@ -297,56 +297,3 @@ def _accumulate_product(total: Tensor, logits: Tensor, hidden: Tensor, first: bo
         torch.addmm(total, logits.t(), hidden, out_dtype=torch.float32, beta=beta, alpha=scale, out=total)
     else:  # the interpreter's CPU has no mixed product
         torch.addmm(total, logits.t().float(), hidden.float(), beta=beta, alpha=scale, out=total)
-<<<<<<< HEAD
-=======
-
-
-def head_forward(
-    hidden: Tensor,
-    target: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    bounds: Sequence[int],
-    ignore_index: int | None,
-    output: Tensor,
-    *,
-    row_weight: Tensor | None = None,
-    scale: float = 1.0,
-    want: tuple[bool, bool] | None = None,
-    workspace_bytes: int = WORKSPACE_BYTES,
-) -> HeadGradients | None:
-    """The head's part of each row's log-probability, and with `want` its gradients.
-
-    Args:
-        hidden: [N, d]; rows that take no part must be finite.
-        output: [N] float32, written.
-        row_weight: [N] float32, factor of each row's gradient; None for 1.
-        scale: factor of every gradient, applied in float32.
-        want: gradients of (hidden, weights), or None for the forward pass only.
-    """
-    head_size = head.shape[0]
-    gradients = None
-    chunks = Chunks(hidden, head, bias, workspace_bytes)
-    if want is not None:
-        gradients = HeadGradients(hidden, chunks.head, bias is not None, len(chunks), want)
-    tile = head_tile(hidden, head_size)
-    for rows, logits in chunks:
-        head_kernel[(logits.shape[0],)](
-            logits,
-            target[rows],
-            output[rows] if row_weight is None else row_weight[rows],
-            output[rows],
-            head_size,
-            chunks.row_stride,
-            0 if ignore_index is None else ignore_index,
-            HAS_IGNORE=ignore_index is not None,
-            HAS_WEIGHT=row_weight is not None,
-            GRADIENT=want is not None,
-            BOUNDS=tuple(bounds),
-            N_CLUSTERS=len(bounds) - 1,
-            **tile,
-        )
-        if gradients is not None:
-            gradients.add(logits, hidden[rows], chunks.head, rows, scale)
-    return gradients
->>>>>>> main

@@ -4,11 +4,7 @@ The usual case is a mean or summed loss of which only the loss is differentiated
 up to one factor while the head's logits still exist, so `train` computes them in the forward pass (three
 products a head, not four) and backward multiplies by the incoming gradient. If `output` is differentiated, or
 the loss is not reduced, each row has a factor of its own that only backward knows, and the factor stands
-<<<<<<< HEAD
-inside the sum over rows that makes a weight's gradient: `gradients_by_row` then runs the step anew with row
-=======
-inside the sum over rows that makes a weight's gradient: `nll_gradients` then runs the step again with row
->>>>>>> main
+inside the sum over rows that makes a weight's gradient: `gradients_by_row` then runs the step again with row
 weights. That costs one more forward pass and keeps nothing but the inputs alive in between.
 
 Outside compiled graphs `TrainStep` calls these functions; a compiled graph calls them as operators. Operators
@@ -64,11 +60,7 @@ def unpack(tensors: Sequence[Tensor], present: Sequence[int]) -> Weights:
     return Weights(head, head_bias, tuple(tails))
 
 
-<<<<<<< HEAD
 # --------------------------------------------------------------------------- what a step computes
-=======
-# --------------------------------------------------------------------------- the forward pass only
->>>>>>> main
 
 
 def forward(
@@ -206,14 +198,9 @@ def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 class TrainStep(torch.autograd.Function):
     """A differentiable step outside compiled graphs.
 
-<<<<<<< HEAD
     Where the backward is expected to start from a reduced loss, the forward computes the gradients, and
     backward scales them in place, so a factor of 1 costs nothing. They are handed out once: a second backward
     through the same graph (retain_graph=True) finds them gone and computes them by row.
-=======
-    They are handed out once. A second backward through the same graph (retain_graph=True) finds them gone and
-    computes them again with row weights.
->>>>>>> main
     """
 
     @staticmethod
@@ -518,7 +505,8 @@ def _warn_of_a_second_pass() -> None:
     """A compiled graph's backward takes the gradient of `output` that it is handed, which may be zeros."""
     warnings.warn(
         "a compiled graph returns `output` of AdaptiveLogSoftmaxWithLoss beside `loss`: its backward is "
-        "handed a gradient of output, zeros where nothing used it, and computes the step a second time, which makes "
+        "handed a gradient of output, zeros where nothing used it, and computes the step a second time, "
+        "which makes "
         "a training step up to twice as slow. If only the loss is differentiated, make the layer with "
         "gradients='loss'; if output is, with gradients='output'",
         stacklevel=2,

@@ -59,7 +59,7 @@ class Shapes(NamedTuple):
     has_weight: bool
     """Rows have a factor each; nothing but gradients is wanted then."""
     want: tuple[bool, bool] | None
-    """Gradients of (the input, the weights); None for the forward pass alone."""
+    """Gradients of (the input, the weights); None for the forward pass only."""
     result_dtype: torch.dtype
     """Of output and loss."""
     precision: str
@@ -428,18 +428,12 @@ def nll_step(
         weights, present: as `operators.pack` makes them.
         bounds: (cutoffs..., n_classes).
         ignore_index: rows with this target get output 0 and take no part in any gradient.
-<<<<<<< HEAD
         reduction: "mean", "sum" or "none". For "mean" 1/N is applied to float32 sums before they are
             rounded; what is left where rows are ignored, N / counted, is the factor.
         row_weight: [N] float32: the gradients are then those of -sum of row_weight * output, and neither
             output nor loss is written.
-        want: whether the gradients of (the input, the weights) are wanted; None for the forward pass alone.
-        result_dtype: of output and loss.
-=======
-        row_weight: [N] float32, or None for 1.
-        scale: a host number, applied to float32 sums before they are rounded.
         want: whether the gradients of (the input, the weights) are wanted; None for the forward pass only.
->>>>>>> main
+        result_dtype: of output and loss.
         workspace_bytes: bound on the head's logits; at least one row of them exists.
     """
     hidden = rows_of_unit_stride(hidden)
