@@ -72,7 +72,7 @@ class Launch:
     def variant(self) -> str:
         """Flags and tile in few words."""
         told = {
-            name: described[1]
+            name: _short(described[1])
             for name, described in self.arguments
             if described[0] == "constant" and name.isupper() and name not in _DULL
         }
@@ -81,6 +81,13 @@ class Launch:
         words = [dtype, *(f"{name}={value}" for name, value in told.items() if value is not False)]
         options = {"num_warps": "warps", "num_stages": "stages"}
         return " ".join(words + [f"{options.get(name, name)}={value}" for name, value in self.options])
+
+
+def _short(value: Any) -> Any:
+    """Of a constant with one item a tail, the item where there is one tail."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] if len(value) == 1 else str(value).replace(" ", "")
 
 
 def variants(target: str, quick: bool = False) -> list[Launch]:
