@@ -114,13 +114,11 @@ def _nll_gradients(
     weights: list[Tensor],
     present: Any,
     bounds: list[int],
-    ignore_index: Any,
-    row_weight: Any,
-    want_hidden: bool,
-    want_weights: bool,
+    *rest: Any,
     **_: Any,
 ) -> int:
     """A tail's gradient passes twice over its classes: for the mean row, then for the weight's gradient."""
+    want_hidden, want_weights = rest[-2:]
     products = training(want_hidden, want_weights, extra=int(want_weights))
     if not want_hidden:  # the mean row is accumulated all the same
         products = products._replace(output=products.output + 1)
@@ -168,7 +166,7 @@ def _tiled_log_p_gradients(
 
 
 _FORMULAS: Mapping[str, Callable[..., int]] = {
-    "nll": _nll,
+    "nll_forward": _nll,
     "nll_train": _nll_gradients,
     "nll_gradients": _nll_gradients,
     "log_prob": _log_prob,

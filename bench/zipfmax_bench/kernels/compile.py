@@ -79,7 +79,7 @@ class Compiled:
 def compiled(launch: Launch, target: str) -> Any:
     """Triton's compiled kernel of one variant for one target."""
     signature: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, (name, described) in enumerate(launch.arguments):
         if described[0] == "constant":
@@ -88,9 +88,12 @@ def compiled(launch: Launch, target: str) -> Any:
             continue
         whole = isinstance(described[0], str)
         items = (described,) if whole else described
-        signature[name] = described[0] if whole else tuple(kind for kind, _ in items)
-        for i, (_, aligned) in enumerate(items):
-            if aligned:
+        kinds = tuple("constexpr" if kind == "constant" else kind for kind, _ in items)
+        signature[name] = kinds[0] if whole else kinds
+        for i, (kind, aligned) in enumerate(items):
+            if kind == "constant":
+                constants[(position, i)] = aligned
+            elif aligned:
                 attributes[(position,) if whole else (position, i)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=TARGETS[target], options=dict(launch.options))

@@ -29,9 +29,10 @@ from zipfmax import timing
 from zipfmax.backends.triton import tiles
 from zipfmax.backends.triton.routing import Routes, route
 from zipfmax.backends.triton.runtime import architecture
-from zipfmax.backends.triton.tail_backward import tail_weight_gradient_kernel, weight_gradient
-from zipfmax.backends.triton.tail_combine import Softmax, combine
-from zipfmax.backends.triton.tail_forward import GRADIENT, accumulate, tail_forward_kernel
+from zipfmax.backends.triton.tail import Tail
+from zipfmax.backends.triton.tail_backward import WeightGradient, tail_weight_gradient_kernel
+from zipfmax.backends.triton.tail_combine import Combine
+from zipfmax.backends.triton.tail_forward import GRADIENT, Forward, tail_forward_kernel
 from zipfmax.backends.triton.tiles import Tile
 
 KERNELS = ("forward", "backward")
@@ -77,7 +78,8 @@ class Problem:
 
     h: Tensor
     weight: Tensor
-    softmax: Softmax
+    base: Tensor
+    """Of each slot's softmax, as `Combine` writes it; its inverse is one over the classes."""
     routes: Routes
 
     @classmethod
@@ -91,21 +93,47 @@ class Problem:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype])
 
-        h, weight = normal(routes.capacity, width), normal(n_classes, width) / width**0.5
-        base = torch.zeros(routes.capacity, device=device)
-        return cls(h, weight, Softmax(base, torch.full_like(base, 1.0 / n_classes)), routes)
+        slots = routes.row.shape[0]
+        h, weight = normal(slots, width), normal(n_classes, width) / width**0.5
+        return cls(h, weight, torch.zeros(slots, device=device), routes)
 
     def run(self, candidate: Candidate) -> Tensor:
         """One call of the candidate's kernel; its result."""
         torch.set_float32_matmul_precision("high" if candidate.dtype == "tf32" else "highest")
         with tiles.overridden(candidate.kernel, dict(candidate.tile)):
-            if candidate.kernel == "backward":
-                return weight_gradient(self.h, self.softmax, self.weight, None, self.routes, 0, None, 1.0)[0]
-            partials = accumulate(self.h, self.weight, None, self.routes, 0, _ROWS, GRADIENT)
-            output = torch.zeros(_ROWS, device=self.h.device)
-            return combine(
-                partials, self.h, self.weight, None, self.routes, 0, _ROWS, output, None, gradient=True
-            )[1][:_ROWS]
+            return self._backward() if candidate.kernel == "backward" else self._forward()
+
+    @property
+    def _tail(self) -> Tail:
+        return Tail(0, self.h.shape[1], self.h.shape[1], self.weight.shape[0], False, False)
+
+    def _backward(self) -> Tensor:
+        """dW2."""
+        gradient = torch.empty_like(self.weight)
+        routes, h, base = self.routes, (self.h,), self.base
+        inverse = torch.full_like(base, 1.0 / self.weight.shape[0])
+        WeightGradient([self._tail], self.h.dtype, self.h.device, False, 1.0)(
+            None, h, (self.weight,), h, base, inverse, routes.row, routes.target, routes.start, routes.rows,
+            base, (gradient,), h,
+        )  # fmt: skip
+        return gradient
+
+    def _forward(self) -> Tensor:
+        """dH of each row."""
+        routes, h, weight = self.routes, self.h, self.weight
+        forward = Forward([self._tail], _ROWS, h.dtype, h.device, GRADIENT)
+        peak, total, extra = (
+            (torch.empty(shape, dtype=dtype, device=h.device),) for dtype, shape in forward.partials[0]
+        )
+        forward(None, (h,), (weight,), (h,), routes.start, routes.rows, peak, total, extra)
+        output, dh = torch.zeros(_ROWS, device=h.device), torch.empty_like(h)
+        base = torch.empty_like(self.base)
+        Combine([self._tail], forward, _ROWS, h.dtype, True, False)(
+            None, peak, total, extra, (h,), (weight,), (h,), routes.row, routes.target, routes.start,
+            routes.rows,
+            output, output, base, torch.empty_like(base), (dh,),
+        )  # fmt: skip
+        return dh[:_ROWS]
 
 
 def _compile(candidate: Candidate) -> str:

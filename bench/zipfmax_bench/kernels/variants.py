@@ -19,6 +19,8 @@ from triton.runtime.jit import JITFunction
 from zipfmax.backends.triton import scaling, tail_forward, tiles
 from zipfmax.backends.triton.all_classes import log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
+from zipfmax.backends.triton.loss import row_weights
+from zipfmax.backends.triton.operators import pack
 from zipfmax.backends.triton.step import nll_step
 from zipfmax.weights import TailWeights, Weights
 
@@ -45,7 +47,11 @@ _POINTER = {
 }
 
 # In no variant's name: they do not tell two of them apart.
-_DULL = ("BOUNDS", "N_CLUSTERS", "SLOTS", "UPCAST", "TABLE", "TILE")
+_DULL = ("BOUNDS", "N_CLUSTERS", "COLUMNS", "SLOTS", "UPCAST", "CHUNK", "TILE", "CLUSTER", "MESSAGE", "COPY")
+
+TOGETHER = ((256, 64), (256, 64, 16), (128, 32, 8), (64, 16))
+"""Projection sizes of tails in one layer, which share launches: what d of 256, 512 and 1024 and div_value 4
+make."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Launch:
     def variant(self) -> str:
         """Flags and tile in few words."""
         told = {
-            name: described[1]
+            name: _short(described[1])
             for name, described in self.arguments
             if described[0] == "constant" and name.isupper() and name not in _DULL
         }
@@ -75,6 +81,13 @@ class Launch:
         words = [dtype, *(f"{name}={value}" for name, value in told.items() if value is not False)]
         options = {"num_warps": "warps", "num_stages": "stages"}
         return " ".join(words + [f"{options.get(name, name)}={value}" for name, value in self.options])
+
+
+def _short(value: Any) -> Any:
+    """Of a constant with one item a tail, the item where there is one tail."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] if len(value) == 1 else str(value).replace(" ", "")
 
 
 def variants(target: str, quick: bool = False) -> list[Launch]:
@@ -97,7 +110,19 @@ def variants(target: str, quick: bool = False) -> list[Launch]:
 def _launches(
     target: str, dtype: torch.dtype, precision: str, biased: bool, train_alone: bool
 ) -> list[Launch]:
-    widths = (*WIDTHS, *BETWEEN)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with recording(target) as launches:
+            for widths in (*((width,) for width in (*WIDTHS, *BETWEEN)), *TOGETHER):
+                _run(widths, dtype, biased, train_alone)
+        return launches
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _run(widths: tuple[int, ...], dtype: torch.dtype, biased: bool, train_alone: bool) -> None:
+    """The steps of a layer whose tails have these projection sizes, on tensors without data."""
     d, shortlist, size, n_rows = 1024, 20_000, 40_000, 16_384
 
     def empty(*shape: int) -> Tensor:
@@ -111,23 +136,17 @@ def _launches(
     weights = Weights(empty(head_size, d), bias(head_size), tails)
     bounds = tuple(shortlist + size * i for i in range(len(tails) + 1))
     hidden, labels = empty(n_rows, d), torch.empty(n_rows, dtype=torch.int64, device="meta")
-    row_weight = torch.empty(n_rows, device="meta") if biased else None
     ignored = -100 if biased else None
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        with recording(target) as launches:
-            step = nll_step(
-                hidden, labels, weights, bounds, ignored, row_weight=row_weight, want=(True, True)
-            )
-            scaling.scale_([step.hidden, *step.weights], torch.empty((), device="meta"))
-            if not train_alone:
-                nll_step(hidden, labels, weights, bounds, ignored)
-                log_prob_step(hidden, weights, shortlist)
-                predict_step(hidden, weights, shortlist)
-        return launches
-    finally:
-        torch.set_float32_matmul_precision(before)
+    row_weight = torch.empty(n_rows, device="meta") if biased else None
+    packed = pack(weights)
+    if biased:
+        row_weights(hidden[:, 0], empty(), None, labels, "mean", ignored)
+    found = nll_step(hidden, labels, *packed, bounds, ignored, row_weight=row_weight, want=(True, True))
+    scaling.scale_(found.hidden, found.weights, torch.empty((), device="meta"))
+    if not train_alone:
+        nll_step(hidden, labels, *packed, bounds, ignored, reduction="mean", result_dtype=dtype)
+        log_prob_step(hidden, weights, shortlist)
+        predict_step(hidden, weights, shortlist)
 
 
 @contextlib.contextmanager
@@ -140,7 +159,10 @@ def recording(arch: str) -> Iterator[list[Launch]]:
         names = [parameter.name for parameter in kernel.params]
         arguments = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
         options = {k: v for k, v in kwargs.items() if k not in names}
-        described = tuple((p.name, _describe(arguments[p.name], p.is_constexpr)) for p in kernel.params)
+        described = tuple(
+            (p.name, _describe(arguments[p.name], p.is_constexpr, not p.do_not_specialize))
+            for p in kernel.params
+        )
         launches.append(Launch(kernel, described, tuple(sorted(options.items()))))
 
     with (
@@ -153,14 +175,14 @@ def recording(arch: str) -> Iterator[list[Launch]]:
         yield launches
 
 
-def _describe(value: Any, is_constant: bool) -> tuple[Any, ...]:
+def _describe(value: Any, is_constant: bool, specialized: bool = True) -> tuple[Any, ...]:
     """What of an argument the compiler sees; see `Launch.arguments`."""
-    if is_constant or (isinstance(value, int) and value == 1):
+    if is_constant or (isinstance(value, int) and value == 1 and specialized):
         return ("constant", value)
     if isinstance(value, tuple):
         return tuple(_describe(item, False) for item in value)
     if isinstance(value, Tensor):
         return (_POINTER[value.dtype], True)
     if isinstance(value, int):
-        return ("i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0)
+        return ("i32" if -(2**31) <= value < 2**31 else "i64", specialized and value % 16 == 0)
     return ("fp32", False)

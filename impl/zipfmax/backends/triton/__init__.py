@@ -47,30 +47,31 @@ def nll(
     from zipfmax.backends.triton import operators
 
     dtype = dtype or hidden.dtype
+    upstream = upstream or Upstream()
     tensors, present = operators.pack(weights)
     bounds = list(layout.bounds[1:])
-    want_hidden = hidden.requires_grad
-    want_weights = any(tensor.requires_grad for tensor in tensors)
-    trained = torch.is_grad_enabled() and (want_hidden or want_weights)
-    if trained and reduction != "none":
-        mean = reduction == "mean"
-        if is_traced():
-            output, loss, *_ = operators.nll_train(
-                hidden, target, tensors, present, bounds, ignore_index, mean, want_hidden, want_weights
-            )
-        else:
+    batch = (hidden, target, tensors, present, bounds, ignore_index, reduction, dtype)
+    if not is_traced():
+        if torch.is_grad_enabled() and (
+            hidden.requires_grad or any(tensor.requires_grad for tensor in tensors)
+        ):
             output, loss = operators.TrainStep.apply(
-                hidden, target, present, bounds, ignore_index, mean, *tensors
+                hidden, target, present, bounds, ignore_index, reduction, dtype, upstream, *tensors
             )
-        return output.to(dtype), loss.to(dtype)
-    output = operators.nll(hidden, target, tensors, present, bounds, ignore_index)
-    if reduction == "none":
-        output = output.to(dtype)
-        return output, -output
-    loss = -output.sum()
-    if reduction == "mean":
-        loss = loss / (hidden.shape[0] if ignore_index is None else (target != ignore_index).sum())
-    return output.to(dtype), loss.to(dtype)
+            return output, loss
+        with torch.no_grad():
+            # A dispatch mode, such as torch's FLOP counter, sees operators and no launches.
+            if torch._C._len_torch_dispatch_stack():
+                output, loss = operators.nll_forward(*batch)
+                return output, loss
+            return operators.forward(*batch)
+    want_weights = any(tensor.requires_grad for tensor in tensors)
+    trained = torch.is_grad_enabled() and (hidden.requires_grad or want_weights)
+    if trained and reduction != "none" and not upstream.from_output:
+        output, loss, *_ = operators.nll_train(*batch, hidden.requires_grad, want_weights)
+    else:
+        output, loss = operators.nll_forward(*batch)
+    return output, loss
 
 
 def is_traced() -> bool:

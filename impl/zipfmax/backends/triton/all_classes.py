@@ -22,7 +22,6 @@ from zipfmax.backends.triton.projection import project
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes
 from zipfmax.backends.triton.runtime import cdiv, dot_settings, padded_width, pointer, round_up
 from zipfmax.backends.triton.tail_forward import LSE, accumulate, load_classes, spans_of
-from zipfmax.backends.triton.tiles import forward_tile
 from zipfmax.weights import TailWeights, Weights
 
 
@@ -139,7 +138,7 @@ def _every_row(n_rows: int, device: torch.device) -> Routes:
     slots = torch.arange(round_up(n_rows, SLOT_TILE), dtype=torch.int32, device=device)
     row = torch.where(slots < n_rows, slots, -1)
     rows = torch.full((1,), n_rows, dtype=torch.int32, device=device)
-    return Routes(row, row, torch.zeros_like(rows), rows, rows, rows)
+    return Routes(row, row, torch.zeros_like(rows), rows, rows)
 
 
 def _write_tail(
@@ -148,10 +147,9 @@ def _write_tail(
     n_rows, n_classes = out.shape
     k_size = tail.projection.shape[0]
     width = padded_width(k_size)
-    h = project(hidden, tail.projection, tail.projection_bias, routes, 0, width)
-    partials = accumulate(h, tail.output, tail.output_bias, routes, 0, n_rows, LSE)
-    tile = forward_tile(h, width, LSE)
-    tile.pop("PER_SM")
+    h = project(hidden, tail.projection, tail.projection_bias, routes, width)
+    partials = accumulate(h, tail.output, tail.output_bias, routes, n_rows, LSE)
+    tile = {name: value for name, value in partials.tile.items() if name != "PER_SM"}
     tail_log_prob_kernel[(cdiv(n_classes, tile["BN"]), cdiv(n_rows, tile["BM"]))](
         h,
         tail.output,

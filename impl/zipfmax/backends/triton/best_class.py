@@ -95,8 +95,8 @@ def predict_step(hidden: Tensor, weights: Weights, shortlist_size: int) -> Tenso
     first_class = shortlist_size
     for i, tail in enumerate(weights.tails):
         width = padded_width(tail.projection.shape[0])
-        h = project(hidden, tail.projection, tail.projection_bias, routes, 0, width)
-        partials = accumulate(h, tail.output, tail.output_bias, routes, 0, n_rows, ARGMAX)
+        h = project(hidden, tail.projection, tail.projection_bias, routes, width)
+        partials = accumulate(h, tail.output, tail.output_bias, routes, n_rows, ARGMAX)
         _take_best(partials, routes, slot_logit[:, i], score, best, tail.output.shape[0], first_class)
         first_class += tail.output.shape[0]
     return best

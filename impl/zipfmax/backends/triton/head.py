@@ -16,15 +16,18 @@ arithmetic). At d = 1024 on an H100 (650 TFLOP/s, 3 TB/s) the products take 9.5 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipfmax.backends.triton.head_logits import WORKSPACE_BYTES, Chunks
+from zipfmax.backends.triton.head_logits import ALIGNMENT, chunk_rows, product
 from zipfmax.backends.triton.language import LN2, LOG2E
+from zipfmax.backends.triton.launch import Launch
+from zipfmax.backends.triton.runtime import cdiv, round_up
 from zipfmax.backends.triton.tiles import head_tile
 
 
@@ -116,38 +119,173 @@ def _sum_exp(logits_ptr, column, whole, n_columns, peak, BLOCK: tl.constexpr):
     return tl.sum(totals, 0)
 
 
-class HeadGradients:
-    """Buffers that the chunks add to: dh, dW and db of the head, where wanted.
+@triton.jit
+def column_sums_kernel(
+    z_ptr,
+    out_ptr,
+    n_rows,
+    n_columns,
+    row_stride,
+    scale,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """out[j] = scale * sum of column j over the rows, added to what is there with ADD."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < n_columns
+    r = tl.arange(0, ROWS)
+    z_tile = z_ptr + r.to(tl.int64)[:, None] * row_stride + column[None, :]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, n_rows, ROWS):
+        total += tl.load(z_tile, mask=(first + r < n_rows)[:, None] & inside[None, :], other=0.0).to(
+            tl.float32
+        )
+        z_tile += ROWS * row_stride
+    found = scale * tl.sum(total, 0)
+    if ADD:
+        found += tl.load(out_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + column, found.to(out_ptr.dtype.element_ty), mask=inside)
 
-    dh is written row by row. dW and db accumulate in float32 unless a single chunk writes them once.
+
+class Head:
+    """The head's part of a step: for each chunk of rows a product, `head_kernel`, and up to two products.
+
+    Several chunks add up dW and db in float32; a single one writes them once. Rows that take no part must be
+    finite.
+
+    Args:
+        n_rows, d: of the hidden states.
+        head_size: rows of the head; padded_size: rows with padding, as `padded_size_of` gives it.
+        dtype, device: of everything.
+        bounds, ignore_index: as in `nll_step`.
+        has_bias: the head has one.
+        has_weight: rows have a factor each, [N] float32.
+        want: gradients of (hidden, weights), or None for the forward pass only.
+        scale: factor of every gradient, applied in float32.
+        workspace_bytes: bound on the logits that exist at one time; one row of them does at least.
     """
 
-    def __init__(self, hidden: Tensor, head: Tensor, has_bias: bool, n_chunks: int, want: tuple[bool, bool]):
-        want_hidden, want_weights = want
-        total = torch.float32 if n_chunks > 1 else head.dtype
-        self.hidden = (
-            torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if want_hidden else None
+    def __init__(
+        self,
+        n_rows: int,
+        d: int,
+        head_size: int,
+        padded_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bounds: Sequence[int],
+        ignore_index: int | None,
+        *,
+        has_bias: bool,
+        has_weight: bool,
+        want: tuple[bool, bool] | None,
+        scale: float,
+        workspace_bytes: int,
+    ) -> None:
+        self._chunk = min(n_rows, chunk_rows(n_rows, padded_size, dtype.itemsize, workspace_bytes))
+        self._n_rows, self._shape, self._head_size = n_rows, (padded_size, d), head_size
+        self._row_stride = round_up(padded_size, ALIGNMENT)
+        self._dtype, self._device = dtype, device
+        self._scale, self._bias = scale, has_bias and want is not None and want[1]
+        constants = {
+            "HAS_IGNORE": ignore_index is not None,
+            "HAS_WEIGHT": has_weight,
+            "GRADIENT": want is not None,
+            "BOUNDS": tuple(bounds),
+            "N_CLUSTERS": len(bounds) - 1,
+            **head_tile(device, head_size),
+        }
+        sums = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4}
+        self._kernels: dict[int, Launch] = {}
+        self._sums: dict[bool, Launch] = {}
+        for begin, size in self._chunks():
+            self._kernels.setdefault(size, Launch(head_kernel, (size,), constants))
+            if self._bias and (begin > 0) not in self._sums:
+                grid = (cdiv(head_size, sums["COLUMNS"]),)
+                self._sums[begin > 0] = Launch(column_sums_kernel, grid, {"ADD": begin > 0, **sums})
+        self._scalars = (head_size, self._row_stride, 0 if ignore_index is None else ignore_index)
+
+    @property
+    def launches(self) -> list[Launch]:
+        """Of its own kernels; the products are the vendor's."""
+        return [*self._kernels.values(), *self._sums.values()]
+
+    @property
+    def single(self) -> bool:
+        """Whether the logits of all rows exist at one time, so that gradients are written once."""
+        return self._chunk >= self._n_rows
+
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        for begin in range(0, self._n_rows, self._chunk):
+            yield begin, min(self._chunk, self._n_rows - begin)
+
+    def __call__(
+        self,
+        stream: int | None,
+        hidden: Tensor,
+        head: Tensor,
+        bias: Tensor | None,
+        target: Any,
+        output: Any,
+        row_weight: Any,
+        hidden_gradient: Tensor | None,
+        weight_gradient: Tensor | None,
+        bias_gradient: Any,
+    ) -> None:
+        """Write output and those gradients that are there.
+
+        Args:
+            stream: of launches by handle, with addresses of target, output, row_weight and bias_gradient;
+                None for tensors.
+            hidden: [N, d]; head: [padded_size, d]; bias: [padded_size] or None.
+            hidden_gradient: [N, d]; weight_gradient: [padded_size, d]; bias_gradient: [head_size].
+        """
+        size, stride = self._chunk, self._row_stride
+        workspace = torch.empty_strided(
+            (size, self._shape[0]), (stride, 1), dtype=self._dtype, device=self._device
         )
-        self.weight = torch.empty(head.shape, dtype=total, device=head.device) if want_weights else None
-        self.bias: Tensor | None = None
-        if want_weights and has_bias:
-            self.bias = torch.zeros(head.shape[0], dtype=torch.float32, device=head.device)
-        if n_chunks == 0 and self.weight is not None:
-            self.weight.zero_()
+        weight, bias_sum = weight_gradient, bias_gradient
+        if not self.single and weight_gradient is not None:
+            weight = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+        for begin, rows in self._chunks():
+            whole = rows == self._n_rows
+            x = hidden if whole else hidden[begin : begin + rows]
+            z = workspace if rows == size else workspace[:rows]
+            product(x, head, bias, z)
+            here = output if whole else _from(output, begin, 4)
+            self._kernels[rows](
+                stream,
+                z.data_ptr() if stream is not None else z,
+                target if whole else _from(target, begin, 8),
+                row_weight if whole else _from(row_weight, begin, 4),
+                here,
+                *self._scalars,
+            )
+            if hidden_gradient is not None:
+                out = hidden_gradient if whole else hidden_gradient[begin : begin + rows]
+                torch.addmm(out, z, head, beta=0, alpha=self._scale, out=out)
+            if weight is not None:
+                _accumulate_product(weight, z, x, first=begin == 0, scale=self._scale)
+            if self._bias:
+                self._sums[begin > 0](
+                    stream,
+                    z.data_ptr() if stream is not None else z,
+                    bias_sum,
+                    rows,
+                    self._head_size,
+                    stride,
+                    self._scale,
+                )
+        if weight is not weight_gradient:
+            assert weight is not None
+            assert weight_gradient is not None
+            weight_gradient.copy_(weight)
 
-    def add(self, logits: Tensor, hidden: Tensor, head: Tensor, rows: slice, scale: float) -> None:
-        """Take in the chunk `rows`, whose workspace now holds dz."""
-        if self.hidden is not None:
-            out = self.hidden[rows]
-            torch.addmm(out, logits, head, beta=0, alpha=scale, out=out)
-        if self.weight is not None:
-            _accumulate_product(self.weight, logits, hidden, first=rows.start == 0, scale=scale)
-        if self.bias is not None:
-            self.bias.add_(logits.sum(0, dtype=torch.float32), alpha=scale)
 
-    def of_weights(self, head_size: int, dtype: torch.dtype) -> list[Tensor]:
-        """dW and, where there is a bias, db, without padding."""
-        return [t[:head_size].to(dtype) for t in (self.weight, self.bias) if t is not None]
+def _from(rows: Any, begin: int, itemsize: int) -> Any:
+    """The rows from `begin` on, of a tensor or of an address."""
+    return rows + begin * itemsize if isinstance(rows, int) else rows[begin:]
 
 
 def _accumulate_product(total: Tensor, logits: Tensor, hidden: Tensor, first: bool, scale: float) -> None:
@@ -159,53 +297,3 @@ def _accumulate_product(total: Tensor, logits: Tensor, hidden: Tensor, first: bo
         torch.addmm(total, logits.t(), hidden, out_dtype=torch.float32, beta=beta, alpha=scale, out=total)
     else:  # the interpreter's CPU has no mixed product
         torch.addmm(total, logits.t().float(), hidden.float(), beta=beta, alpha=scale, out=total)
-
-
-def head_forward(
-    hidden: Tensor,
-    target: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    bounds: Sequence[int],
-    ignore_index: int | None,
-    output: Tensor,
-    *,
-    row_weight: Tensor | None = None,
-    scale: float = 1.0,
-    want: tuple[bool, bool] | None = None,
-    workspace_bytes: int = WORKSPACE_BYTES,
-) -> HeadGradients | None:
-    """The head's part of each row's log-probability, and with `want` its gradients.
-
-    Args:
-        hidden: [N, d]; rows that take no part must be finite.
-        output: [N] float32, written.
-        row_weight: [N] float32, factor of each row's gradient; None for 1.
-        scale: factor of every gradient, applied in float32.
-        want: gradients of (hidden, weights), or None for the forward pass only.
-    """
-    head_size = head.shape[0]
-    gradients = None
-    chunks = Chunks(hidden, head, bias, workspace_bytes)
-    if want is not None:
-        gradients = HeadGradients(hidden, chunks.head, bias is not None, len(chunks), want)
-    tile = head_tile(hidden, head_size)
-    for rows, logits in chunks:
-        head_kernel[(logits.shape[0],)](
-            logits,
-            target[rows],
-            output[rows] if row_weight is None else row_weight[rows],
-            output[rows],
-            head_size,
-            chunks.row_stride,
-            0 if ignore_index is None else ignore_index,
-            HAS_IGNORE=ignore_index is not None,
-            HAS_WEIGHT=row_weight is not None,
-            GRADIENT=want is not None,
-            BOUNDS=tuple(bounds),
-            N_CLUSTERS=len(bounds) - 1,
-            **tile,
-        )
-        if gradients is not None:
-            gradients.add(logits, hidden[rows], chunks.head, rows, scale)
-    return gradients

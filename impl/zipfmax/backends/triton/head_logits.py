@@ -21,7 +21,7 @@ from zipfmax.backends.triton.runtime import cdiv, round_up
 WORKSPACE_BYTES = 224 * 2**20
 
 # Leading dimension of the workspace, in elements: 128-byte rows, which the vendor's GEMMs want.
-_ALIGNMENT = 64
+ALIGNMENT = 64
 
 
 class Chunks:
@@ -38,7 +38,7 @@ class Chunks:
         self.head, self.bias = padded_head(head, bias)
         n_rows, size = hidden.shape[0], self.head.shape[0]
         self._step = min(n_rows, chunk_rows(n_rows, size, head.element_size(), workspace_bytes))
-        shape = (self._step, round_up(size, _ALIGNMENT))
+        shape = (self._step, round_up(size, ALIGNMENT))
         self._workspace = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
         self.row_stride = shape[1]
 
@@ -50,11 +50,11 @@ class Chunks:
         for begin in range(0, n_rows, max(1, self._step)):
             rows = slice(begin, min(begin + self._step, n_rows))
             logits = self._workspace[: rows.stop - begin, : self.head.shape[0]]
-            _product(self._hidden[rows], self.head, self.bias, logits)
+            product(self._hidden[rows], self.head, self.bias, logits)
             yield rows, logits
 
 
-def _product(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def product(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """z = hidden head^T + bias into `out`. The seam for a fused epilogue: the one place that makes z."""
     if bias is None:
         torch.mm(hidden, head.t(), out=out)
@@ -62,15 +62,20 @@ def _product(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> 
         torch.addmm(bias, hidden, head.t(), out=out)
 
 
-def padded_head(head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Head and bias with rows of zeros up to a multiple of 64, or themselves where 8 divides their rows.
+def padded_size_of(head_size: int) -> int:
+    """Rows of a head with rows of zeros up to a multiple of 64, or its own where 8 divides them.
 
     The vendor's fast GEMMs want every dimension a multiple of 16 bytes: on an H100 the products of a head of
     20,002 rows run at 260 TFLOP/s in bfloat16, those of 20,032 at more than twice that, and copying the head
     costs a hundredth of a step. The logits of the padding are 0, no kernel looks at them, and as gradients
     they meet the padding's zeros only.
     """
-    extra = -head.shape[0] % 64 if head.shape[0] % 8 else 0
+    return head_size + (-head_size % 64 if head_size % 8 else 0)
+
+
+def padded_head(head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Head and bias padded to `padded_size_of` its rows, or themselves where that is no change."""
+    extra = padded_size_of(head.shape[0]) - head.shape[0]
     if extra == 0:
         return head, bias
     return F.pad(head, (0, 0, 0, extra)), None if bias is None else F.pad(bias, (0, extra))
@@ -78,6 +83,6 @@ def padded_head(head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 def chunk_rows(n_rows: int, head_size: int, itemsize: int, workspace_bytes: int) -> int:
     """Rows of one chunk: as even as can be within the workspace, and at least one."""
-    most = max(1, workspace_bytes // (round_up(head_size, _ALIGNMENT) * itemsize))
+    most = max(1, workspace_bytes // (round_up(head_size, ALIGNMENT) * itemsize))
     even = cdiv(n_rows, max(1, cdiv(n_rows, most)))
     return min(most, round_up(even, 128))

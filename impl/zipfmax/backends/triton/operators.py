@@ -1,17 +1,21 @@
 """The steps as PyTorch operators, with fake implementations and gradients for torch.compile and autograd.
 
 The usual case is a mean or summed loss of which only the loss is differentiated. Its gradients are then known
-up to one factor while the head's logits still exist, so `nll_train` computes them in the forward pass (three
+up to one factor while the head's logits still exist, so `train` computes them in the forward pass (three
 products a head, not four) and backward multiplies by the incoming gradient. If `output` is differentiated, or
 the loss is not reduced, each row has a factor of its own that only backward knows, and the factor stands
-inside the sum over rows that makes a weight's gradient: `nll_gradients` then runs the step again with row
+inside the sum over rows that makes a weight's gradient: `gradients_by_row` then runs the step again with row
 weights. That costs one more forward pass and keeps nothing but the inputs alive in between.
+
+Outside compiled graphs `TrainStep` calls these functions; a compiled graph calls them as operators. Operators
+are defined by schema, not through torch.library.custom_op, whose wrapper costs 20 us a call on the host.
 
 There are no second derivatives: asking for them raises, where silence would give wrong ones.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +24,16 @@ from torch import Tensor
 
 from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
-from zipfmax.backends.triton.scaling import scale_, scaled
-from zipfmax.backends.triton.step import contiguous, nll_step, rows_of_unit_stride
+from zipfmax.backends.triton.loss import row_weights
+from zipfmax.backends.triton.scaling import scale_
+from zipfmax.backends.triton.step import (
+    Result,
+    contiguous,
+    gradients_of,
+    nll_step,
+    rows_of_unit_stride,
+)
+from zipfmax.gradients import Upstream
 from zipfmax.weights import TailWeights, Weights
 
 
@@ -48,114 +60,128 @@ def unpack(tensors: Sequence[Tensor], present: Sequence[int]) -> Weights:
     return Weights(head, head_bias, tuple(tails))
 
 
-# --------------------------------------------------------------------------- the forward pass only
+# --------------------------------------------------------------------------- what a step computes
 
 
-@torch.library.custom_op("zipfmax::nll", mutates_args=())
-def nll(
+def forward(
     hidden: Tensor,
     target: Tensor,
-    weights: list[Tensor],
-    present: list[int],
-    bounds: list[int],
+    weights: Sequence[Tensor],
+    present: Sequence[int],
+    bounds: Sequence[int],
     ignore_index: int | None,
-) -> Tensor:
-    """Log-probability of each target, [N] float32."""
-    return nll_step(hidden, target, unpack(weights, present), bounds, ignore_index).output
-
-
-@nll.register_fake
-def _(
-    hidden: Tensor,
-    target: Tensor,
-    weights: list[Tensor],
-    present: list[int],
-    bounds: list[int],
-    ignore_index: int | None,
-) -> Tensor:
-    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-
-
-def _nll_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    hidden, target, weights, present, bounds, ignore_index = inputs
-    ctx.save_for_backward(hidden, target, *weights)
-    ctx.present, ctx.bounds, ctx.ignore_index = present, bounds, ignore_index
-
-
-def _nll_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    hidden, target, *weights = ctx.saved_tensors
-    want = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[2]))
-    gradient, gradients = nll_gradients(
-        hidden, target, weights, ctx.present, ctx.bounds, ctx.ignore_index, -grad_output.float(), *want
-    )
-    return _returned(gradient, gradients, want, len(weights))
-
-
-nll.register_autograd(_nll_backward, setup_context=_nll_setup)
-
-
-def _returned(gradient: Tensor, gradients: list[Tensor], want: tuple[bool, bool], n: int) -> tuple[Any, ...]:
-    return gradient if want[0] else None, None, gradients if want[1] else [None] * n, None, None, None
-
-
-# --------------------------------------------------------------------------- gradients with a factor a row
-
-
-@torch.library.custom_op("zipfmax::nll_gradients", mutates_args=())
-def nll_gradients(
-    hidden: Tensor,
-    target: Tensor,
-    weights: list[Tensor],
-    present: list[int],
-    bounds: list[int],
-    ignore_index: int | None,
-    row_weight: Tensor,
-    want_hidden: bool,
-    want_weights: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of -sum(row_weight * output); those not wanted are empty tensors.
-
-    Row weights are brought to at most 1 before they meet half-precision numbers, so the 1/N of a mean does
-    not vanish in float16.
-    """
-    largest = row_weight.abs().amax() if row_weight.numel() else row_weight.new_ones(())
-    usable = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    reduction: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(output [N], loss) of this dtype, without gradients."""
+    if hidden.shape[0] == 0:
+        return _nothing(hidden, reduction, dtype)
     result = nll_step(
         hidden,
         target,
-        unpack(weights, present),
+        weights,
+        present,
         bounds,
         ignore_index,
-        row_weight=(row_weight / usable).contiguous(),
-        want=(want_hidden, want_weights),
+        reduction=reduction,
+        result_dtype=dtype,
     )
-    gradients = scaled([result.hidden, *result.weights], usable)
-    return gradients[0], gradients[1:] if want_weights else [torch.empty_like(w) for w in weights]
+    return result.output, result.loss
 
 
-@nll_gradients.register_fake
-def _(
+def _nothing(hidden: Tensor, reduction: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Output and loss of no rows."""
+    output = hidden.new_empty(0, dtype=dtype)
+    if reduction == "none":
+        return output, output.clone()
+    return output, hidden.new_full((), float("nan") if reduction == "mean" else 0.0, dtype=dtype)
+
+
+def train(
     hidden: Tensor,
     target: Tensor,
-    weights: list[Tensor],
-    present: list[int],
-    bounds: list[int],
+    weights: Sequence[Tensor],
+    present: Sequence[int],
+    bounds: Sequence[int],
     ignore_index: int | None,
-    row_weight: Tensor,
-    want_hidden: bool,
-    want_weights: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    return _fake_gradients(hidden, weights, want_hidden, want_weights)
+    reduction: str,
+    dtype: torch.dtype,
+    want: tuple[bool, bool],
+) -> Result:
+    """Output and a reduced loss of this dtype, and the gradients of loss / factor: see `Result`."""
+    if hidden.shape[0] == 0:
+        output, loss = _nothing(hidden, reduction, dtype)
+        factor = None
+        if reduction == "mean" and ignore_index is not None:
+            factor = hidden.new_zeros((), dtype=torch.float32)
+        found = _no_gradients(hidden, weights, present, bounds, want)
+        return Result(output, loss, factor, *found, gradients_of(hidden, weights, present, bounds))
+    return nll_step(
+        hidden,
+        target,
+        weights,
+        present,
+        bounds,
+        ignore_index,
+        reduction=reduction,
+        want=want,
+        result_dtype=dtype,
+    )
 
 
-def _fake_gradients(
-    hidden: Tensor, weights: list[Tensor], want_hidden: bool, want_weights: bool
-) -> tuple[Tensor, list[Tensor]]:
-    gradient = hidden.new_empty(hidden.shape if want_hidden else (0,))
-    return gradient, [w.new_empty(w.shape if want_weights else (0,)) for w in weights]
+def gradients_by_row(
+    hidden: Tensor,
+    target: Tensor,
+    weights: Sequence[Tensor],
+    present: Sequence[int],
+    bounds: Sequence[int],
+    ignore_index: int | None,
+    reduction: str,
+    grad_output: Tensor | None,
+    grad_loss: Tensor | None,
+    factor: Tensor | None,
+    want: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of hidden and, in one allocation, of the weights, from those of output and loss.
+
+    Args:
+        grad_output: [N]; grad_loss: a scalar or, for reduction "none", [N]; None where nothing came in.
+        factor: as `train` or a step's `Result` has it; computed here where it is None and needed.
+    """
+    if hidden.shape[0] == 0:
+        return _no_gradients(hidden, weights, present, bounds, want)
+    if factor is None and grad_loss is not None and reduction == "mean" and ignore_index is not None:
+        counted = (target != ignore_index).sum().clamp(min=1)
+        factor = target.shape[0] / counted.float()
+    row_weight, largest = row_weights(grad_output, grad_loss, factor, target, reduction, ignore_index)
+    result = nll_step(
+        hidden,
+        target,
+        weights,
+        present,
+        bounds,
+        ignore_index,
+        row_weight=row_weight,
+        want=want,
+    )
+    scale_(result.hidden, result.weights, largest)
+    return result.hidden, result.weights
 
 
-def _no_second_derivative(*_: Any) -> Any:
+def _no_gradients(
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    present: Sequence[int],
+    bounds: Sequence[int],
+    want: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of no rows: zeros."""
+    flat = hidden.new_zeros(gradients_of(hidden, weights, present, bounds).size) if want[1] else None
+    return torch.zeros_like(hidden) if want[0] else None, flat
+
+
+def no_second_derivative(*_: Any) -> Any:
+    """Raise: these are gradients, and have none of their own."""
     raise RuntimeError(
         "the triton backend of zipfmax has no second derivatives: differentiate its loss once, "
         "or use backend='eager' for create_graph=True"
@@ -166,144 +192,15 @@ def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """A gradient's own gradient raises: there is nothing to keep."""
 
 
-nll_gradients.register_autograd(_no_second_derivative, setup_context=_nothing_saved)
-
-
-# --------------------------------------------------------------------------- a training step
-
-
-def train_step(
-    hidden: Tensor,
-    target: Tensor,
-    weights: list[Tensor],
-    present: Sequence[int],
-    bounds: Sequence[int],
-    ignore_index: int | None,
-    mean: bool,
-    want: tuple[bool, bool],
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, list[Tensor]]:
-    """One training step: (output [N], loss, factor, gradient of hidden, gradients of the weights).
-
-    Output, loss and factor are float32, the gradients of the dtype of what they belong to. The gradients are
-    those of loss / factor, where factor is N / (rows that count), or None for 1: a host number can be applied
-    to float32 sums for nothing, a count on the device cannot.
-    """
-    n_rows = hidden.shape[0]
-    result = nll_step(
-        hidden,
-        target,
-        unpack(weights, present),
-        bounds,
-        ignore_index,
-        scale=1.0 / max(n_rows, 1) if mean else 1.0,
-        want=want,
-    )
-    total = result.output.sum()
-    factor = None
-    if not mean:
-        loss = -total
-    elif ignore_index is None:
-        loss = total / -n_rows if n_rows else torch.full_like(total, float("nan"))
-    else:
-        loss = -total / result.counted
-        factor = n_rows / result.counted.clamp(min=1).float()
-    gradients = result.weights if want[1] else [w.new_empty(0) for w in weights]
-    return result.output, loss, factor, result.hidden, gradients
-
-
-def row_weights(
-    grad_output: Tensor,
-    grad_loss: Tensor | None,
-    target: Tensor,
-    ignore_index: int | None,
-    mean: bool,
-    factor: Tensor | None,
-) -> Tensor:
-    """[N] float32: the factor of each row's gradient of -output, from what came into backward."""
-    weight = -grad_output.float()
-    if grad_loss is not None:
-        per_row = grad_loss.float()
-        if mean:
-            per_row = per_row * (1.0 if factor is None else factor) / max(target.shape[0], 1)
-        weight = weight + (per_row if ignore_index is None else per_row * (target != ignore_index))
-    return weight
-
-
-@torch.library.custom_op("zipfmax::nll_train", mutates_args=())
-def nll_train(
-    hidden: Tensor,
-    target: Tensor,
-    weights: list[Tensor],
-    present: list[int],
-    bounds: list[int],
-    ignore_index: int | None,
-    mean: bool,
-    want_hidden: bool,
-    want_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """`train_step` as an operator, for compiled graphs; its factor is always a tensor."""
-    output, loss, factor, gradient, gradients = train_step(
-        hidden, target, weights, present, bounds, ignore_index, mean, (want_hidden, want_weights)
-    )
-    return output, loss, torch.ones_like(loss) if factor is None else factor, gradient, gradients
-
-
-@nll_train.register_fake
-def _(
-    hidden: Tensor,
-    target: Tensor,
-    weights: list[Tensor],
-    present: list[int],
-    bounds: list[int],
-    ignore_index: int | None,
-    mean: bool,
-    want_hidden: bool,
-    want_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    gradient, gradients = _fake_gradients(hidden, weights, want_hidden, want_weights)
-    output, loss, factor = (
-        hidden.new_empty(shape, dtype=torch.float32) for shape in ((hidden.shape[0],), (), ())
-    )
-    return output, loss, factor, gradient, gradients
-
-
-def _train_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    hidden, target, weights, present, bounds, ignore_index, mean, want_hidden, want_weights = inputs
-    _, _, factor, gradient, gradients = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, target, *weights, factor, gradient, *gradients)
-    ctx.present, ctx.bounds, ctx.ignore_index, ctx.mean = present, bounds, ignore_index, mean
-    ctx.want = (want_hidden, want_weights)
-
-
-def _train_backward(
-    ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_: Any
-) -> tuple[Any, ...]:
-    hidden, target, *rest = ctx.saved_tensors
-    n = (len(rest) - 2) // 2
-    weights, factor, gradient, gradients = rest[:n], rest[n], rest[n + 1], rest[n + 2 :]
-    if grad_output is None:
-        if grad_loss is None:
-            return None, None, [None] * n, None, None, None, None, None, None
-        gradient, gradients = scale_gradients(
-            hidden, weights, gradient, gradients, factor * grad_loss.float(), *ctx.want
-        )
-    else:
-        row_weight = row_weights(grad_output, grad_loss, target, ctx.ignore_index, ctx.mean, factor)
-        gradient, gradients = nll_gradients(
-            hidden, target, weights, ctx.present, ctx.bounds, ctx.ignore_index, row_weight, *ctx.want
-        )
-    return (*_returned(gradient, gradients, ctx.want, n), None, None, None)
-
-
-nll_train.register_autograd(_train_backward, setup_context=_train_setup)
+# --------------------------------------------------------------------------- outside compiled graphs
 
 
 class TrainStep(torch.autograd.Function):
-    """`train_step` outside compiled graphs: gradients are scaled in place, so a factor of 1 costs nothing.
+    """A differentiable step outside compiled graphs.
 
-    They are handed out once. A second backward through the same graph (retain_graph=True) finds them gone and
-    computes them again with row weights.
+    Where the backward is expected to start from a reduced loss, the forward computes the gradients, and
+    backward scales them in place, so a factor of 1 costs nothing. They are handed out once: a second backward
+    through the same graph (retain_graph=True) finds them gone and computes them by row.
     """
 
     @staticmethod
@@ -314,78 +211,310 @@ class TrainStep(torch.autograd.Function):
         present: list[int],
         bounds: list[int],
         ignore_index: int | None,
-        mean: bool,
+        reduction: str,
+        dtype: torch.dtype,
+        upstream: Upstream,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """(output [N], loss), float32."""
-        ctx.want = ctx.needs_input_grad[0], any(ctx.needs_input_grad[6:])
-        output, loss, ctx.factor, gradient, gradients = train_step(
-            hidden, target, list(weights), present, bounds, ignore_index, mean, ctx.want
-        )
-        ctx.gradients = [gradient, *gradients]
+        """(output [N], loss), of this dtype."""
+        needs = ctx.needs_input_grad
+        ctx.want = needs[0], True in needs[8:]
+        ctx.factor = ctx.gradients = ctx.places = None
+        ctx.settings = present, bounds, ignore_index, reduction
+        ctx.upstream = upstream
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, target, *weights)
-        ctx.present, ctx.bounds, ctx.ignore_index, ctx.mean = present, bounds, ignore_index, mean
-        return output, loss
+        if reduction == "none" or upstream.from_output:
+            return forward(hidden, target, weights, present, bounds, ignore_index, reduction, dtype)
+        found = train(hidden, target, weights, present, bounds, ignore_index, reduction, dtype, ctx.want)
+        ctx.factor, ctx.gradients, ctx.places = found.factor, (found.hidden, found.weights), found.places
+        return found.output, found.loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
         """Gradients of hidden and of the weights."""
         if torch.is_grad_enabled():  # create_graph=True
-            _no_second_derivative()
+            no_second_derivative()
         hidden, target, *weights = ctx.saved_tensors
         if grad_output is None and grad_loss is None:
-            return (None,) * (6 + len(weights))
+            return (None,) * (8 + len(weights))
+        present, bounds, ignore_index, reduction = ctx.settings
+        if reduction != "none":
+            ctx.upstream.learn(from_output=grad_output is not None)
         if grad_output is None and ctx.gradients is not None:
             assert grad_loss is not None
-            found, ctx.gradients = ctx.gradients, None
-            grad_loss = grad_loss.float()
-            scale_(found, grad_loss if ctx.factor is None else grad_loss * ctx.factor)
+            (gradient, flat), ctx.gradients = ctx.gradients, None
+            scale_(gradient, flat, grad_loss, ctx.factor)
         else:
-            grad_output = hidden.new_zeros(hidden.shape[0]) if grad_output is None else grad_output
-            row_weight = row_weights(grad_output, grad_loss, target, ctx.ignore_index, ctx.mean, ctx.factor)
-            gradient, gradients = nll_gradients(
-                hidden, target, weights, ctx.present, ctx.bounds, ctx.ignore_index, row_weight, *ctx.want
+            gradient, flat = gradients_by_row(
+                hidden,
+                target,
+                weights,
+                present,
+                bounds,
+                ignore_index,
+                reduction,
+                grad_output,
+                grad_loss,
+                ctx.factor,
+                ctx.want,
             )
-            found = [gradient, *gradients]
-        want_hidden, want_weights = ctx.want
-        of_weights = found[1:] if want_weights else [None] * len(weights)
-        return found[0] if want_hidden else None, None, None, None, None, None, *of_weights
+        of_weights: Sequence[Tensor | None] = [None] * len(weights)
+        if flat is not None:
+            places = ctx.places or gradients_of(hidden, weights, present, bounds)
+            of_weights = places.split(flat)
+        return gradient, None, None, None, None, None, None, None, *of_weights
 
 
-@torch.library.custom_op("zipfmax::scale_gradients", mutates_args=())
-def scale_gradients(
+# --------------------------------------------------------------------------- operators of compiled graphs
+
+_LIBRARY = torch.library.Library("zipfmax", "FRAGMENT")
+_BATCH = (
+    "Tensor hidden, Tensor target, Tensor[] weights, int[] present, int[] bounds, "
+    "int? ignore_index, str reduction"
+)
+_WANT = "bool want_hidden, bool want_weights"
+
+
+def _operator(name: str, schema: str, implementation: Any, fake: Any) -> Any:
+    """Define zipfmax::name and return its overload."""
+    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.needs_exact_strides,))
+    for key in ("CUDA", "CPU", "Meta"):
+        if key != "Meta":
+            _LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"zipfmax::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.zipfmax, name).default
+
+
+def _empty_if_none(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor
+
+
+def _fake_results(hidden: Tensor, reduction: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shape = (hidden.shape[0],)
+    return hidden.new_empty(shape, dtype=dtype), hidden.new_empty(
+        shape if reduction == "none" else (), dtype=dtype
+    )
+
+
+def _fake_gradients(
     hidden: Tensor,
     weights: list[Tensor],
-    gradient: Tensor,
-    gradients: list[Tensor],
-    factor: Tensor,
+    present: list[int],
+    bounds: list[int],
     want_hidden: bool,
     want_weights: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradients times a factor on the device.
-
-    hidden and weights are arguments because the result depends on them: a second derivative must find its way
-    here and raise, not be taken for zero.
-    """
-    out = scaled([gradient, *gradients], factor)
-    return out[0], out[1:]
+) -> tuple[Tensor, Tensor]:
+    size = gradients_of(hidden, weights, present, bounds).size if want_weights else 0
+    return hidden.new_empty(hidden.shape if want_hidden else (0,)), hidden.new_empty(size)
 
 
-@scale_gradients.register_fake
-def _(
+def _forward_fake(
     hidden: Tensor,
+    target: Tensor,
     weights: list[Tensor],
-    gradient: Tensor,
-    gradients: list[Tensor],
-    factor: Tensor,
+    present: list[int],
+    bounds: list[int],
+    ignore_index: int | None,
+    reduction: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return _fake_results(hidden, reduction, dtype)
+
+
+nll_forward = _operator(
+    "nll_forward", f"({_BATCH}, ScalarType dtype) -> (Tensor, Tensor)", forward, _forward_fake
+)
+
+
+def _train_operator(
+    hidden: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    present: list[int],
+    bounds: list[int],
+    ignore_index: int | None,
+    reduction: str,
+    dtype: torch.dtype,
     want_hidden: bool,
     want_weights: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    return _fake_gradients(hidden, weights, want_hidden, want_weights)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found = train(
+        hidden,
+        target,
+        weights,
+        present,
+        bounds,
+        ignore_index,
+        reduction,
+        dtype,
+        (want_hidden, want_weights),
+    )
+    factor = hidden.new_empty(0, dtype=torch.float32) if found.factor is None else found.factor
+    return (
+        found.output,
+        found.loss,
+        factor,
+        _empty_if_none(found.hidden, hidden),
+        _empty_if_none(found.weights, hidden),
+    )
 
 
-scale_gradients.register_autograd(_no_second_derivative, setup_context=_nothing_saved)
+def _train_fake(
+    hidden: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    present: list[int],
+    bounds: list[int],
+    ignore_index: int | None,
+    reduction: str,
+    dtype: torch.dtype,
+    want_hidden: bool,
+    want_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    has_factor = reduction == "mean" and ignore_index is not None
+    factor = hidden.new_empty(() if has_factor else (0,), dtype=torch.float32)
+    return (
+        *_fake_results(hidden, reduction, dtype),
+        factor,
+        *_fake_gradients(hidden, weights, present, bounds, want_hidden, want_weights),
+    )
+
+
+nll_train = _operator(
+    "nll_train",
+    f"({_BATCH}, ScalarType dtype, {_WANT}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _train_operator,
+    _train_fake,
+)
+
+
+def _gradients_operator(
+    hidden: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    present: list[int],
+    bounds: list[int],
+    ignore_index: int | None,
+    reduction: str,
+    grad_output: Tensor | None,
+    grad_loss: Tensor | None,
+    factor: Tensor | None,
+    want_hidden: bool,
+    want_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    gradient, flat = gradients_by_row(
+        hidden,
+        target,
+        weights,
+        present,
+        bounds,
+        ignore_index,
+        reduction,
+        grad_output,
+        grad_loss,
+        factor,
+        (want_hidden, want_weights),
+    )
+    return _empty_if_none(gradient, hidden), _empty_if_none(flat, hidden)
+
+
+def _gradients_fake(
+    hidden: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    present: list[int],
+    bounds: list[int],
+    ignore_index: int | None,
+    reduction: str,
+    grad_output: Tensor | None,
+    grad_loss: Tensor | None,
+    factor: Tensor | None,
+    want_hidden: bool,
+    want_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    return _fake_gradients(hidden, weights, present, bounds, want_hidden, want_weights)
+
+
+nll_gradients = _operator(
+    "nll_gradients",
+    f"({_BATCH}, Tensor? grad_output, Tensor? grad_loss, Tensor? factor, {_WANT}) -> (Tensor, Tensor)",
+    _gradients_operator,
+    _gradients_fake,
+)
+torch.library.register_autograd(
+    "zipfmax::nll_gradients", no_second_derivative, setup_context=_nothing_saved, lib=_LIBRARY
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    """Keep what a backward of `nll_forward` or `nll_train` needs."""
+    hidden, target, weights, *ctx.settings = inputs
+    ctx.settings = ctx.settings[:4]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, target, *weights, *output[2:])
+    ctx.n = len(weights)
+
+
+def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    """The backward of both."""
+    if torch.is_grad_enabled():  # create_graph=True
+        no_second_derivative()
+    want = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2])
+    hidden, target, *rest = ctx.saved_tensors
+    weights, kept = rest[: ctx.n], rest[ctx.n :]
+    n_more = len(ctx.needs_input_grad) - 3
+    if grad_output is None and grad_loss is None:
+        return None, None, [None] * ctx.n, *[None] * n_more
+    present, bounds, ignore_index, reduction = ctx.settings
+    factor = kept[0] if kept and kept[0].dim() == 0 else None
+    if grad_output is None and kept:
+        assert grad_loss is not None
+        scale = grad_loss.float() if factor is None else grad_loss.float() * factor
+        gradient, flat = (scale * tensor for tensor in kept[1:])
+        gradient, flat = gradient.to(hidden.dtype), flat.to(hidden.dtype)
+    else:
+        if kept:
+            _warn_of_a_second_pass()
+        gradient, flat = nll_gradients(
+            hidden,
+            target,
+            weights,
+            present,
+            bounds,
+            ignore_index,
+            reduction,
+            grad_output,
+            grad_loss,
+            factor,
+            *want,
+        )
+    of_weights: list[Tensor | None] = [None] * ctx.n
+    if want[1]:
+        of_weights = [
+            flat[first : first + shape.numel()].view(shape)
+            for shape, first in (
+                (torch.Size(shape), first)
+                for shape, _, first in gradients_of(hidden, weights, present, bounds).places
+            )
+        ]
+    return gradient if want[0] else None, None, of_weights, *[None] * n_more
+
+
+def _warn_of_a_second_pass() -> None:
+    """A compiled graph's backward takes the gradient of `output` that it is handed, which may be zeros."""
+    warnings.warn(
+        "a compiled graph returns `output` of AdaptiveLogSoftmaxWithLoss beside `loss`: its backward is "
+        "handed a gradient of output, zeros where nothing used it, and computes the step a second time, "
+        "which makes "
+        "a training step up to twice as slow. If only the loss is differentiated, make the layer with "
+        "gradients='loss'; if output is, with gradients='output'",
+        stacklevel=2,
+    )
+
+
+for _name in ("nll_forward", "nll_train"):
+    torch.library.register_autograd(f"zipfmax::{_name}", _backward, setup_context=_save, lib=_LIBRARY)
 
 
 # --------------------------------------------------------------------------- all classes
@@ -414,10 +543,10 @@ def log_prob_gradients(
 def _(
     hidden: Tensor, weights: list[Tensor], present: list[int], bounds: list[int], grad: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    return _fake_gradients(hidden, weights, True, True)
+    return torch.empty_like(hidden), [torch.empty_like(weight) for weight in weights]
 
 
-log_prob_gradients.register_autograd(_no_second_derivative, setup_context=_nothing_saved)
+log_prob_gradients.register_autograd(no_second_derivative, setup_context=_nothing_saved)
 
 
 def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,66 +1,91 @@
-"""Gradients times one factor that only the device knows: x = factor * x in float32, rounded once.
+"""Gradients times one factor that only the device knows, in place: x = factor * x in float32, rounded once.
 
-The factor is what comes into backward, and it is nearly always 1: a launch over up to 16 tensors at once that
-reads it and returns then costs 2 us. Otherwise each gradient is read and written once, 2 bytes of each an
-element in half precision for one FLOP, bound by memory: 60 us for 44 million bfloat16 weights on an H100.
+The factor is what comes into backward, and it is nearly always 1: a launch that reads it and returns then
+costs 2 us. Otherwise each gradient is read and written once, 2 bytes of each an element in half precision for
+one FLOP, bound by memory: 60 us for 44 million bfloat16 weights on an H100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zipfmax.backends.triton.launch import Launch, raw_stream
 from zipfmax.backends.triton.runtime import multiprocessors
 
 _BLOCK = 4096
 
-# Tensors of one launch: each takes registers for its addresses and size, and with 39 they spill.
-_TENSORS = 16
-
 
 @triton.jit
+def _scale(x_ptr, size, factor, BLOCK: tl.constexpr):
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    i = begin + tl.arange(0, BLOCK)
+    for _ in range(tl.cdiv(size - begin, step)):
+        x = tl.load(x_ptr + i, mask=i < size, other=0.0).to(tl.float32)
+        tl.store(x_ptr + i, (x * factor).to(x_ptr.dtype.element_ty), mask=i < size)
+        i += step
+
+
+@triton.jit(do_not_specialize_on_alignment=["factor_ptr", "other_ptr"])
 def scale_kernel(
-    sources, outs, sizes, factor_ptr, IN_PLACE: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr
+    first_ptr,
+    second_ptr,
+    factor_ptr,
+    other_ptr,
+    first_size,
+    second_size,
+    HAS_OTHER: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_SECOND: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """outs[i] = factor * sources[i]; in place, a factor of 1 does nothing. Programs stride over blocks."""
-    factor = tl.load(factor_ptr)
-    if (not IN_PLACE) or factor != 1.0:
-        step = tl.num_programs(0).to(tl.int64) * BLOCK
-        begin = tl.program_id(0).to(tl.int64) * BLOCK
-        for t in tl.static_range(N):
-            i = begin + tl.arange(0, BLOCK)
-            for _ in range(tl.cdiv(sizes[t] - begin, step)):
-                x = tl.load(sources[t] + i, mask=i < sizes[t], other=0.0).to(tl.float32)
-                tl.store(outs[t] + i, (x * factor).to(outs[t].dtype.element_ty), mask=i < sizes[t])
-                i += step
+    """Two tensors times factor, with HAS_OTHER times other as well; a product of 1 does nothing."""
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if HAS_OTHER:
+        factor *= tl.load(other_ptr)
+    if factor != 1.0:
+        if HAS_FIRST:
+            _scale(first_ptr, first_size, factor, BLOCK)
+        if HAS_SECOND:
+            _scale(second_ptr, second_size, factor, BLOCK)
 
 
-def _launch(sources: Sequence[Tensor], outs: Sequence[Tensor], factor: Tensor, in_place: bool) -> None:
-    pairs = [(s, o) for s, o in zip(sources, outs, strict=True) if s.numel()]
-    for first in range(0, len(pairs), _TENSORS):
-        part = pairs[first : first + _TENSORS]
-        scale_kernel[(4 * multiprocessors(factor.device),)](
-            tuple(s for s, _ in part),
-            tuple(o for _, o in part),
-            tuple(s.numel() for s, _ in part),
-            factor,
-            IN_PLACE=in_place,
-            N=len(part),
-            BLOCK=_BLOCK,
-        )
+@functools.lru_cache(maxsize=512)
+def _launch(
+    device: torch.device, dtypes: tuple[torch.dtype, ...], sizes: tuple[int, int], has_other: bool
+) -> Launch:
+    del dtypes  # a handle serves one signature
+    constants = {
+        "HAS_OTHER": has_other,
+        "HAS_FIRST": sizes[0] > 0,
+        "HAS_SECOND": sizes[1] > 0,
+        "BLOCK": _BLOCK,
+    }
+    return Launch(scale_kernel, (4 * multiprocessors(device),), constants)
 
 
-def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """factor * tensor for each contiguous tensor; factor is a float32 scalar on the device."""
-    outs = [torch.empty_like(x) for x in tensors]
-    _launch(tensors, outs, factor, in_place=False)
-    return outs
+def scale_(first: Tensor | None, second: Tensor | None, factor: Tensor, other: Tensor | None = None) -> None:
+    """Multiply both by factor and other, in place.
 
-
-def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """The same in place."""
-    _launch(tensors, tensors, factor, in_place=True)
+    Args:
+        first, second: contiguous, of one dtype, at multiples of 16 bytes; None or empty for none.
+        factor: one floating-point number on the device; other: one float32, or None for 1.
+    """
+    there = [tensor for tensor in (first, second) if tensor is not None and tensor.numel()]
+    if not there:
+        return
+    device = factor.device
+    sizes = (there[0].numel(), there[1].numel() if len(there) == 2 else 0)
+    make = _launch if device.type == "cuda" else _launch.__wrapped__
+    launch = make(device, (there[0].dtype, factor.dtype), sizes, other is not None)
+    stream = raw_stream(device) if launch.ready else None
+    arguments = (there[0], there[-1], factor, factor if other is None else other)
+    if stream is None:
+        launch(None, *arguments, *sizes)
+    else:
+        launch(stream, *[tensor.data_ptr() for tensor in arguments], *sizes)

@@ -13,54 +13,37 @@ pass. Bytes: W2 once and dW2 once, 4 K a class in half precision, the larger ter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from zipfmax.backends.triton.language import LOG2E, dot, dot_add
-from zipfmax.backends.triton.routing import SLOT_TILE, Routes
-from zipfmax.backends.triton.runtime import cdiv, dot_settings, pointer
-from zipfmax.backends.triton.tail_combine import Softmax
+from zipfmax.backends.triton.launch import Launch
+from zipfmax.backends.triton.routing import SLOT_TILE
+from zipfmax.backends.triton.runtime import cdiv, dot_settings
+from zipfmax.backends.triton.tail import Tail, firsts, sharing
 from zipfmax.backends.triton.tail_forward import load_classes
 from zipfmax.backends.triton.tiles import backward_tile
 
 
 @triton.jit
-def tail_weight_gradient_kernel(
-    h_ptr,
-    w_ptr,
-    bias_ptr,
-    base_ptr,
-    inverse_ptr,
-    row_ptr,
-    target_ptr,
-    start_ptr,
+def _weight_gradient(
+    program, class_tiles, h_ptr, w_ptr, bias_ptr, base_ptr, inverse_ptr, row_ptr, target_ptr, start_ptr,
     rows_ptr,
-    weight_ptr,
-    dw_ptr,
-    dbias_ptr,
-    n_classes,
-    cluster,
-    scale,
-    HAS_BIAS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    EXACT: tl.constexpr,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BV: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    weight_ptr, dw_ptr, dbias_ptr, n_classes, scale,
+    HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, EXACT: tl.constexpr, CLUSTER: tl.constexpr,
+    K: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """scale * dW2 of BV classes and BK of its columns, and scale * db2; zeros for a cluster without rows."""
     CHUNKS: tl.constexpr = WIDTH // BK
-    n_rows = tl.load(rows_ptr + cluster)
-    start = tl.multiple_of(tl.load(start_ptr + cluster), SLOTS)
-    v = tl.program_id(0) * BV + tl.arange(0, BV)
-    column = tl.program_id(1) * BK
+    n_rows = tl.load(rows_ptr + CLUSTER)
+    start = tl.multiple_of(tl.load(start_ptr + CLUSTER), SLOTS)
+    v = program % class_tiles * BV + tl.arange(0, BV)
+    column = program // class_tiles * BK
     inside = v < n_classes
     r = tl.arange(0, BM)
     k = tl.arange(0, BK)
@@ -98,55 +81,127 @@ def tail_weight_gradient_kernel(
     out = dw_ptr + v.to(tl.int64)[:, None] * K + (column + k)[None, :]
     mask = inside[:, None] & (column + k < K)[None, :]
     tl.store(out, (scale * total).to(dw_ptr.dtype.element_ty), mask=mask)
-    if HAS_BIAS and tl.program_id(1) == 0:
-        tl.store(dbias_ptr + v, (scale * bias_total).to(dbias_ptr.dtype.element_ty), mask=inside)
+    if HAS_BIAS:  # noqa: SIM102
+        if program // class_tiles == 0:
+            tl.store(dbias_ptr + v, (scale * bias_total).to(dbias_ptr.dtype.element_ty), mask=inside)
 
 
-def weight_gradient(
-    h: Tensor,
-    softmax: Softmax,
-    output_weight: Tensor,
-    bias: Tensor | None,
-    routes: Routes,
-    cluster: int,
-    row_weight: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor | None]:
-    """(dW2, db2) of one tail, times `scale`; db2 is None where there is no bias.
+@triton.jit
+def tail_weight_gradient_kernel(
+    h_ptrs,
+    w_ptrs,
+    bias_ptrs,
+    base_ptr,
+    inverse_ptr,
+    row_ptr,
+    target_ptr,
+    start_ptr,
+    rows_ptr,
+    weight_ptr,
+    dw_ptrs,
+    dbias_ptrs,
+    firsts,
+    class_tiles,
+    n_classes,
+    scale,
+    N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    EXACT: tl.constexpr,
+    CLUSTER: tl.constexpr,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BV: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """`_weight_gradient` for N tails: tail t has the programs firsts[t] to firsts[t + 1]."""
+    p = tl.program_id(0)
+    for t in tl.static_range(N):
+        if (p >= firsts[t]) & (p < firsts[t + 1]):
+            _weight_gradient(
+                p - firsts[t], class_tiles[t], h_ptrs[t], w_ptrs[t], bias_ptrs[t], base_ptr, inverse_ptr,
+                row_ptr, target_ptr, start_ptr, rows_ptr, weight_ptr, dw_ptrs[t], dbias_ptrs[t],
+                n_classes[t], scale,
+                HAS_BIAS[t], HAS_WEIGHT, EXACT, CLUSTER[t], K[t], WIDTH[t], SLOTS, BV[t], BM[t], BK[t],
+                PRECISION, UPCAST,
+            )  # fmt: skip
+
+
+class WeightGradient:
+    """scale * dW2 and scale * db2 of several tails, as many launches as `sharing` makes groups.
 
     Args:
-        h: [capacity, width], zero in padding.
-        softmax: of each slot.
-        row_weight: [N] float32, or None for 1.
+        tails: of one batch.
+        dtype, device: of H and the weights.
+        has_weight: rows have a factor each.
+        scale: factor of every gradient.
     """
-    n_classes, k_size = output_weight.shape
-    width = h.shape[1]
-    gradient = torch.empty_like(output_weight, memory_format=torch.contiguous_format)
-    bias_gradient = None if bias is None else torch.empty_like(bias)
-    tile = backward_tile(h, width)
-    tail_weight_gradient_kernel[(cdiv(n_classes, tile["BV"]), width // tile["BK"])](
-        h,
-        output_weight,
-        pointer(bias, h),
-        softmax.base,
-        softmax.inverse,
-        routes.row,
-        routes.target,
-        routes.start,
-        routes.rows,
-        pointer(row_weight, softmax.base),
-        gradient,
-        pointer(bias_gradient, h),
-        n_classes,
-        cluster,
-        scale,
-        HAS_BIAS=bias is not None,
-        HAS_WEIGHT=row_weight is not None,
-        EXACT=h.dtype == torch.float32,
-        K=k_size,
-        WIDTH=width,
-        SLOTS=SLOT_TILE,
-        **tile,
-        **dot_settings(h.dtype),
-    )
-    return gradient, bias_gradient
+
+    def __init__(
+        self, tails: Sequence[Tail], dtype: torch.dtype, device: torch.device, has_weight: bool, scale: float
+    ) -> None:
+        self.launches: list[Launch] = []
+        self._parts: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+        place = {tail: i for i, tail in enumerate(tails)}
+        for group in sharing(tails, lambda tail: backward_tile(dtype, device, tail.width)):
+            of_group, tiles = [tail for tail, _ in group], [tile for _, tile in group]
+            class_tiles = tuple(cdiv(tail.n_classes, tile["BV"]) for tail, tile in group)
+            first = firsts(
+                n * (tail.width // tile["BK"]) for n, (tail, tile) in zip(class_tiles, group, strict=True)
+            )
+            constants = {
+                "N": len(group),
+                "HAS_BIAS": tuple(tail.has_output_bias for tail in of_group),
+                "HAS_WEIGHT": has_weight,
+                "EXACT": dtype == torch.float32,
+                "CLUSTER": tuple(tail.cluster for tail in of_group),
+                "K": tuple(tail.k_size for tail in of_group),
+                "WIDTH": tuple(tail.width for tail in of_group),
+                "SLOTS": SLOT_TILE,
+                **{name: tuple(tile[name] for tile in tiles) for name in ("BV", "BM", "BK")},
+                "num_warps": tiles[0]["num_warps"],
+                "num_stages": tiles[0]["num_stages"],
+                **dot_settings(dtype),
+            }
+            self.launches.append(Launch(tail_weight_gradient_kernel, (first[-1],), constants))
+            scalars = (first, class_tiles, tuple(tail.n_classes for tail in of_group), scale)
+            self._parts.append((tuple(place[tail] for tail in of_group), scalars))
+
+    def __call__(
+        self,
+        stream: int | None,
+        h: Sequence[Any],
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        base: Any,
+        inverse: Any,
+        row: Any,
+        target: Any,
+        start: Any,
+        rows: Any,
+        row_weight: Any,
+        gradients: Sequence[Any],
+        bias_gradients: Sequence[Any],
+    ) -> None:
+        """Launch; sequences are over the tails."""
+        for launch, (places, scalars) in zip(self.launches, self._parts, strict=True):
+            launch(
+                stream,
+                tuple(h[i] for i in places),
+                tuple(weights[i] for i in places),
+                tuple(biases[i] for i in places),
+                base,
+                inverse,
+                row,
+                target,
+                start,
+                rows,
+                row_weight,
+                tuple(gradients[i] for i in places),
+                tuple(bias_gradients[i] for i in places),
+                *scalars,
+            )

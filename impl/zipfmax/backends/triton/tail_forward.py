@@ -17,7 +17,8 @@ per tile of rows, out of the L2 cache, and partial sums of 4 programs * BM * K, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,8 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from zipfmax.backends.triton.language import LOG2E, dot, dot_add
+from zipfmax.backends.triton.launch import Launch
 from zipfmax.backends.triton.routing import SLOT_TILE, Routes
 from zipfmax.backends.triton.runtime import cdiv, dot_settings, multiprocessors, pointer
+from zipfmax.backends.triton.tail import Tail, Tile, firsts, sharing
 from zipfmax.backends.triton.tiles import forward_tile
 
 # What the pass accumulates beside the log-sum-exp.
@@ -184,21 +187,117 @@ def spans_of(n_tiles, n_classes, programs, BN: tl.constexpr):
 
 
 @triton.jit
+def _tail_forward(
+    q, width, h_ptr, w_ptr, bias_ptr, start_ptr, rows_ptr, peak_ptr, total_ptr, extra_ptr, n_classes,
+    programs,
+    HAS_BIAS: tl.constexpr, MODE: tl.constexpr, ANCHOR: tl.constexpr, CLUSTER: tl.constexpr, K: tl.constexpr,
+    WIDTH: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Peak, sum exp(s - peak) and, by MODE, sum exp(s - peak) W2 or the peak's class, of one span.
+
+    Program p = q % width takes tile p % n_tiles and span p // n_tiles, and writes to place p; q // width is
+    its block of columns. With ANCHOR the peak is that of the span's first tile of classes and stays: no
+    running maximum, no rescaling, and the same relative precision, for float32 and bfloat16 hold
+    exp(s - peak) up to exp(88). Should a sum leave 2**-100 to 2**100, the span is done again with a running
+    maximum.
+    """
+    p = q % width
+    n_rows = tl.load(rows_ptr + CLUSTER)
+    n_tiles = tl.cdiv(n_rows, BM)
+    spans = spans_of(n_tiles, n_classes, programs, BN)
+    if p < n_tiles * spans:
+        tile = p % n_tiles
+        span = p // n_tiles
+        n_blocks = tl.cdiv(n_classes, BN)
+        begin = span * n_blocks // spans * BN
+        end = tl.minimum((span + 1) * n_blocks // spans * BN, n_classes)
+        slice_first = q // width * BK
+
+        CHUNKS: tl.constexpr = WIDTH // BK
+        r = tl.arange(0, BM)
+        n = tl.arange(0, BN)
+        k = tl.arange(0, BK)
+        slot = tl.multiple_of(tl.load(start_ptr + CLUSTER), SLOTS) + tile * BM + r
+        h_tile = h_ptr + slot.to(tl.int64)[:, None] * WIDTH + k[None, :]
+        h = tl.load(h_tile)
+
+        total = tl.zeros([BM], tl.float32)
+        if MODE == 1:
+            extra = tl.zeros([BM, BK], tl.float32)
+        else:
+            extra = tl.zeros([BM], tl.int32)
+        if ANCHOR:
+            inside = begin + n < end
+            w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
+            w = load_classes(w_tile, inside, k, 0, K, BK, CHUNKS, True)
+            s = _scores(
+                h_tile,
+                h,
+                w_tile,
+                w,
+                bias_ptr + begin + n,
+                inside,
+                k,
+                K,
+                BK,
+                CHUNKS,
+                HAS_BIAS,
+                True,
+                PRECISION,
+                UPCAST,
+            )
+            peak = tl.max(s, 1) * LOG2E
+            peak = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
+            peak, total, extra = _stream(
+                h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
+                K, BN, BK, CHUNKS, HAS_BIAS, MODE, True, PRECISION, UPCAST,
+            )  # fmt: skip
+            unsafe = tl.where((total > 7.9e-31) & (total < 1.2e30), 0, 1)
+            if tl.max(unsafe, 0) > 0:
+                peak = tl.full([BM], -float("inf"), tl.float32)
+                total = tl.zeros_like(total)
+                extra = tl.zeros_like(extra)
+                peak, total, extra = _stream(
+                    h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
+                    K, BN, BK, CHUNKS, HAS_BIAS, MODE, False, PRECISION, UPCAST,
+                )  # fmt: skip
+        else:
+            peak = tl.full([BM], -float("inf"), tl.float32)
+            peak, total, extra = _stream(
+                h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
+                K, BN, BK, CHUNKS, HAS_BIAS, MODE, False, PRECISION, UPCAST,
+            )  # fmt: skip
+
+        place = p * BM + r
+        if q // width == 0:
+            tl.store(peak_ptr + place, peak)
+            tl.store(total_ptr + place, total)
+            if MODE == 2:
+                tl.store(extra_ptr + place, extra)
+        if MODE == 1:
+            tl.store(extra_ptr + place.to(tl.int64)[:, None] * WIDTH + (slice_first + k)[None, :], extra)
+
+
+@triton.jit
 def tail_forward_kernel(
-    h_ptr,
-    w_ptr,
-    bias_ptr,
+    h_ptrs,
+    w_ptrs,
+    bias_ptrs,
     start_ptr,
     rows_ptr,
-    peak_ptr,
-    total_ptr,
-    extra_ptr,
+    peak_ptrs,
+    total_ptrs,
+    extra_ptrs,
+    firsts,
+    widths,
     n_classes,
     programs,
-    cluster,
+    N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     MODE: tl.constexpr,
     ANCHOR: tl.constexpr,
+    CLUSTER: tl.constexpr,
     K: tl.constexpr,
     WIDTH: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -208,89 +307,103 @@ def tail_forward_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Peak, sum exp(s - peak) and, by MODE, sum exp(s - peak) W2 or the peak's class, of one span.
-
-    Program p takes tile p % n_tiles and span p // n_tiles, and writes to place p. With ANCHOR the peak is
-    that of the span's first tile of classes and stays: no running maximum, no rescaling, and the same
-    relative precision, for float32 and bfloat16 hold exp(s - peak) up to exp(88). Should a sum leave 2**-100
-    to 2**100, the span is done again with a running maximum.
-    """
-    p = tl.program_id(0)
-    n_rows = tl.load(rows_ptr + cluster)
-    n_tiles = tl.cdiv(n_rows, BM)
-    spans = spans_of(n_tiles, n_classes, programs, BN)
-    if p >= n_tiles * spans:
-        return
-    tile = p % n_tiles
-    span = p // n_tiles
-    n_blocks = tl.cdiv(n_classes, BN)
-    begin = span * n_blocks // spans * BN
-    end = tl.minimum((span + 1) * n_blocks // spans * BN, n_classes)
-    slice_first = tl.program_id(1) * BK
-
-    CHUNKS: tl.constexpr = WIDTH // BK
-    r = tl.arange(0, BM)
-    n = tl.arange(0, BN)
-    k = tl.arange(0, BK)
-    slot = tl.multiple_of(tl.load(start_ptr + cluster), SLOTS) + tile * BM + r
-    h_tile = h_ptr + slot.to(tl.int64)[:, None] * WIDTH + k[None, :]
-    h = tl.load(h_tile)
-
-    total = tl.zeros([BM], tl.float32)
-    if MODE == 1:
-        extra = tl.zeros([BM, BK], tl.float32)
-    else:
-        extra = tl.zeros([BM], tl.int32)
-    if ANCHOR:
-        inside = begin + n < end
-        w_tile = w_ptr + (begin + n).to(tl.int64)[:, None] * K + k[None, :]
-        w = load_classes(w_tile, inside, k, 0, K, BK, CHUNKS, True)
-        s = _scores(
-            h_tile,
-            h,
-            w_tile,
-            w,
-            bias_ptr + begin + n,
-            inside,
-            k,
-            K,
-            BK,
-            CHUNKS,
-            HAS_BIAS,
-            True,
-            PRECISION,
-            UPCAST,
-        )
-        peak = tl.max(s, 1) * LOG2E
-        peak = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
-        peak, total, extra = _stream(
-            h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
-            K, BN, BK, CHUNKS, HAS_BIAS, MODE, True, PRECISION, UPCAST,
-        )  # fmt: skip
-        unsafe = tl.where((total > 7.9e-31) & (total < 1.2e30), 0, 1)
-        if tl.max(unsafe, 0) > 0:
-            peak = tl.full([BM], -float("inf"), tl.float32)
-            total = tl.zeros_like(total)
-            extra = tl.zeros_like(extra)
-            peak, total, extra = _stream(
-                h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
-                K, BN, BK, CHUNKS, HAS_BIAS, MODE, False, PRECISION, UPCAST,
+    """`_tail_forward` for N tails: tail t has the programs firsts[t] to firsts[t + 1]."""
+    q = tl.program_id(0)
+    for t in tl.static_range(N):
+        if (q >= firsts[t]) & (q < firsts[t + 1]):
+            _tail_forward(
+                q - firsts[t], widths[t], h_ptrs[t], w_ptrs[t], bias_ptrs[t], start_ptr, rows_ptr,
+                peak_ptrs[t], total_ptrs[t], extra_ptrs[t], n_classes[t], programs[t],
+                HAS_BIAS[t], MODE, ANCHOR, CLUSTER[t], K[t], WIDTH[t], SLOTS, BM[t], BN[t], BK[t],
+                PRECISION, UPCAST,
             )  # fmt: skip
-    else:
-        peak = tl.full([BM], -float("inf"), tl.float32)
-        peak, total, extra = _stream(
-            h_tile, h, w_ptr, bias_ptr, slice_first, begin, end, peak, total, extra,
-            K, BN, BK, CHUNKS, HAS_BIAS, MODE, False, PRECISION, UPCAST,
-        )  # fmt: skip
 
-    place = p * BM + r
-    if tl.program_id(1) == 0:
-        tl.store(peak_ptr + place, peak)
-        tl.store(total_ptr + place, total)
-        if MODE == 2:
-            tl.store(extra_ptr + place, extra)
-    if MODE == 1:
-        tl.store(extra_ptr + place.to(tl.int64)[:, None] * WIDTH + (slice_first + k)[None, :], extra)
+
+class Forward:
+    """The pass over the vocabularies of several tails, as many launches as `sharing` makes groups.
+
+    Args:
+        tails: of one batch.
+        n_rows: rows of the batch: the most that a cluster can hold.
+        dtype, device: of H and the weights.
+        mode: LSE, GRADIENT or ARGMAX.
+    """
+
+    def __init__(
+        self, tails: Sequence[Tail], n_rows: int, dtype: torch.dtype, device: torch.device, mode: int
+    ) -> None:
+        self.tiles: dict[int, Tile] = {}
+        """Tile of each tail, by its place in `tails`."""
+        self.programs: dict[int, int] = {}
+        """Programs that the pass aims to fill for it; its grid holds at least one a tile of rows."""
+        self.partials: dict[int, list[tuple[torch.dtype, tuple[int, ...]]]] = {}
+        """dtype and shape of its peak, total and extra."""
+        self.launches: list[Launch] = []
+        self._parts: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+        place = {tail: i for i, tail in enumerate(tails)}
+        for group in sharing(tails, lambda tail: forward_tile(dtype, device, tail.width)):
+            widths, slices = [], []
+            for tail, tile in group:
+                i = place[tail]
+                self.programs[i] = tile["PER_SM"] * multiprocessors(device)
+                self.tiles[i] = tile
+                widths.append(max(self.programs[i], cdiv(n_rows, tile["BM"])))
+                slices.append(tail.width // tile["BK"] if mode == GRADIENT else 1)
+                rows = (widths[-1], tile["BM"])
+                extra = (torch.float32, (*rows, tail.width)) if mode == GRADIENT else (torch.int32, rows)
+                self.partials[i] = [(torch.float32, rows), (torch.float32, rows), extra]
+            first = firsts(w * s for w, s in zip(widths, slices, strict=True))
+            of_group, tiles = [tail for tail, _ in group], [tile for _, tile in group]
+            places = tuple(place[tail] for tail in of_group)
+            constants = {
+                "N": len(group),
+                "HAS_BIAS": tuple(tail.has_output_bias for tail in of_group),
+                "MODE": mode,
+                "ANCHOR": mode != ARGMAX and dtype != torch.float16,
+                "CLUSTER": tuple(tail.cluster for tail in of_group),
+                "K": tuple(tail.k_size for tail in of_group),
+                "WIDTH": tuple(tail.width for tail in of_group),
+                "SLOTS": SLOT_TILE,
+                **{name: tuple(tile[name] for tile in tiles) for name in ("BM", "BN", "BK")},
+                "num_warps": tiles[0]["num_warps"],
+                "num_stages": tiles[0]["num_stages"],
+                **dot_settings(dtype),
+            }
+            self.launches.append(Launch(tail_forward_kernel, (first[-1],), constants))
+            scalars = (
+                first,
+                tuple(widths),
+                tuple(tail.n_classes for tail in of_group),
+                tuple(self.programs[i] for i in places),
+            )
+            self._parts.append((places, scalars))
+
+    def __call__(
+        self,
+        stream: int | None,
+        h: Sequence[Any],
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        start: Any,
+        rows: Any,
+        peak: Sequence[Any],
+        total: Sequence[Any],
+        extra: Sequence[Any],
+    ) -> None:
+        """Launch; sequences are over the tails."""
+        for launch, (places, scalars) in zip(self.launches, self._parts, strict=True):
+            launch(
+                stream,
+                tuple(h[i] for i in places),
+                tuple(weights[i] for i in places),
+                tuple(biases[i] for i in places),
+                start,
+                rows,
+                tuple(peak[i] for i in places),
+                tuple(total[i] for i in places),
+                tuple(extra[i] for i in places),
+                *scalars,
+            )
 
 
 class Partials(NamedTuple):
@@ -305,15 +418,9 @@ class Partials(NamedTuple):
 
 
 def accumulate(
-    h: Tensor,
-    output_weight: Tensor,
-    bias: Tensor | None,
-    routes: Routes,
-    cluster: int,
-    n_rows: int,
-    mode: int,
+    h: Tensor, output_weight: Tensor, bias: Tensor | None, routes: Routes, n_rows: int, mode: int
 ) -> Partials:
-    """Stream one tail's vocabulary past its rows.
+    """Stream the vocabulary of the one tail that `routes` partitions into past its rows.
 
     Args:
         h: [capacity, width], zero in padding.
@@ -322,35 +429,20 @@ def accumulate(
         mode: LSE, GRADIENT or ARGMAX.
     """
     n_classes, k_size = output_weight.shape
-    width = h.shape[1]
-    tile = forward_tile(h, width, mode)
-    programs = tile.pop("PER_SM") * multiprocessors(h.device)
-    grid = max(programs, cdiv(n_rows, tile["BM"]))
-    peak = torch.empty((grid, tile["BM"]), dtype=torch.float32, device=h.device)
-    total = torch.empty_like(peak)
-    if mode == GRADIENT:
-        extra = torch.empty((grid, tile["BM"], width), dtype=torch.float32, device=h.device)
-    else:
-        extra = torch.empty_like(peak, dtype=torch.int32)
-    tail_forward_kernel[(grid, width // tile["BK"] if mode == GRADIENT else 1)](
-        h,
-        output_weight,
-        pointer(bias, h),
+    tail = Tail(0, k_size, h.shape[1], n_classes, False, bias is not None)
+    forward = Forward([tail], n_rows, h.dtype, h.device, mode)
+    peak, total, extra = (
+        torch.empty(shape, dtype=dtype, device=h.device) for dtype, shape in forward.partials[0]
+    )
+    forward(
+        None,
+        (h,),
+        (output_weight,),
+        (pointer(bias, h),),
         routes.start,
         routes.rows,
-        peak,
-        total,
-        extra,
-        n_classes,
-        programs,
-        cluster,
-        HAS_BIAS=bias is not None,
-        MODE=mode,
-        ANCHOR=mode != ARGMAX and h.dtype != torch.float16,
-        K=k_size,
-        WIDTH=width,
-        SLOTS=SLOT_TILE,
-        **tile,
-        **dot_settings(h.dtype),
+        (peak,),
+        (total,),
+        (extra,),
     )
-    return Partials(peak, total, extra, programs, tile)
+    return Partials(peak, total, extra, forward.programs[0], forward.tiles[0])

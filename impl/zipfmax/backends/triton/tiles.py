@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
 from zipfmax.backends.triton.runtime import architecture, round_up
 
@@ -62,8 +61,8 @@ def overridden(kernel: str, tile: Tile) -> Iterator[None]:
         del _overrides[kernel]
 
 
-def _tile(kernel: str, h: Tensor, width: int) -> Tile:
-    found = _overrides.get(kernel) or tile_for(kernel, architecture(h.device), dtype_class(h.dtype), width)
+def _tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int) -> Tile:
+    found = _overrides.get(kernel) or tile_for(kernel, architecture(device), dtype_class(dtype), width)
     return dict(found)
 
 
@@ -84,15 +83,17 @@ def tile_for(kernel: str, arch: str, dtype: str, width: int) -> Tile:
     return dict(tiles[str(max(fitting))])
 
 
-def forward_tile(h: Tensor, width: int, mode: int) -> Tile:
-    """BM rows, BN classes, BK columns, PER_SM programs a multiprocessor, num_warps, num_stages."""
-    del mode  # one tile serves the three: the gradient pass is the one that matters
-    return _tile("forward", h, width)
+def forward_tile(dtype: torch.dtype, device: torch.device, width: int) -> Tile:
+    """BM rows, BN classes, BK columns, PER_SM programs a multiprocessor, num_warps, num_stages.
+
+    One tile serves the three modes: the gradient pass is the one that matters.
+    """
+    return _tile("forward", dtype, device, width)
 
 
-def backward_tile(h: Tensor, width: int) -> Tile:
+def backward_tile(dtype: torch.dtype, device: torch.device, width: int) -> Tile:
     """BV classes, BM rows, BK columns, num_warps, num_stages."""
-    return _tile("backward", h, width)
+    return _tile("backward", dtype, device, width)
 
 
 def combine_tile(forward: Tile) -> Tile:
@@ -107,32 +108,32 @@ def combine_tile(forward: Tile) -> Tile:
     }
 
 
-def projection_tile(tensor: Tensor, width: int) -> Tile:
+def projection_tile(dtype: torch.dtype, device: torch.device, width: int) -> Tile:
     """BM rows, BK columns of the projection, BD columns of the input."""
-    if architecture(tensor.device) == "interpreter":
+    if architecture(device) == "interpreter":
         return {"BM": 32, "BK": min(width, 32), "BD": 32}
     tile = {"BM": 64, "BK": min(width, 64), "BD": 64, "num_warps": 4, "num_stages": 3}
-    if tensor.dtype == torch.float32:
+    if dtype == torch.float32:
         # With three stages sm_100 spills tf32 products.
-        tile |= {"BD": 32, "num_stages": 4 if _listed(architecture(tensor.device)) == "sm_100" else 3}
+        tile |= {"BD": 32, "num_stages": 4 if _listed(architecture(device)) == "sm_100" else 3}
     return tile
 
 
-def projection_gradient_tile(tensor: Tensor, width: int) -> Tile:
+def projection_gradient_tile(dtype: torch.dtype, device: torch.device, width: int) -> Tile:
     """BM rows at a time, a block of BK x BD of the gradient.
 
     Few programs loop over all rows of a tail and wait for memory: where shared memory allows it, narrow
     blocks make more of them, and deep pipelines keep more rows under way.
     """
-    tile = projection_tile(tensor, width)
-    if architecture(tensor.device) not in _ROOMY:
+    tile = projection_tile(dtype, device, width)
+    if architecture(device) not in _ROOMY:
         return tile
-    return tile | {"BM": 128 if tensor.element_size() == 2 else 64, "BD": 32, "num_stages": 5}
+    return tile | {"BM": 128 if dtype.itemsize == 2 else 64, "BD": 32, "num_stages": 5}
 
 
-def head_tile(tensor: Tensor, n_columns: int) -> Tile:
+def head_tile(device: torch.device, n_columns: int) -> Tile:
     """BLOCK columns at a time: the widest that leaves at most an eighth of its lanes without a column."""
-    listed = _listed(architecture(tensor.device))
+    listed = _listed(architecture(device))
     for block, warps in _HEAD_BLOCKS.get(listed, {4096: 8, 2048: 8}).items():
         if round_up(n_columns, block) * 7 <= n_columns * 8:
             return {"BLOCK": block, "num_warps": warps}
