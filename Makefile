@@ -1,6 +1,6 @@
 # Each target does its own set-up in .venv; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lint compile gate clean
+.PHONY: help setup report test kernels lint compile gate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,9 @@ report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's pa
 
 test: $(VENV)/.ready  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+
+kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter (minutes)
+	ZIPFMAX_KERNEL_TESTS=all TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/impl/backends/triton
 
 lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the workflows
 	$(BIN)/ruff format --check .

@@ -85,7 +85,8 @@ def run(
         0 where every cell holds, 1 where one fails, 130 where it was interrupted.
 
     Raises:
-        UsageError: unknown names, a pattern that matches no cell, or a folder that cannot be used.
+        UsageError: unknown names, a pattern that matches no cell, no cell that can be judged here, or a folder
+            that cannot be used.
     """
     implementations = [registry.implementation(name) for name in options.implementations()]
     for name in options.references():
@@ -112,6 +113,8 @@ def run(
         console.print(f"interrupted{hint}", markup=False)
         return INTERRUPTED
     tally.show(console, options)
+    if not tally.judged:
+        raise UsageError(f"nothing was judged: {tally.first_reason()}")
     return 1 if tally.failures else 0
 
 
@@ -195,6 +198,15 @@ class Tally:
         share = _share(record)
         if share > row.worst:
             row.worst, row.where = share, f"{record['tensor']} against {record['against']}"
+
+    @property
+    def judged(self) -> bool:
+        """Whether any cell was compared with a reference."""
+        return any(row.judged for row in self._rows.values())
+
+    def first_reason(self) -> str:
+        """Why a cell was skipped."""
+        return next((reason for _, _, reason in self._skips), "the grid has no cell")
 
     def show(self, console: Console, options: Options) -> None:
         """Print the table, what was skipped and why, and every failure with its command."""

@@ -91,11 +91,11 @@ class Rounding:
 ROUNDING = {
     "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-500),
     "float32": Rounding(2.0**-24, 2.0**-24, 2.0**-126),
-    "tf32": Rounding(2.0**-24, 2.0**-24, 2.0**-126, operand=2.0**-11),
+    "tf32": Rounding(2.0**-24, 2.0**-24, 2.0**-126, operand=2.0**-10),
     "bfloat16": Rounding(2.0**-8, 2.0**-24, 2.0**-126),
     "float16": Rounding(2.0**-11, 2.0**-24, 2.0**-25, largest=65504.0),
 }
-"""By the dtype of a case; "tf32" is float32 whose products round their operands to 10 bits. float64's smallest
+"""By the dtype of a case; "tf32" is float32 whose products cut their operands to 10 bits. float64's smallest
 numbers are left out, because their squares underflow."""
 
 

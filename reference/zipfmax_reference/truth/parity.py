@@ -63,13 +63,16 @@ def assert_parity(
         implementation = registry.implementation(layer)
     else:
         implementation = users_layer(getattr(layer, "__name__", "layer"), layer)
-    faults = []
+    faults, judged = [], False
     for case in grids.small() if cases is None else cases:
         for record in check(case, implementation, against):
+            judged |= record["status"] != "skipped"
             if record["status"] == "fail":
                 faults.append(
                     f"{record['tensor']} against {record['against']}: {fault(record)}, in {case.id}"
                 )
+    if not judged:
+        raise AssertionError(f"{implementation.name} was not judged: {record['reason']}")
     if faults:
         raise AssertionError(f"{implementation.name} does not match the reference:\n" + "\n".join(faults))
 

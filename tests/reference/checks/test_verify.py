@@ -123,7 +123,8 @@ def test_an_implementation_that_can_do_nothing_here_is_shown_with_its_reason(mon
     from zipfmax_reference.contestants import paddle_nn
 
     monkeypatch.setattr(paddle_nn, "find_spec", lambda name: None)
-    assert verify.run(options(impl=("paddle",))) == 0
+    with pytest.raises(UsageError, match="nothing was judged: paddle is not installed"):
+        verify.run(options(impl=("paddle",)))
     shown = capsys.readouterr().out
     assert "skipped: paddle against definition, 4 cells: paddle is not installed" in shown
 

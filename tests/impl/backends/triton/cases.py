@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,14 @@ from torch import Tensor
 from zipfmax.backends import eager, triton
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
+
+T = TypeVar("T")
+
+
+def shapes(chosen: list[T], further: list[T]) -> list[T]:
+    """What a test runs over: under the interpreter, which is slow, the further ones only if asked for."""
+    every = torch.cuda.is_available() or os.environ.get("ZIPFMAX_KERNEL_TESTS") == "all"
+    return chosen + further if every else chosen
 
 
 def draw(
