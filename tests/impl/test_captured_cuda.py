@@ -80,7 +80,7 @@ def test_make_graphed_callables_gives_eagers_gradients(compiled_before):
     if compiled_before:
         other = Model()
         trained(torch.compile(other, mode="reduce-overhead"), list(other.parameters()), batches)
-        # A compiled graph's memory pool belongs to the thread that runs backward until it is let go.
+        # Without it a capture after a compiled run has been seen to fail; the cause is not known.
         torch.compiler.reset()
         torch.cuda.synchronize()
     graphed = torch.cuda.make_graphed_callables(copy.deepcopy(model), batch())
