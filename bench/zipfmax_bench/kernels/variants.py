@@ -53,6 +53,9 @@ TOGETHER = ((256, 64), (256, 64, 16), (128, 32, 8), (64, 16))
 """Projection sizes of tails in one layer, which share launches: what d of 256, 512 and 1024 and div_value 4
 make."""
 
+QUICK = ((512,), (256, 64, 16), (128, 32, 8))
+"""Layers that need the most registers."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -99,7 +102,7 @@ def variants(target: str, quick: bool = False) -> list[Launch]:
     Args:
         target: "sm_80" and the like, an architecture of the table.
         quick: training steps with biases only, which need the most registers, in one dtype of 16 bits and in tf32,
-            of layers whose tails share launches and of the widest tail.
+            of a few layers.
     """
     found: dict[Launch, None] = {}
     for dtype, precision in (_ARITHMETICS[0], _ARITHMETICS[-1]) if quick else _ARITHMETICS:
@@ -113,8 +116,8 @@ def _launches(target: str, dtype: torch.dtype, precision: str, biased: bool, qui
     torch.set_float32_matmul_precision(precision)
     try:
         with recording(target) as launches:
-            single = (WIDTHS[-1],) if quick else (*WIDTHS, *BETWEEN)
-            for widths in (*((width,) for width in single), *TOGETHER):
+            layers = (*((width,) for width in (*WIDTHS, *BETWEEN)), *TOGETHER)
+            for widths in QUICK if quick else layers:
                 _run(widths, dtype, biased, quick)
         return launches
     finally:
