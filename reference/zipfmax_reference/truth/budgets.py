@@ -14,7 +14,7 @@ taken in, and t that of a product's operands (tf32; else 0):
     s = O q (or W h+b)  var(s) = sum(s) + stored(s) + (O^2) var(q)
     L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + u^2 + (a L)^2   over C classes,
                         whose sum of exponentials may be stored
-    l = s - L           var(l) = var(s) + var(L) + (u l)^2 + a^2 (s^2 + L^2)
+    l = s - L           var(l) = var(s) + var(L) + stored(l) + a^2 (s^2 + L^2)
     output              var = var(l) of the head's slot + var(l) within the tail + stored(output)
     loss                sd  = mean of sd(output) + stored: rows need not be independent
     p = exp l           sd(p) = p (exp(6 sd(l)) - 1) / 6 <= 1: linear where sd(l) is small, and right at six
@@ -22,7 +22,9 @@ taken in, and t that of a product's operands (tf32; else 0):
     ds = g (p - y)      var = g^2 (var(p) + 2 u^2 (p - y)^2) + tiny^2, for an upstream gradient -g of the row
 
     dW = ds' h, dO = dt' q, dP = dq' h (over rows), db = ds' 1:
-                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum] + stored
+                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum + C (a sum |terms|)^2] + stored
+                        The sum over the C classes of L drops small terms alike in all rows: of its deviation
+                        sqrt(C) a nothing averages out over rows.
     dq = dt O, dh = ds W, dh = dq P (over classes or features):
                         var = var_own(ds) W^2 + (g sd(L) p W)^2 + sum + stored
                         The error of L is common to all classes of a row, so its part adds up coherently; so does
@@ -70,12 +72,12 @@ class Rounding:
     largest: float = np.inf
     """Beyond it a stored number may become infinite."""
 
-    def store(self, values: Floats) -> Floats:
-        """Variance that storing the values adds; infinite where they may overflow."""
-        variance: Floats = (self.stored * values) ** 2 + self.tiny**2
-        return (
-            variance if self.largest == np.inf else np.where(np.abs(values) > self.largest, np.inf, variance)
-        )
+    def store(self, values: Floats, variance: Floats | float) -> Floats:
+        """Variance of values once they are stored; infinite where they may overflow."""
+        total: Floats = variance + (self.stored * values) ** 2 + self.tiny**2
+        if self.largest == np.inf:
+            return total
+        return np.where(np.abs(values) + _FAR * np.sqrt(variance) < self.largest, total, np.inf)
 
     def sum(self, n_terms: int, absolute: Floats, squares: Floats | None) -> Floats:
         """Variance of a sum: of the terms' absolute values and, where operands are rounded, squares."""
@@ -103,13 +105,15 @@ class _Softmax(NamedTuple):
     """A softmax over some rows, [n, C] unless said otherwise, and variances."""
 
     p: Floats
+    log_p: Floats
+    """Finite where p underflows."""
     own: Floats
     """Variance of log p without what is common to a row."""
     row: Floats
     """[n, 1] Variance of the log-sum-exp."""
 
-    def log_p(self) -> Floats:
-        """Variance of log p."""
+    def variance(self) -> Floats:
+        """Of the error of log p."""
         return self.own + self.row
 
 
@@ -147,17 +151,21 @@ def adaptive(
     equal_rows = _most_equal_rows(hidden)
     variance = np.zeros(n_rows)
     truth = np.zeros(n_rows)
-    grad = {name: _Sum(weight.shape) for name, weight in w.items()}
+    sizes = {"head": layout.head_size, **{f"tail.{tail.index}": tail.size for tail in layout}}
+    grad = {
+        name: _Sum(weight.shape, next(size for part, size in sizes.items() if name.startswith(part + ".")))
+        for name, weight in w.items()
+    }
     grad_hidden, input_variance = np.zeros_like(hidden), np.zeros_like(hidden)
 
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), layout.head_size):
             h, g = hidden[rows], row_weight[rows, None]
             logits, own = _linear(r, h, head, bias)
-            soft = _softmax(r, logits, own + r.store(logits))
+            soft = _softmax(r, logits, r.store(logits, own))
             at = np.arange(len(rows)), slot[rows]
-            variance[rows] = soft.log_p()[at]
-            truth[rows] = np.log(soft.p[at])
+            variance[rows] = soft.variance()[at]
+            truth[rows] = soft.log_p[at]
             if gradients:
                 ds, own, common = _grad_logits(r, soft, slot[rows], g)
                 grad["head.weight"].add(r, ds, own + common, h)
@@ -165,38 +173,38 @@ def adaptive(
                     grad["head.bias"].add(r, ds, own + common, np.ones((len(rows), 1)))
                 dh = ds @ head
                 spread = own @ head**2 + (g**2 * soft.row) * (soft.p @ head) ** 2 + r.product(ds, head)
-                grad_hidden[rows], input_variance[rows] = dh, spread + r.store(dh)
+                grad_hidden[rows], input_variance[rows] = dh, r.store(dh, spread)
 
         for tail in layout:
             projection, out = (w[f"tail.{tail.index}.{k}.weight"] for k in (0, 1))
             for rows in _chunks(np.flatnonzero(parts == tail.index + 1), tail.size):
                 h, g = hidden[rows], row_weight[rows, None]
                 q, q_variance = _linear(r, h, projection, None)
-                q_variance += r.store(q)
+                q_variance = r.store(q, q_variance)
                 logits, own = _linear(r, q, out, None)
                 through_q = q_variance @ (out**2).T
-                soft = _softmax(r, logits, own + r.store(logits), out, q_variance)
+                soft = _softmax(r, logits, r.store(logits, own), out, q_variance)
                 at = np.arange(len(rows)), target[rows] - tail.start
-                variance[rows] += (soft.log_p() + through_q)[at]
-                truth[rows] += np.log(soft.p[at])
+                variance[rows] += (soft.variance() + through_q)[at]
+                truth[rows] += soft.log_p[at]
                 if not gradients:
                     continue
                 ds, own, common = _grad_logits(r, soft, at[1], g, through_q)
                 grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, q, q_variance)
                 dq = ds @ out
-                dq_own = own @ out**2 + r.product(ds, out) + r.store(dq)
+                dq_own = r.store(dq, own @ out**2 + r.product(ds, out))
                 of_q = np.abs(g) * ((soft.p * np.sqrt(through_q)) @ np.abs(out))
                 dq_common = (g**2 * soft.row) * (soft.p @ out) ** 2 + of_q**2
                 grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, h)
                 dh = dq @ projection
                 spread = dq_own @ projection**2 + (np.sqrt(dq_common) @ np.abs(projection)) ** 2
                 grad_hidden[rows] += dh
-                input_variance[rows] += spread + r.product(dq, projection) + r.store(dh)
+                input_variance[rows] += r.store(dh, spread + r.product(dq, projection))
 
-        deviations: Results = {"output": np.sqrt(variance + r.store(truth))}
+        deviations: Results = {"output": np.sqrt(r.store(truth, variance))}
         deviations["loss"] = _mean_deviation(r, deviations["output"], truth)
         if gradients:
-            deviations["grad.input"] = np.sqrt(input_variance + r.store(grad_hidden))
+            deviations["grad.input"] = np.sqrt(r.store(grad_hidden, input_variance))
             deviations |= {f"grad.{name}": own.deviation(r, n_rows, equal_rows) for name, own in grad.items()}
     return deviations
 
@@ -211,18 +219,18 @@ def adaptive_log_prob(
     variance = np.empty((len(h), layout.n_classes))
     with np.errstate(all="ignore"):
         logits, own = _linear(r, h, w["head.weight"], w.get("head.bias"))
-        head = _softmax(r, logits, own + r.store(logits))
-        head_variance = head.log_p()
+        head = _softmax(r, logits, r.store(logits, own))
+        head_variance = head.variance()
         variance[:, : layout.shortlist_size] = head_variance[:, : layout.shortlist_size]
         for tail in layout:
             projection, out = (w[f"tail.{tail.index}.{k}.weight"] for k in (0, 1))
             q, q_variance = _linear(r, h, projection, None)
-            q_variance += r.store(q)
+            q_variance = r.store(q, q_variance)
             logits, own = _linear(r, q, out, None)
-            soft = _softmax(r, logits, own + r.store(logits), out, q_variance)
-            within = soft.log_p() + q_variance @ (out**2).T
-            total = np.log(soft.p) + np.log(head.p[:, tail.slot, None])
-            variance[:, tail.start : tail.stop] = head_variance[:, tail.slot, None] + within + r.store(total)
+            soft = _softmax(r, logits, r.store(logits, own), out, q_variance)
+            within = soft.variance() + q_variance @ (out**2).T
+            total = soft.log_p + head.log_p[:, tail.slot, None]
+            variance[:, tail.start : tail.stop] = r.store(total, head_variance[:, tail.slot, None] + within)
     return np.sqrt(variance)
 
 
@@ -248,7 +256,7 @@ def full_log_prob(weight: Array, hidden: Array, rounding: Rounding) -> Array:
     h, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight))
     with np.errstate(all="ignore"):
         logits, own = _linear(rounding, h, matrix, None)
-        return np.sqrt(_softmax(rounding, logits, own + rounding.store(logits)).log_p())
+        return np.sqrt(_softmax(rounding, logits, rounding.store(logits, own)).variance())
 
 
 def _one_softmax(
@@ -265,22 +273,22 @@ def _one_softmax(
     h_all, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weights["head.weight"]))
     n_rows = len(h_all)
     variance, truth = np.zeros(n_rows), np.zeros(n_rows)
-    grad = _Sum(matrix.shape)
+    grad = _Sum(matrix.shape, len(matrix))
     input_deviation = np.zeros_like(h_all)
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), len(matrix)):
             h, g = h_all[rows], row_weight[rows, None]
             logits, own = _linear(r, h, matrix, None)
-            soft = _softmax(r, logits, own + r.store(logits))
+            soft = _softmax(r, logits, r.store(logits, own))
             at = np.arange(len(rows)), target[rows]
-            variance[rows], truth[rows] = soft.log_p()[at], np.log(soft.p[at])
+            variance[rows], truth[rows] = soft.variance()[at], soft.log_p[at]
             if gradients:
                 ds, own, common = _grad_logits(r, soft, target[rows], g)
                 grad.add(r, ds, own + common, h)
                 dh = ds @ matrix
                 spread = own @ matrix**2 + (g**2 * soft.row) * (soft.p @ matrix) ** 2
-                input_deviation[rows] = np.sqrt(spread + r.product(ds, matrix) + r.store(dh))
-        output = np.sqrt(variance + r.store(truth))
+                input_deviation[rows] = np.sqrt(r.store(dh, spread + r.product(ds, matrix)))
+        output = np.sqrt(r.store(truth, variance))
         deviations: Results = {"output": output, "loss": _mean_deviation(r, output, truth)}
         if gradients:
             deviations["grad.input"] = input_deviation
@@ -289,10 +297,13 @@ def _one_softmax(
 
 
 class _Sum:
-    """A weight's gradient over chunks of rows, left' right, with what its variance needs."""
+    """A weight's gradient over chunks of rows, left' right, with what its variance needs.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
+    `n_classes` is the size of the softmax that the gradient comes from.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
+        self._shape, self._n_classes = shape, n_classes
         size = (shape[0], shape[1] if len(shape) > 1 else 1)
         self._value, self._variance, self._absolute = (np.zeros(size) for _ in range(3))
         self._squares: Floats | None = None
@@ -318,8 +329,9 @@ class _Sum:
 
     def deviation(self, r: Rounding, n_rows: int, equal_rows: int) -> Floats:
         """Standard deviation of the error of each element."""
-        spread = equal_rows * (self._variance + r.sum(n_rows, self._absolute, self._squares))
-        return np.sqrt(spread + r.store(self._value)).reshape(self._shape)
+        sums = r.sum(n_rows + self._n_classes, self._absolute, self._squares)
+        spread = equal_rows * (self._variance + sums)
+        return np.sqrt(r.store(self._value, spread)).reshape(self._shape)
 
 
 def _linear(r: Rounding, x: Floats, weight: Floats, bias: Floats | None) -> tuple[Floats, Floats]:
@@ -343,12 +355,13 @@ def _softmax(
     log_sum = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
     log_p = logits - log_sum
     p = np.exp(log_p)
-    row = (p**2 * variance).sum(axis=1, keepdims=True) + logits.shape[1] * r.summed**2
+    # A logit that overflows to -inf leaves its row as it is.
+    row = np.where(p > 0, p**2 * variance, 0.0).sum(axis=1, keepdims=True) + logits.shape[1] * r.summed**2
     row += r.stored**2 + (r.summed * log_sum) ** 2
     if out is not None and q_variance is not None:
         row += ((p @ out) ** 2 * q_variance).sum(axis=1, keepdims=True)
-    own = variance + (r.stored * log_p) ** 2 + r.summed**2 * (logits**2 + log_sum**2)
-    return _Softmax(p, own, row)
+    own = r.store(log_p, variance) + r.summed**2 * (logits**2 + log_sum**2)
+    return _Softmax(p, log_p, own, row)
 
 
 def _grad_logits(
@@ -358,7 +371,7 @@ def _grad_logits(
     at = np.arange(len(label)), label
     own = np.minimum(soft.p * _relative(soft.own), 1.0) ** 2 + (r.stored * soft.p) ** 2
     shared = soft.row if through_q is None else soft.row + through_q
-    common = np.minimum(soft.p * _relative(shared), 1.0) ** 2
+    common = np.where(shared == np.inf, np.inf, np.minimum(soft.p * _relative(shared), 1.0) ** 2)
     ds = soft.p.copy()
     ds[at] -= 1
     own += 2 * r.stored**2 * ds**2
@@ -374,8 +387,8 @@ def _mean_deviation(r: Rounding, deviation: Floats, output: Floats) -> Floats:
     if len(output) == 0:
         return np.asarray(np.nan)
     mean = output.mean()
-    variance = deviation.mean() ** 2 + r.sum(len(output), np.abs(output).mean(), None) + r.store(mean)
-    return np.asarray(np.sqrt(variance))
+    variance = deviation.mean() ** 2 + r.sum(len(output), np.abs(output).mean(), None)
+    return np.asarray(np.sqrt(r.store(mean, variance)))
 
 
 def _most_equal_rows(hidden: Floats) -> int:

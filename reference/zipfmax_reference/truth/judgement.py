@@ -204,7 +204,8 @@ class Truth:
             return Verdict("fail", reason=f"{spurious} finite values where the truth is not finite")
         deviation = np.where(np.isnan(deviation), np.inf, deviation)
         overflown = sound & ~np.isfinite(values)
-        if (overflown & np.isfinite(deviation)).any():
+        largest = budgets.ROUNDING[self.case.dtype].largest
+        if (overflown & (np.abs(truth) + ELEMENT * deviation < largest)).any():
             return Verdict("fail", reason="not finite where the truth is")
         sound &= ~overflown
         if truth.size == 0 or not sound.any():
