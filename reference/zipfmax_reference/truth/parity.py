@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,11 +21,14 @@ from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
 from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
-from zipfmax_reference.runs.case import Case
+from zipfmax_reference.contestants.use import surroundings_kept
+from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
+DEFINITION = "definition"
 WHOLE = "*"
 """In place of a tensor's name: the record speaks of the whole cell."""
 
@@ -129,6 +132,8 @@ class Oracle:
             cannot be judged has one record with the tensor "*": skipped with what is lacking, or failed with
             what the implementation raised.
         """
+        if self.case.task == PROTOCOL:
+            return self._protocol(implementation)
         reason = implementation.lacks(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
             self.inputs.weights[FULL_WEIGHT] = draw_full_weight(self.case)
@@ -138,9 +143,10 @@ class Oracle:
                 for name in self._against
             ]
         try:
-            runner = implementation.build(self.case, self.inputs)
-            runner.run()
-            results, mismatches = runner.results(), runner.mismatches()
+            with surroundings_kept():
+                runner = implementation.build(self.case, self.inputs)
+                runner.run()
+                results, mismatches = runner.results(), runner.mismatches()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever an implementation raises is a finding about it
@@ -152,6 +158,18 @@ class Oracle:
             verdicts = self._judge(implementation.family, name, results, mismatches)
             records += [self._record(implementation, name, tensor, v) for tensor, v in verdicts.items()]
         return records
+
+    def _protocol(self, implementation: Implementation) -> list[Record]:
+        """Records of the protocol's rules, which the definition judges whatever the references are."""
+        make = getattr(implementation, "use", None)
+        reason = implementation.lacks(replace(self.case, task="train"))
+        if reason is None and make is None:
+            reason = "its adapter does one task at a time"
+        if reason is not None:
+            return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
+        assert make is not None
+        verdicts = protocol.check(self.case, partial(make, self.case))
+        return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
 
     def _undrawn(self) -> str | None:
         """Why the case's labels cannot be had on this machine, or None."""
@@ -170,7 +188,7 @@ class Oracle:
     def _judge(
         self, family: Family, name: str, results: Results, mismatches: dict[str, str]
     ) -> dict[str, Verdict]:
-        reference = self.truth(family) if name == "definition" else self._reference(name, family)
+        reference = self.truth(family) if name == DEFINITION else self._reference(name, family)
         if isinstance(reference, str):
             return {WHOLE: Verdict("skipped", reason=f"{name}: {reference}")}
         verdicts = reference.verdicts(results, mismatches)
