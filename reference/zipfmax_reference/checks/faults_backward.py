@@ -216,4 +216,5 @@ class _LogSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient - ctx.p * gradient.sum(dim=1, keepdim=True)
+        found: Tensor = gradient - ctx.p * gradient.sum(dim=1, keepdim=True)
+        return found

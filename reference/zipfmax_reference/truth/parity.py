@@ -19,8 +19,9 @@ from torch import nn
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
-from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
+from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
 from zipfmax_reference.contestants.use import surroundings_kept
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
@@ -150,8 +151,8 @@ class Oracle:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever an implementation raises is a finding about it
-            raised = Verdict("fail", reason=f"raised {type(error).__name__}: {_one_line(error)}")
-            tensor = error.tensor if isinstance(error, ParameterMismatchError) else WHOLE
+            raised = Verdict("fail", reason=told(error))
+            tensor = getattr(error, "tensor", None) or WHOLE
             return [self._record(implementation, name, tensor, raised) for name in self._against]
         records = []
         for name in self._against:
@@ -232,7 +233,7 @@ class Oracle:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a reference that raises judges nobody; the record says so
-            return f"raised {type(error).__name__}: {_one_line(error)}"
+            return told(error)
         truth = self.truth(family)
         own = {tensor: truth.judge(tensor, results[tensor]) for tensor in truth.values if tensor in results}
         # Nobody is held against a result that the definition refuses.
@@ -268,7 +269,3 @@ def _resolved(implementation: Implementation | str) -> Implementation:
 
 def _module(module: nn.Module) -> Implementation:
     return TorchModule(type(module).__name__, lambda case: copy.deepcopy(module))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Inputs
 from zipfmax_reference.contestants.use import NotPromisedError, Use, surroundings_kept
 from zipfmax_reference.runs.case import Case
@@ -366,13 +367,9 @@ def _verdict(one: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
             session = Session(case, make)
             one(session)
     except NotPromisedError as error:
-        return Verdict("skipped", reason=f"not promised: {_line(error)}")
+        return Verdict("skipped", reason=f"not promised: {' '.join(str(error).split())[:200]}")
     except MemoryError:
         raise
     except Exception as error:  # whatever a layer raises is a finding about it
-        return Verdict("fail", reason=f"raised {type(error).__name__}: {_line(error)}")
+        return Verdict("fail", reason=told(error))
     return session.worst()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
