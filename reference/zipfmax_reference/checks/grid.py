@@ -30,7 +30,7 @@ _QUICK_PARTITIONS: tuple[Partition, ...] = (
     (2000, (50, 200, 800, 1500)),
 )
 
-_CALLED: tuple[Partition, ...] = ((60, (7, 20, 45)), (203, (1, 2, 202)))
+_CALLED: tuple[Partition, ...] = ((40, (7, 20)), (203, (1, 2, 202)))
 
 _FULL_PARTITIONS: tuple[Partition, ...] = (
     (2, (1,)),
@@ -138,7 +138,7 @@ def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
 def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str]) -> list[Case]:
     """The protocol of calls, with a head bias and without one."""
     return [
-        Case(n_classes, 16, 33, cutoffs, 2.0, turn == 0, dtype, device, "uniform", task=PROTOCOL)
+        Case(n_classes, 12, 17, cutoffs, 2.0, turn == 0, dtype, device, "uniform", task=PROTOCOL)
         for turn, (n_classes, cutoffs) in enumerate(partitions)
         for dtype in dtypes
     ]
