@@ -41,7 +41,7 @@ def to_torch(layer: AdaptiveLogSoftmaxWithLoss) -> nn.AdaptiveLogSoftmaxWithLoss
             layer.n_classes,
             layout.cutoffs,
             layer.div_value,
-            layer.head_bias,
+            layer.head.bias is not None,
             device=device,
             dtype=layer.head.weight.dtype,
         )
@@ -59,7 +59,13 @@ def refuse_ranks(layer: AdaptiveLogSoftmaxWithLoss, target: str) -> None:
 
 
 def refuse_biases(layer: AdaptiveLogSoftmaxWithLoss, target: str, *names: str) -> None:
-    """Raise ValueError if the layer has a bias that the target lacks."""
+    """Raise ValueError if the layer has a bias that the target lacks, whether its constructor made it or not."""
+    weights = layer.weights()
+    there = {
+        "head_bias": weights.head_bias is not None,
+        "tail_bias": any(tail.output_bias is not None for tail in weights.tails),
+        "projection_bias": any(tail.projection_bias is not None for tail in weights.tails),
+    }
     for name in names:
-        if getattr(layer, name):
+        if there[name]:
             raise ValueError(f"{target} has no place for {name}")

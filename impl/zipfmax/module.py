@@ -229,9 +229,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
     def reset_parameters(self) -> None:
         """Draw every weight again, as at construction."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
+        # As torch.nn's layer: by the submodules' own methods, so that a replaced one does it its own way.
+        self.head.reset_parameters()
+        for pair in self.tail.children():
+            for linear in (*pair.children(),)[:2]:
+                cast(nn.Linear, linear).reset_parameters()
 
     def weights(self) -> Weights:
         """The parameters as the backends take them: views, not copies.

@@ -98,7 +98,14 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
         return "has no weight"
     if weight.shape != (n_outputs, n_inputs):
         return f"has a weight of shape {tuple(weight.shape)}, not {(n_outputs, n_inputs)}"
+    if bias is not None and bias.shape != (n_outputs,):
+        return f"has a bias of shape {tuple(bias.shape)}, not {(n_outputs,)}"
     return weight, bias
+
+
+def computes_itself(tensor: Tensor) -> bool:
+    """Whether it is of a tensor subclass that brings operations of its own, which no backend but eager calls."""
+    return type(tensor) not in _TENSORS and not _stands_for_a_tensor(tensor)
 
 
 def _stands_for_a_tensor(tensor: Tensor) -> bool:
@@ -155,9 +162,10 @@ class Called:
         self._head, self._head_size = layer.get_submodule("head"), layout.head_size
         tails = layer.get_submodule("tail")
         if not isinstance(tails, nn.ModuleList) or len(tails) != layout.n_clusters:
+            held = f" of {len(tails)}" if isinstance(tails, nn.ModuleList) else ""
             raise RuntimeError(
-                f"submodule 'tail' should hold {layout.n_clusters} modules, one a cluster, "
-                f"but is {_described(tails)}"
+                f"submodule 'tail' should be a ModuleList of {layout.n_clusters} modules, one a cluster, "
+                f"but is {_described(tails)}{held}"
             )
         self.tails = tuple(
             _CalledTail(module, f"tail.{cluster.index}", cluster.size)

@@ -118,5 +118,6 @@ torch.cuda.synchronize()
     # In a process of its own: an assertion on the device ends the process's CUDA context.
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode != 0
-    assert "device-side assert" in ended.stderr, ended.stderr
+    # Which call reports it is a matter of timing; the assertion's own line is always there.
+    assert "Assertion `Target values should be in [0, 599]" in ended.stderr, ended.stderr
     assert "illegal" not in ended.stderr, ended.stderr

@@ -323,7 +323,7 @@ def test_a_submodule_that_fails_is_named():
     with pytest.raises(RuntimeError, match=r"submodule 'head' should give logits of size \(24, 12\)"):
         layer(*batch())
     _, layer = both(lambda layer: layer.tail.append(nn.Linear(16, 4)))
-    with pytest.raises(RuntimeError, match="submodule 'tail' should hold 2 modules, one a cluster"):
+    with pytest.raises(RuntimeError, match=r"submodule 'tail' should be a ModuleList of 2 modules.* of 3"):
         layer(*batch())
 
 
@@ -361,3 +361,64 @@ def test_from_torch_takes_changed_submodules_along(name):
     ]
     shared = {id(p) for p in theirs.parameters()} & {id(p) for p in ours.parameters()}
     assert not shared
+
+
+@pytest.mark.parametrize("shape", [(1,), ()])
+@pytest.mark.parametrize("where", ["head", "tail.0.0", "tail.1.1"])
+@pytest.mark.filterwarnings("ignore:AdaptiveLogSoftmaxWithLoss computes through")
+def test_a_bias_that_broadcasts_is_added_as_torch_adds_it(where, shape):
+    torch.manual_seed(0)
+    ours, theirs = (
+        AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30]),
+        nn.AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30]),
+    )
+    theirs.load_state_dict(ours.state_dict())
+    hidden, target = torch.randn(9, 16), torch.arange(9) * 6
+    for layer in (ours, theirs):
+        layer.get_submodule(where).bias = nn.Parameter(torch.full(shape, 0.5))
+    torch.testing.assert_close(ours(hidden, target).output, theirs(hidden, target).output)
+    with pytest.raises(RuntimeError, match=f"{where}.*bias of shape"):
+        ours.weights()
+
+
+def test_reset_parameters_is_the_submodules_own():
+    class Counting(nn.Linear):
+        calls = 0
+
+        def reset_parameters(self):
+            type(self).calls += 1
+            super().reset_parameters()
+
+    layer = AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+    layer.head = Counting(16, 12, bias=False)
+    layer.tail[0].append(adapter := nn.Linear(20, 20))
+    before, kept = Counting.calls, adapter.weight.clone()
+    layer.reset_parameters()
+    assert Counting.calls == before + 1
+    assert torch.equal(adapter.weight, kept)
+
+
+def test_an_input_of_a_tensor_subclass_is_left_to_plain_operations():
+    torch.manual_seed(0)
+    ours = AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+    eager = AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30], backend="eager")
+    eager.load_state_dict(ours.state_dict())
+    hidden, target = torch.randn(9, 16), torch.arange(9) * 6
+    wrapped = TwoTensor(hidden, 2 * hidden)
+    with torch.no_grad():
+        found, expected = ours.log_prob(wrapped), eager.log_prob(wrapped)
+    assert isinstance(found, TwoTensor)
+    for part in ("a", "b"):
+        assert_close(getattr(found, part), getattr(expected, part))
+    tiled = AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30], backend="tiled")
+    with pytest.raises(RuntimeError, match="an input of type TwoTensor; backend='eager' serves it"):
+        tiled(wrapped, target)
+
+
+def test_weights_made_in_inference_mode_train_the_input_outside_of_it():
+    with torch.inference_mode():
+        layer = AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+        theirs = nn.AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+        theirs.load_state_dict(layer.state_dict())
+    hidden, target = torch.randn(9, 16), torch.arange(9) * 6
+    torch.testing.assert_close(layer(hidden, target).loss, theirs(hidden, target).loss)

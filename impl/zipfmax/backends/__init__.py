@@ -14,6 +14,7 @@ from torch import Tensor
 from zipfmax.backends.context import plain_operations_only
 from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
+from zipfmax.submodules import computes_itself
 from zipfmax.weights import Weights
 
 # Fastest first: `auto` takes the first one that does not refuse the input.
@@ -89,6 +90,17 @@ def load(name: str) -> Backend:
     raise ValueError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
 
 
+def _unusual_tensors(hidden: Tensor, weights: Weights) -> str | None:
+    """What of the tensors only plain operations serve, or None."""
+    if computes_itself(hidden):
+        return f"an input of type {type(hidden).__name__}"
+    if torch.compiler.is_compiling():  # which knows no inference mode
+        return None
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and weights.head.is_inference():
+        return "weights that were made in inference mode"
+    return None
+
+
 def select(name: str, hidden: Tensor, weights: Weights) -> Backend:
     """The backend that serves this call: the named one, or for "auto" the fastest that can.
 
@@ -96,7 +108,7 @@ def select(name: str, hidden: Tensor, weights: Weights) -> Backend:
         ValueError: unknown name.
         RuntimeError: a named backend that cannot serve the call, with its reason.
     """
-    unusual = plain_operations_only()
+    unusual = plain_operations_only() or _unusual_tensors(hidden, weights)
     if name == "auto":
         if unusual is not None:
             return load("eager")

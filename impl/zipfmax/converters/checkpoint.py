@@ -82,7 +82,18 @@ def build_layer(
         layout: the partition.
         weights: as the layout shapes them; biases that are None are left out, in all tails alike.
         options: the layer's other keyword arguments.
+
+    Raises:
+        ValueError: biases in some tails only.
     """
+    for name, biases in (
+        ("projection", [tail.projection_bias for tail in weights.tails]),
+        ("output", [tail.output_bias for tail in weights.tails]),
+    ):
+        if len({bias is None for bias in biases}) > 1:
+            raise ValueError(
+                f"some tails have a bias of the {name} and others have none; the layer has all or none"
+            )
     # The initial weights are overwritten: keep them out of the caller's random numbers.
     device = weights.head.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

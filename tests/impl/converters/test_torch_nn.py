@@ -4,6 +4,7 @@ from torch import nn
 
 import zipfmax
 from zipfmax import AdaptiveLogSoftmaxWithLoss, LabelRanks
+from zipfmax.converters import from_torch, to_fairseq, to_paddle, to_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -65,3 +66,53 @@ def test_from_torch_does_not_take_our_layer_for_torchs():
     layer = AdaptiveLogSoftmaxWithLoss(16, 20, [5], projection_sizes=(3,))
     with pytest.raises(TypeError, match=r"zipfmax's already, .*; copy.deepcopy it"):
         zipfmax.from_torch(layer)
+
+
+def test_what_the_module_itself_computes_is_refused():
+    class Doubling(nn.AdaptiveLogSoftmaxWithLoss):
+        def forward(self, hidden, target):
+            output, loss = super().forward(hidden, target)
+            return output, 2 * loss
+
+    with pytest.raises(ValueError, match="the module has a forward of its own"):
+        from_torch(Doubling(16, 60, [10, 30]))
+    hooked = nn.AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+    hooked.register_forward_pre_hook(lambda module, inputs: None)
+    with pytest.raises(ValueError, match="hooks of its own"):
+        from_torch(hooked)
+
+
+@pytest.mark.parametrize(
+    "option", [{"dtype": torch.float64}, {"tail_bias": True}, {"projection_sizes": (3, 3)}]
+)
+def test_what_the_module_says_already_is_no_option(option):
+    with pytest.raises(TypeError, match=f"takes {next(iter(option))} from the module"):
+        from_torch(nn.AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30]), **option)
+
+
+def test_tied_projections_are_copied():
+    module = nn.AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30], 1.0)
+    module.tail[1][0].weight = module.tail[0][0].weight
+    hidden, target = torch.randn(9, 16), torch.arange(9) * 6
+    torch.testing.assert_close(from_torch(module)(hidden, target).loss, module(hidden, target).loss)
+
+
+def test_biases_in_some_tails_only_are_refused_in_words():
+    module = nn.AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+    module.tail[0][1].bias = nn.Parameter(torch.zeros(20))
+    with pytest.raises(ValueError, match="some tails have a bias of the output and others have none"):
+        from_torch(module)
+
+
+@pytest.mark.parametrize("where", ["head", "tail.0.1", "tail.0.0"])
+def test_a_bias_added_after_construction_is_not_dropped(where):
+    layer = AdaptiveLogSoftmaxWithLoss(16, 60, [10, 30])
+    linear = layer.get_submodule(where)
+    linear.bias = nn.Parameter(torch.randn(linear.out_features))
+    targets = [to_fairseq] if where == "head" else [to_fairseq, to_paddle, to_torch]
+    for convert in targets:
+        with pytest.raises(ValueError, match="has no place for"):
+            convert(layer)
+    if where == "head":
+        hidden = torch.randn(9, 16)
+        torch.testing.assert_close(to_torch(layer).log_prob(hidden), layer.log_prob(hidden))

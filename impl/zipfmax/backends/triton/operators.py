@@ -255,7 +255,7 @@ class TrainStep(torch.autograd.Function):
         ready = reduction != "none" and not upstream.from_output
         # The caller may write to the targets before backward, which needs them where no gradients are ready.
         ctx.target = target if ready else target.clone()
-        ctx.version = _version(target)
+        ctx.version = _version(ctx.target)
         if not ready:
             return forward(hidden, target, weights, present, bounds, ignore_index, reduction, dtype)
         found = train(hidden, target, weights, present, bounds, ignore_index, reduction, dtype, ctx.want)
@@ -499,7 +499,8 @@ def _gradients_fake(
 
 nll_gradients = _operator(
     "nll_gradients",
-    f"({_BATCH}, Tensor? grad_output, Tensor? grad_loss, Tensor? factor, Tensor[] known, {_WANT}) -> (Tensor, Tensor)",
+    f"({_BATCH}, Tensor? grad_output, Tensor? grad_loss, Tensor? factor, Tensor[] known, {_WANT}) "
+    "-> (Tensor, Tensor)",
     _gradients_operator,
     _gradients_fake,
 )

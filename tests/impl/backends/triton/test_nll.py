@@ -224,6 +224,19 @@ def test_targets_modified_after_the_call_change_no_gradient(what: str, device: t
     assert torch.equal(*gradients)
 
 
+def test_targets_modified_before_the_call_are_the_targets(device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 30, torch.float32, device)
+    target[::3] = -100
+    for reduction, upstream in (("none", "auto"), ("mean", "output")):
+        leaf = hidden.clone().requires_grad_()
+        output, _ = triton.nll(
+            LAYOUT, weights, leaf, target, ignore_index=-100, reduction=reduction, upstream=Upstream(upstream)
+        )
+        output.sum().backward()
+        assert not leaf.grad[::3].any()
+        assert leaf.grad[1::3].any()
+
+
 def test_targets_modified_before_a_second_pass_raise(device: torch.device) -> None:
     weights, hidden, target = draw(LAYOUT, 30, torch.float32, device)
     output, _ = triton.nll(LAYOUT, weights, hidden.requires_grad_(), target)
