@@ -237,7 +237,7 @@ class Oracle:
 
 
 def _precision(case: Case) -> str:
-    """The key of `budgets.ROUNDING`: a GPU's float32 products may be asked to round their operands to tf32."""
+    """The key of `rounding.ROUNDING`: a GPU's float32 products may be asked to round their operands to tf32."""
     exact = torch.get_float32_matmul_precision() == "highest"
     return case.dtype if exact or case.dtype != "float32" or case.device == "cpu" else "tf32"
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth import budgets, judgement
+from zipfmax_reference.truth import judgement
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth
+from zipfmax_reference.truth.rounding import ROUNDING
 
 LARGE = Case(50_000, 128, 256, (2_000, 10_000))
 SMALL = Case(60, 12, 33, (7, 20, 45), 2.0, True)
@@ -104,7 +105,7 @@ def test_deviations_are_as_large_as_the_errors_of_float32_with_random_roundings(
     row = case.layout.parts(inputs.target) == 0
     errors = []
     for _ in range(200):
-        moved = logits * (1 + budgets.ROUNDING["bfloat16"].stored * rng.uniform(-1, 1, logits.shape))
+        moved = logits * (1 + ROUNDING["bfloat16"].unit * rng.uniform(-1, 1, logits.shape))
         log_p = moved - np.log(np.exp(moved).sum(axis=1, keepdims=True))
         errors.append(log_p[row, inputs.target[row]] - truth.values["output"][row])
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
