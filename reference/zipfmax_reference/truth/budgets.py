@@ -23,8 +23,13 @@ taken in, and t that of a product's operands (tf32; else 0):
     ds = g (p - y)      var = g^2 (var(p) + 2 u^2 (p - y)^2) + tiny^2, for an upstream gradient -g of the row
 
     dW = ds' h, dO = dt' q, dP = dq' h (over rows), db = ds' 1:
-                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum] + (sum over rows of g B p h)^2 + stored
-                        B has one sign in all rows; for dP it is g B (p O) that meets h.
+                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum] + (sum over rows of e h)^2
+                              + (sum over rows of f h)^2 + stored
+                        e^2 = (g B p)^2 + c^2 var_own(ds): what has one sign in all rows. B has; and where a class's
+                        log p differ from row to row by less than the spacing 2 u |l| that they are rounded to, all
+                        rows round alike, c = exp(-2 (pi sd_rows(l) / (2 u |l|))^2), as in `rounding`; then the rows'
+                        differences are lost too, f = g c p (l - mean_rows(l)). For dP,
+                        e^2 = (g B (p O))^2 + mean(c)^2 var_own(dq), f O in place of f.
     dq = dt O, dh = ds W, dh = dq P (over classes or features):
                         var = var_own(ds) W^2 + (g sd(L) p W)^2 + (g sum of lost p_v W_v)^2 + sum + stored
                         Lost are the terms below the spacing of a running sum over classes.
@@ -56,6 +61,9 @@ from zipfmax_reference.truth.rounding import Floats, Rounding, Softmax, Sum, lin
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits that exist at a time: a dozen arrays of 32 MiB."""
+
+SOME = 512
+"""Rows and classes from which it is told whether rows are rounded alike."""
 
 
 def adaptive(
@@ -110,15 +118,16 @@ def adaptive(
                 truth[rows] += soft.log_p[at]
                 if not gradients:
                     continue
-                ds, own, common = soft.grad_logits(r, at[1], g, through_q)
-                stagnant = g * soft.stagnation
-                grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, stagnant * soft.p, q, q_variance)
+                ds, own, common, systematic = soft.grad_logits(r, at[1], g, through_q)
+                grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, systematic, q, q_variance)
                 dq = ds @ out
                 dq_own = r.stored(dq, own @ out**2 + r.product(ds, out))
                 of_q = np.abs(g) * ((soft.p * np.sqrt(through_q)) @ np.abs(out))
                 mean = soft.p @ out
                 dq_common = (g**2 * soft.row) * mean**2 + of_q**2 + _lost(r, soft, g, out)
-                grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, stagnant * mean, h)
+                repeated = (g * soft.stagnation * mean) ** 2 + soft.coherence(r).mean() ** 2 * dq_own
+                of_rows = np.sign(g) * np.sqrt(repeated), systematic[1] @ out
+                grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, of_rows, h)
                 dh = dq @ projection
                 spread = dq_own @ projection**2 + (np.sqrt(dq_common) @ np.abs(projection)) ** 2
                 grad_hidden[rows] += dh
@@ -155,6 +164,22 @@ def adaptive_log_prob(
             total = soft.log_p + head.log_p[:, tail.slot, None]
             variance[:, tail.start : tail.stop] = r.stored(total, head_variance[:, tail.slot, None] + within)
     return np.sqrt(variance)
+
+
+def different_rows(r: Rounding, weight: Array, bias: Array | None, hidden: Array) -> int:
+    """Rows whose roundings are independent of each other's, at least one.
+
+    Of n different rows whose roundings have the correlation c^2 (`Softmax.coherence` over weight [C, d]), as many
+    count as average out to the same: n / (1 + (n - 1) c^2).
+    """
+    different = len(np.unique(hidden, axis=0))
+    if different < 2:
+        return 1
+    h, matrix = (np.asarray(values[:SOME], dtype=np.float64) for values in (hidden, weight))
+    with np.errstate(all="ignore"):
+        logits, own = linear(r, h[np.isfinite(h).all(axis=1)], matrix, None if bias is None else bias[:SOME])
+        coherence = Softmax.of(r, logits, own).coherence(r)
+    return max(1, round(different / (1 + (different - 1) * float(np.nan_to_num(coherence).mean()) ** 2)))
 
 
 def full(
@@ -231,8 +256,7 @@ def _over_rows(
             found.variance[rows], found.truth[rows] = soft.variance()[at], soft.log_p[at]
             if not gradients:
                 continue
-            ds, own, common = soft.grad_logits(r, label[rows], g)
-            systematic = g * soft.stagnation * soft.p
+            ds, own, common, systematic = soft.grad_logits(r, label[rows], g)
             found.weight.add(r, ds, own + common, systematic, h)
             if bias is not None:
                 found.bias.add(r, ds, own + common, systematic, np.ones((len(rows), 1)))

@@ -10,9 +10,9 @@ grains, each with a threshold of its own, because each sees a kind of fault that
 
 A mean of n squares is known to about 1 / sqrt(2 n), so a row or group may exceed 1 by a multiple of 1 / sqrt(n).
 n is the number of errors that are independent at worst: of a class's row, the smaller one of its width and of the
-number of different hidden states; of a batch row, whose log-sum-exp all share, one. Values must be finite where
-the truth is and does not overflow the dtype, and nowhere else. A class that is picked may be less
-probable than the right one by what rounding does to the two log-probabilities.
+number of rows that are not rounded alike; of a batch row, whose log-sum-exp all share, one. Values must be finite
+where the truth is and does not overflow the dtype, and nowhere else. A class that is picked may be less probable than
+the right one by what rounding does to the two log-probabilities.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Truth:
     deviations: Results
     """Finite wherever the truth is."""
     different_rows: int
-    """Rows of the hidden state that differ from each other."""
+    """Rows whose roundings are independent of each other's."""
     overflows: Results = field(default_factory=dict)
     """Masks of the elements that need not be finite, because something on their way may overflow the dtype."""
     log_prob: Values | None = None
@@ -134,7 +134,9 @@ class Truth:
         affordable = case.batch_size * case.n_classes * case.in_features <= EXTENDED_LIMIT
         dtype = np.longdouble if case.dtype == "float64" and affordable else np.float64
         values = definition.evaluate(case, inputs, family, row_weight=row_weight, dtype=dtype)
-        different = max(1, len(np.unique(inputs.hidden, axis=0)))
+        head = definition.full_weight(case, inputs) if family == "full" else inputs.weights["head.weight"]
+        bias = None if family == "full" else inputs.weights.get("head.bias")
+        different = budgets.different_rows(rounding, head, bias, inputs.hidden)
         deviations, overflows = _deviations(case, inputs, family, row_weight, rounding)
         if case.task in ("forward", "train"):
             return cls(case, inputs.target, values, deviations, different, overflows)

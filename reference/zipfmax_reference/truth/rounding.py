@@ -136,15 +136,38 @@ class Softmax(NamedTuple):
 
     def grad_logits(
         self, r: Rounding, label: npt.NDArray[Any], g: Floats, through_q: Floats | None = None
-    ) -> tuple[Floats, Floats, Floats]:
-        """ds [n, C], the variance of what is each element's own, and of what is common to a row or comes by q."""
-        own = _of_exp(self.p, self.own) + (r.unit * self.p) ** 2
-        shared = self.row if through_q is None else self.row + through_q
-        common = _of_exp(self.p, shared)
+    ) -> GradLogits:
+        """Gradients of the logits for upstream gradients -g [n, 1] of the rows' log p of `label` [n]."""
+        own = (
+            np.where(np.isinf(self.own) & (self.p == 0), 0.0, _of_exp(self.p, self.own))
+            + (r.unit * self.p) ** 2
+        )
+        common = _of_exp(self.p, self.row if through_q is None else self.row + through_q)
         ds = self.p.copy()
         ds[np.arange(len(label)), label] -= 1
         own += 2 * r.unit**2 * ds**2
-        return -g * ds, g**2 * own + r.tiny**2, g**2 * common
+        coherence = self.coherence(r)
+        repeated = g * np.sqrt((self.stagnation * self.p) ** 2 + coherence**2 * own)
+        levelled = g * self.p * coherence * (self.log_p - self.log_p.mean(axis=0))
+        return GradLogits(-g * ds, g**2 * own + r.tiny**2, g**2 * common, (repeated, levelled))
+
+    def coherence(self, r: Rounding) -> Floats:
+        """How far a class's roundings repeat from row to row, [C]: 1 where its log p differ by less than rounding."""
+        spacing = 2 * r.unit * np.abs(self.log_p).mean(axis=0)
+        found: Floats = np.exp(-2 * (np.pi * self.log_p.std(axis=0) / np.maximum(spacing, 1e-300)) ** 2)
+        return found
+
+
+class GradLogits(NamedTuple):
+    """Gradients of logits, [n, C], and the variances of their errors."""
+
+    ds: Floats
+    own: Floats
+    """Of what is each element's own."""
+    common: Floats
+    """Of what is common to a row or comes by q."""
+    systematic: tuple[Floats, Floats]
+    """Errors that do not average out over rows: those of one sign, and what is lost of the rows' differences."""
 
 
 class Sum:
@@ -153,7 +176,7 @@ class Sum:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
         size = (shape[0], shape[1] if len(shape) > 1 else 1)
-        self._value, self._variance, self._absolute, self._systematic = (np.zeros(size) for _ in range(4))
+        self._value, self._variance, self._absolute, *self._systematic = (np.zeros(size) for _ in range(5))
         self._squares: Floats | None = None
 
     def add(
@@ -161,17 +184,17 @@ class Sum:
         r: Rounding,
         left: Floats,
         left_variance: Floats,
-        systematic: Floats,
+        systematic: tuple[Floats, Floats],
         right: Floats,
         right_variance: Floats | None = None,
     ) -> None:
-        """Add a chunk's rows: [n, C], [n, C], [n, C], [n, k], [n, k].
+        """Add a chunk's rows: [n, C], [n, C], two of [n, C], [n, k], [n, k].
 
         Args:
             r: of the dtype.
             left: the factor that is transposed.
             left_variance: of its errors, which are independent from row to row.
-            systematic: errors of it that have the same sign in all rows.
+            systematic: errors of it that do not average out, as `GradLogits` has them.
             right: the other factor.
             right_variance: of its errors; None for exact.
         """
@@ -179,7 +202,8 @@ class Sum:
         self._value += left.T @ right
         self._absolute += np.abs(left).T @ np.abs(right)
         self._variance += left_variance.T @ squares
-        self._systematic += systematic.T @ right
+        for own, errors in zip(self._systematic, systematic, strict=True):
+            own += errors.T @ right
         if right_variance is not None:
             self._variance += (left**2).T @ right_variance
         if r.operand:
@@ -189,7 +213,7 @@ class Sum:
     def deviation(self, r: Rounding, n_rows: int, equal_rows: int) -> Floats:
         """Standard deviation of the error of each element."""
         spread = equal_rows * (self._variance + r.sum(n_rows, self._absolute, self._squares))
-        spread += self._systematic**2
+        spread += sum(own**2 for own in self._systematic)
         return np.sqrt(r.stored(self._value, spread)).reshape(self._shape)
 
 
@@ -203,6 +227,6 @@ def linear(r: Rounding, x: Floats, weight: Floats, bias: Floats | None) -> tuple
 
 
 def _of_exp(p: Floats, variance: Floats) -> Floats:
-    """Variance of p = exp(x) for one of x: 1 at most, and infinite only where x itself may overflow upwards."""
+    """Variance of p = exp(x) for one of x: 1 at most, and infinite where x itself may overflow."""
     relative = np.expm1(np.minimum(_FAR * np.sqrt(variance), 600.0)) / _FAR
-    return np.where(np.isinf(variance) & (p > 0), np.inf, np.minimum(p * relative, 1.0) ** 2)
+    return np.where(np.isinf(variance), np.inf, np.minimum(p * relative, 1.0) ** 2)
