@@ -242,7 +242,7 @@ class Truth:
 
     def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[Part]:
         within_row = self._independent(tensor, error.shape[1])
-        by_class = self._classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
+        by_class = self.classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
         if (tensor, error.shape) not in self._known_groups:
             self._known_groups[tensor, error.shape] = [
                 (name, (np.flatnonzero(mask),) if axis == 0 else (slice(None), np.flatnonzero(mask)))
@@ -259,7 +259,7 @@ class Truth:
     def _groups(self, tensor: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Values, int]]:
         """(name, mask, axis) of the groups of a tensor's rows, or of its columns where those are classes."""
         layout = self.case.layout
-        axis, classes = self._classes(tensor, shape)
+        axis, classes = self.classes(tensor, shape)
         if classes is None:
             if shape[0] == len(self.target) and tensor in ("output", "grad.input"):
                 parts = layout.parts(self.target)
@@ -288,7 +288,7 @@ class Truth:
             if axis == 0:
                 yield f"absent, ranks {low:,} to {high - 1:,}", member & ~targets, axis
 
-    def _classes(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, Values | None]:
+    def classes(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, Values | None]:
         """Axis of a tensor that runs over classes, and their labels; -1 for a cluster's slot. None if none."""
         layout = self.case.layout
         if tensor == "log_prob":
@@ -310,7 +310,7 @@ class Truth:
 
     def _place(self, tensor: str, row: int, width: int) -> str:
         rows = self.values[tensor].shape[:1] or (1,)
-        axis, classes = self._classes(tensor, (*rows, width))
+        axis, classes = self.classes(tensor, (*rows, width))
         if classes is None or axis == 1:
             return f"row {row}"
         label = int(classes[row])
