@@ -118,7 +118,7 @@ def adaptive(
                 truth[rows] += soft.log_p[at]
                 if not gradients:
                     continue
-                ds, own, common, systematic = soft.grad_logits(r, at[1], g, through_q)
+                ds, own, common, systematic = soft.grad_logits(r, at, g, through_q)
                 grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, systematic, q, q_variance)
                 dq = ds @ out
                 dq_own = r.stored(dq, own @ out**2 + r.product(ds, out))
@@ -205,6 +205,51 @@ def full(
     return deviations
 
 
+def full_classes(
+    weight: Array,
+    classes: Labels,
+    hidden: Array,
+    target: Labels,
+    output: Array,
+    row_weight: Array,
+    rounding: Rounding,
+) -> tuple[Floats, Floats]:
+    """The gradient of some rows of full softmax's weight, and its deviations: what a large case can afford.
+
+    The variance of the log-sum-exp is taken from a few rows, the largest of theirs.
+
+    Args:
+        weight: [n_classes, d].
+        classes: [S] whose rows are wanted.
+        hidden: [N, d].
+        target: [N].
+        output: [N] log-probability of each target, from which the log-sum-exp follows.
+        row_weight: [N] as in `adaptive`.
+        rounding: of the dtype.
+
+    Returns:
+        [S, d] and [S, d].
+    """
+    r = rounding
+    h_all, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight[classes]))
+    log_sum = (h_all * np.asarray(weight[target], dtype=np.float64)).sum(axis=1) - output
+    some = np.linspace(0, len(h_all) - 1, min(len(h_all), max(1, CHUNK_ELEMENTS // len(weight)), 8)).astype(
+        int
+    )
+    logits, own = linear(r, h_all[some], np.asarray(weight, dtype=np.float64), None)
+    row = Softmax.of(r, logits, r.stored(logits, own)).row.max()
+    gradient = Sum(matrix.shape)
+    with np.errstate(all="ignore"):
+        for rows in _chunks(np.arange(len(h_all)), len(matrix)):
+            logits, own = linear(r, h_all[rows], matrix, None)
+            variance = np.full((len(rows), 1), row)
+            soft = Softmax.of_some(r, logits, r.stored(logits, own), log_sum[rows, None], variance)
+            at = np.nonzero(target[rows, None] == classes)
+            ds, own, common, systematic = soft.grad_logits(r, (at[0], at[1]), row_weight[rows, None])
+            gradient.add(r, ds, own + common, systematic, h_all[rows])
+    return gradient.value, gradient.deviation(r, len(h_all), _most_equal_rows(h_all))
+
+
 def full_log_prob(weight: Array, hidden: Array, rounding: Rounding) -> Array:
     """Standard deviations of the errors of `definition.full_log_prob`, [N, n_classes]."""
     h, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight))
@@ -256,7 +301,7 @@ def _over_rows(
             found.variance[rows], found.truth[rows] = soft.variance()[at], soft.log_p[at]
             if not gradients:
                 continue
-            ds, own, common, systematic = soft.grad_logits(r, label[rows], g)
+            ds, own, common, systematic = soft.grad_logits(r, at, g)
             found.weight.add(r, ds, own + common, systematic, h)
             if bias is not None:
                 found.bias.add(r, ds, own + common, systematic, np.ones((len(rows), 1)))

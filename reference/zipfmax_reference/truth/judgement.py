@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Family, Inputs, Results
+from zipfmax_reference.contestants.implementation import Family, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT
 from zipfmax_reference.truth import budgets, definition
@@ -100,6 +100,8 @@ class Truth:
     """Rows whose roundings are independent of each other's."""
     overflows: Results = field(default_factory=dict)
     """Masks of the elements that need not be finite, because something on their way may overflow the dtype."""
+    labels: Values | None = None
+    """Classes of the rows of `full.weight`'s gradient, where it has some only."""
     log_prob: Values | None = None
     """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
     log_prob_deviation: Values | None = None
@@ -152,7 +154,44 @@ class Truth:
             deviations["topk.values"] = np.take_along_axis(of_all, classes, axis=1)
             if "log_prob" in overflows:
                 overflows["topk.values"] = np.take_along_axis(overflows["log_prob"], classes, axis=1)
-        return cls(case, inputs.target, values, deviations, different, overflows, log_prob, of_all)
+        return cls(
+            case,
+            inputs.target,
+            values,
+            deviations,
+            different,
+            overflows,
+            log_prob=log_prob,
+            log_prob_deviation=of_all,
+        )
+
+    @classmethod
+    def of_classes(
+        cls,
+        case: Case,
+        inputs: Inputs,
+        classes: Labels,
+        output: Values,
+        precision: str | None = None,
+    ) -> Truth:
+        """The rows of some classes in the gradient of full softmax's weight, for the mean loss.
+
+        Args:
+            case: the cell, of the task "train".
+            inputs: its batch, and weights with full softmax's.
+            classes: [S].
+            output: [N] each target's log-probability, in float64.
+            precision: as in `of`.
+        """
+        rounding, weight = ROUNDING[precision or case.dtype], inputs.weights[FULL_WEIGHT]
+        row_weight = np.full(case.batch_size, -1.0 / max(case.batch_size, 1))
+        value, deviation = budgets.full_classes(
+            weight, classes, inputs.hidden, inputs.target, output, row_weight, rounding
+        )
+        different = budgets.different_rows(rounding, weight, None, inputs.hidden)
+        name = f"grad.{FULL_WEIGHT}"
+        overflows = {name: ~np.isfinite(deviation)} if rounding.largest < np.inf else {}
+        return cls(case, inputs.target, {name: value}, {name: deviation}, different, overflows, classes)
 
     def of_results(self, results: Results) -> Truth:
         """Another implementation's results as the truth: both may be off, so deviations count twice."""
@@ -294,7 +333,7 @@ class Truth:
         if tensor == "log_prob":
             return 1, np.arange(shape[1])
         if tensor == f"grad.{FULL_WEIGHT}":
-            return 0, np.arange(shape[0])
+            return 0, np.arange(shape[0]) if self.labels is None else self.labels
         if tensor in ("grad.head.weight", "grad.head.bias"):
             slots = np.arange(layout.head_size)
             return 0, np.where(slots < layout.shortlist_size, slots, -1)

@@ -134,17 +134,28 @@ class Softmax(NamedTuple):
         own = r.stored(log_p, variance + r.summed**2 * (logits**2 + log_sum**2))
         return cls(p, log_p, own, row, stagnation)
 
+    @classmethod
+    def of_some(cls, r: Rounding, logits: Floats, variance: Floats, log_sum: Floats, row: Floats) -> Softmax:
+        """Of some classes' logits [n, S], where the log-sum-exp over all and its variance are known, [n, 1]."""
+        log_p = logits - log_sum
+        own = r.stored(log_p, variance + r.summed**2 * (logits**2 + log_sum**2))
+        return cls(np.exp(log_p), log_p, own, row, np.zeros_like(row))
+
     def grad_logits(
-        self, r: Rounding, label: npt.NDArray[Any], g: Floats, through_q: Floats | None = None
+        self,
+        r: Rounding,
+        at: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        g: Floats,
+        through_q: Floats | None = None,
     ) -> GradLogits:
-        """Gradients of the logits for upstream gradients -g [n, 1] of the rows' log p of `label` [n]."""
+        """Gradients of the logits for upstream gradients -g [n, 1] of the log p at (rows, columns)."""
         own = (
             np.where(np.isinf(self.own) & (self.p == 0), 0.0, _of_exp(self.p, self.own))
             + (r.unit * self.p) ** 2
         )
         common = _of_exp(self.p, self.row if through_q is None else self.row + through_q)
         ds = self.p.copy()
-        ds[np.arange(len(label)), label] -= 1
+        ds[at] -= 1
         own += 2 * r.unit**2 * ds**2
         coherence = self.coherence(r)
         repeated = g * np.sqrt((self.stagnation * self.p) ** 2 + coherence**2 * own)
@@ -176,7 +187,7 @@ class Sum:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
         size = (shape[0], shape[1] if len(shape) > 1 else 1)
-        self._value, self._variance, self._absolute, *self._systematic = (np.zeros(size) for _ in range(5))
+        self.value, self._variance, self._absolute, *self._systematic = (np.zeros(size) for _ in range(5))
         self._squares: Floats | None = None
 
     def add(
@@ -199,7 +210,7 @@ class Sum:
             right_variance: of its errors; None for exact.
         """
         squares = right**2
-        self._value += left.T @ right
+        self.value += left.T @ right
         self._absolute += np.abs(left).T @ np.abs(right)
         self._variance += left_variance.T @ squares
         for own, errors in zip(self._systematic, systematic, strict=True):
@@ -214,7 +225,7 @@ class Sum:
         """Standard deviation of the error of each element."""
         spread = equal_rows * (self._variance + r.sum(n_rows, self._absolute, self._squares))
         spread += sum(own**2 for own in self._systematic)
-        return np.sqrt(r.stored(self._value, spread)).reshape(self._shape)
+        return np.sqrt(r.stored(self.value, spread)).reshape(self._shape)
 
 
 def linear(r: Rounding, x: Floats, weight: Floats, bias: Floats | None) -> tuple[Floats, Floats]:
