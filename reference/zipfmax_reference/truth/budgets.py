@@ -12,9 +12,11 @@ taken in, and t that of a product's operands (tf32; else 0):
 
     q = P h             var(q) = sum(q) + stored(q)
     s = O q (or W h+b)  var(s) = sum(s) + stored(s) + (O^2) var(q)
-    L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + B^2 + u^2 + (a L)^2   over C classes,
-                        whose sum of exponentials may be stored. B is what a running sum of the p_v loses
-                        systematically, terms below its spacing and equal ones (`rounding.stagnation`)
+    L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + B^2 + (a L)^2
+                                 + (u max(1, L - max s))^2
+                        over C classes, whose sum of exponentials or its logarithm may be stored. B is what a
+                        running sum of the p_v loses systematically, terms below its spacing and equal ones
+                        (`rounding.stagnation`)
     l = s - L           var(l) = var(s) + var(L) + stored(l) + a^2 (s^2 + L^2)
     output              var = var(l) of the head's slot + var(l) within the tail + stored(output)
     loss                sd  = mean of sd(output) + stored: rows need not be independent
@@ -25,14 +27,17 @@ taken in, and t that of a product's operands (tf32; else 0):
     dW = ds' h, dO = dt' q, dP = dq' h (over rows), db = ds' 1:
                         var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum] + (sum over rows of e h)^2
                               + (sum over rows of f h)^2 + stored
-                        e^2 = (g B p)^2 + c^2 var_own(ds): what has one sign in all rows. B has; and where a class's
-                        log p differ from row to row by less than the spacing 2 u |l| that they are rounded to, all
-                        rows round alike, c = exp(-2 (pi sd_rows(l) / (2 u |l|))^2), as in `rounding`; then the rows'
-                        differences are lost too, f = g c p (l - mean_rows(l)). For dP,
-                        e^2 = (g B (p O))^2 + mean(c)^2 var_own(dq), f O in place of f.
+                        e^2 = (g B p)^2 + c^2 var(ds) + 3 under^2: what has one sign in all rows. B has; and where
+                        a class's log p differ from row to row by less than the spacing 2 u |l| that they are rounded
+                        to, all rows round alike, c = exp(-2 (pi sd_rows(l) / (2 u |l|))^2), as in `rounding`; then
+                        the rows' differences are lost too, f = g c p (l - mean_rows(l)). For dP,
+                        e^2 = (g B (p O))^2 + mean(c)^2 var(dq) + 3 (under O)^2, f O in place of f.
     dq = dt O, dh = ds W, dh = dq P (over classes or features):
-                        var = var_own(ds) W^2 + (g sd(L) p W)^2 + (g sum of lost p_v W_v)^2 + sum + stored
-                        Lost are the terms below the spacing of a running sum over classes.
+                        var = var_own(ds) W^2 + (g sd(L) p W)^2 + 3 (g sum of lost p_v W_v)^2 + 3 (under W)^2 + sum
+                              + stored
+                        Lost are the terms below the spacing of a running sum over classes. under is what storing p
+                        and ds does to those of a few times float16's smallest number: it follows the value. Both are
+                        known, and u^2 is three times the variance of an error within +-u.
                         The error of L is common to all classes of a row, so its part adds up coherently; so does
                         the part of q: (g sum_v p_v sd_q(s_v) |O_v|)^2, and dq's coherent part through P.
     grad.input          the sum of head and tail, each stored, and stored
@@ -57,7 +62,7 @@ import numpy.typing as npt
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Array, Labels, Results
 from zipfmax_reference.runs.drawing import FULL_WEIGHT
-from zipfmax_reference.truth.rounding import Floats, Rounding, Softmax, Sum, linear
+from zipfmax_reference.truth.rounding import CERTAIN, Floats, Rounding, Softmax, Sum, linear
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits that exist at a time: a dozen arrays of 32 MiB."""
@@ -124,8 +129,10 @@ def adaptive(
                 dq_own = r.stored(dq, own @ out**2 + r.product(ds, out))
                 of_q = np.abs(g) * ((soft.p * np.sqrt(through_q)) @ np.abs(out))
                 mean = soft.p @ out
-                dq_common = (g**2 * soft.row) * mean**2 + of_q**2 + _lost(r, soft, g, out)
-                repeated = (g * soft.stagnation * mean) ** 2 + soft.coherence(r).mean() ** 2 * dq_own
+                lost = _lost(r, soft, ds, g, out)
+                dq_common = (g**2 * soft.row) * mean**2 + of_q**2 + lost
+                repeated = (g * soft.stagnation * mean) ** 2 + lost
+                repeated += soft.coherence(r).mean() ** 2 * (dq_own + dq_common)
                 of_rows = np.sign(g) * np.sqrt(repeated), systematic[1] @ out
                 grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, of_rows, h)
                 dh = dq @ projection
@@ -306,19 +313,18 @@ def _over_rows(
             if bias is not None:
                 found.bias.add(r, ds, own + common, systematic, np.ones((len(rows), 1)))
             dh = ds @ weight
-            spread = own @ weight**2 + (g**2 * soft.row) * (soft.p @ weight) ** 2 + _lost(r, soft, g, weight)
+            spread = (
+                own @ weight**2 + (g**2 * soft.row) * (soft.p @ weight) ** 2 + _lost(r, soft, ds, g, weight)
+            )
             found.grad_hidden[rows] = dh
             found.input_variance[rows] = r.stored(dh, spread + r.product(ds, weight))
     return found
 
 
-def _lost(r: Rounding, soft: Softmax, g: Floats, weight: Floats) -> Floats:
-    """Square of what a running sum over the classes of p weight may lose, [n, k]."""
-    lost = r.lost(soft.p)
-    if not lost.any():
-        return np.zeros((1, 1))
-    found: Floats = (g * (np.where(lost, soft.p, 0.0) @ weight)) ** 2
-    return found
+def _lost(r: Rounding, soft: Softmax, ds: Floats, g: Floats, weight: Floats) -> Floats:
+    """Variance of what ds weight loses whole: in a running sum over classes, and where p or ds underflow."""
+    errors = [np.where(r.lost(soft.p), g * soft.p, 0.0), r.underflow(ds), g * r.underflow(soft.p)]
+    return CERTAIN * sum(((error @ weight) ** 2 for error in errors if error.any()), start=np.zeros((1, 1)))
 
 
 def _mean_deviation(r: Rounding, deviation: Floats, output: Floats) -> Floats:

@@ -35,6 +35,12 @@ LANES = 4
 _FAR = 6.0
 """Deviations at which the error of an exponential is taken, and that a value may be from what overflows."""
 
+CERTAIN = 3.0
+"""Weight of the square of a known error: one within +-u has the variance u^2 / 3, and u^2 is counted here."""
+
+_FEW = 8
+"""Multiples of the smallest number up to which a stored value's rounding is taken as it is."""
+
 Floats = npt.NDArray[Any]
 
 
@@ -59,6 +65,14 @@ class Rounding:
         if self.largest == np.inf:
             return found
         return np.where(np.abs(values) + _FAR * np.sqrt(found) > self.largest, np.inf, found)
+
+    def underflow(self, values: Floats) -> Floats:
+        """Error of storing values so small that they are rounded to a few multiples of the smallest number.
+
+        It follows the value, where that of larger ones is as good as random; 0 for those.
+        """
+        spacing = 2 * self.tiny
+        return np.where(np.abs(values) < _FEW * spacing, spacing * np.rint(values / spacing) - values, 0.0)
 
     def sum(self, n_terms: int, absolute: Floats, squares: Floats | None) -> Floats:
         """Variance of a sum: of the terms' absolute values and, where operands are rounded, squares."""
@@ -128,7 +142,8 @@ class Softmax(NamedTuple):
         stagnation = r.stagnation(p)
         # A logit that overflows downwards has the probability 0 and adds nothing.
         row = np.where(p > 0, p**2 * variance, 0.0).sum(axis=1, keepdims=True)
-        row += logits.shape[1] * r.summed**2 + stagnation**2 + r.unit**2 + (r.summed * log_sum) ** 2
+        row += logits.shape[1] * r.summed**2 + stagnation**2 + (r.summed * log_sum) ** 2
+        row += (r.unit * np.maximum(log_sum - largest, 1.0)) ** 2
         if out is not None and q_variance is not None:
             row += ((p @ out) ** 2 * q_variance).sum(axis=1, keepdims=True)
         own = r.stored(log_p, variance + r.summed**2 * (logits**2 + log_sum**2))
@@ -158,9 +173,12 @@ class Softmax(NamedTuple):
         ds[at] -= 1
         own += 2 * r.unit**2 * ds**2
         coherence = self.coherence(r)
-        repeated = g * np.sqrt((self.stagnation * self.p) ** 2 + coherence**2 * own)
+        lost = CERTAIN * (r.underflow(g * ds) ** 2 + (g * r.underflow(self.p)) ** 2)
+        repeated = g**2 * ((self.stagnation * self.p) ** 2 + coherence**2 * (own + common)) + lost
         levelled = g * self.p * coherence * (self.log_p - self.log_p.mean(axis=0))
-        return GradLogits(-g * ds, g**2 * own + r.tiny**2, g**2 * common, (repeated, levelled))
+        return GradLogits(
+            -g * ds, g**2 * own + r.tiny**2, g**2 * common, (np.sign(g) * np.sqrt(repeated), levelled)
+        )
 
     def coherence(self, r: Rounding) -> Floats:
         """How far a class's roundings repeat from row to row, [C]: 1 where its log p differ by less than rounding."""
