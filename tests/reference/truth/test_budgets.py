@@ -196,3 +196,34 @@ def test_equal_rows_make_equal_errors_and_one_row_has_no_average():
         runner = registry.implementation(name).build(expanded, draw_inputs(expanded))
         runner.run()
         assert {v.status for v in many.verdicts(runner.results()).values()} == {"pass"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(20_000, 64, 256, (1_000, 5_000, 10_000)),
+        Case(10_000, 64, 256, (100, 101, 9_999), 8.0, labels="uniform"),
+        Case(5_000, 64, 64, (500,), 64.0, labels="uniform"),
+    ],
+    ids=["widths 16, 4, 1", "tails of one class", "one tail of width 1"],
+)
+def test_tails_of_one_column_or_one_class_hold(case, dtype):
+    """All classes share one number of each row there; its rounding and the target's term are in the budget."""
+    case = replace(case, dtype=dtype)
+    assert any(tail.projection_size == 1 or tail.size == 1 for tail in case.layout)
+    inputs = draw_inputs(case)
+    truth = Truth.of(case, inputs)
+    for name in ("torch", "zipfmax:tiled", "zipfmax:eager"):
+        runner = registry.implementation(name).build(case, inputs)
+        runner.run()
+        for tensor, verdict in truth.verdicts(runner.results()).items():
+            assert verdict.status == "pass", (name, tensor, verdict)
+
+
+def test_a_fault_in_a_tail_of_one_column_is_seen():
+    case = Case(5_000, 64, 64, (500,), 64.0, labels="uniform", dtype="bfloat16")
+    truth = Truth.of(case, draw_inputs(case))
+    for tensor in ("grad.tail.0.0.weight", "grad.tail.0.1.weight", "grad.input"):
+        assert truth.judge(tensor, truth.values[tensor].astype(np.float32)).status == "pass"
+        assert truth.judge(tensor, (1.1 * truth.values[tensor]).astype(np.float32)).status == "fail"

@@ -10,7 +10,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth.judgement import ELEMENT, Truth
-from zipfmax_reference.truth.rounding import LANES, ROUNDING, Softmax
+from zipfmax_reference.truth.rounding import LANES, ROUNDING, Rounding, Softmax
 
 FLOAT32 = ROUNDING["float32"]
 FLAT, WIDE = 1e-4, 4.0
@@ -89,3 +89,16 @@ def test_deviations_are_finite_wherever_the_truth_is():
         truth = Truth.of(case, draw_inputs(case))
         for tensor, deviation in truth.deviations.items():
             assert np.isfinite(deviation[np.isfinite(truth.values[tensor])]).all(), (case.id, tensor)
+
+
+def test_gradients_below_float16s_smallest_number_are_lost_together_and_the_budget_says_how_much(monkeypatch):
+    case = Case(50_000, 64, 1_024, (1_000, 5_000, 20_000), dtype="float16", labels="uniform")
+    inputs = draw_inputs(case)
+    runner = registry.implementation("torch").build(case, inputs)
+    runner.run()
+    results = runner.results()["grad.input"]
+    assert Truth.of(case, inputs).judge("grad.input", results).status == "pass"
+    monkeypatch.setattr(Rounding, "underflow", lambda self, values: np.zeros_like(values))
+    independent = Truth.of(case, inputs).judge("grad.input", results)
+    assert independent.status == "fail"
+    assert independent.share > 5
