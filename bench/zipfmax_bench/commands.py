@@ -253,7 +253,9 @@ def compile_kernels(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Only training steps with biases, which need the most registers."),
+        typer.Option(
+            "--quick", help="Only training steps with biases, of several tails, in 16 bits and tf32."
+        ),
     ] = False,
 ) -> None:
     """Compile every GPU kernel, with no GPU: registers, spills, shared memory; exit 1 if one is bad."""

@@ -11,6 +11,8 @@ from zipfmax_reports.elements import Details, Format, Picture, Section, Table, t
 from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, percent, scientific
 
+PROTOCOL = "protocol."
+"""Before the name of a rule, in place of a tensor."""
 _VERDICTS = {True: "✓ caught", False: "✗ survived"}
 
 
@@ -29,8 +31,8 @@ def _parity(run: Run) -> Section:
         return Section("This run holds no comparison with a reference; zipfmax verify makes one.")
     rows = tables.with_used_budget(table)
     section = Section(
-        "Each tensor of each cell is compared with float64 truth. Its budget is twice what the reference "
-        "itself errs, plus rounding; an error above 100 % of its budget is a failure."
+        "Each tensor of each cell is compared with float64 truth. Its budget is what rounding in that dtype can do "
+        "to each element, row and group of classes; an error above 100 % of its budget is a failure."
     )
     section.tables.append(_by_implementation(table))
     failures, skipped = rows[rows["status"] == "fail"], rows[rows["status"] == "skipped"]
@@ -38,6 +40,10 @@ def _parity(run: Run) -> Section:
         section.details.append(_findings(failures, "comparisons that failed", opened=True))
     if not skipped.empty:
         section.details.append(_skipped(skipped))
+    in_use = rows["tensor"].str.startswith(PROTOCOL)
+    if in_use.any():
+        section.details.append(_protocol(rows[in_use]))
+    rows = rows[~in_use]
     section.details.append(_by_tensor(rows))
     if rows["used"].notna().any():
         section.figures.append(_strip(rows, run))
@@ -91,6 +97,27 @@ def _skipped(rows: pd.DataFrame) -> Details:
     return Details(
         f"{count(len(rows))} comparisons that were skipped, by reason", Table.of("Skipped", grouped, columns)
     )
+
+
+def _protocol(rows: pd.DataFrame) -> Details:
+    """Rule of the protocol of calls by implementation: kept, broken, or not promised."""
+    words = {"pass": "✓ kept", "fail": "✗ broken", "skipped": "– not promised"}
+    worst = {"fail": 0, "skipped": 1, "pass": 2}
+    rows = rows.sort_values("status", key=lambda status: status.map(worst), kind="stable")
+    of_rule = rows.drop_duplicates(["tensor", "impl"]).assign(
+        rule=lambda found: found["tensor"].str.removeprefix(PROTOCOL).str.replace("-", " "),
+        verdict=lambda found: found["status"].map(words),
+    )
+    names = list(dict.fromkeys(of_rule["impl"]))
+    grid = of_rule.pivot(index="rule", columns="impl", values="verdict")[names].reset_index()
+    columns: dict[str, tuple[str, Format]] = {
+        "rule": ("rule", text),
+        **{name: (name, text) for name in names},
+    }
+    kept = int((of_rule["status"] == "pass").sum())
+    summary = f"In use, call after call: {kept} of {len(of_rule)} rules kept"
+    broken = bool((of_rule["status"] == "fail").any())
+    return Details(summary, Table.of("The protocol of calls", grid, columns), opened=broken)
 
 
 def _by_tensor(rows: pd.DataFrame) -> Details:

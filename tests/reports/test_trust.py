@@ -161,3 +161,27 @@ def test_a_run_without_the_file_has_no_word_of_it(run_directory: Path, name: str
     run = read_run(run_directory)
     assert name not in run.extras
     assert not [item for item in trust(run).details if name == "mutants" and "Planted" in item.summary]
+
+
+def test_the_protocol_stands_as_rule_by_implementation_and_broken_rules_open_it(
+    run_directory: Path, edit_lines: Edit
+) -> None:
+    def in_use(record: dict[str, Any]) -> dict[str, Any]:
+        if record["tensor"] == "loss":
+            status = {"zipfmax": "pass", "torch": "skipped", "paddle": "fail"}.get(record["impl"], "pass")
+            return record | {"tensor": "protocol.later-calls-are-right", "status": status}
+        return record
+
+    edit_lines(run_directory / "parity.jsonl", in_use)
+    found = details(run_directory, "In use, call after call")
+    assert found.opened
+    assert found.summary == "In use, call after call: 1 of 3 rules kept"
+    (row,) = (dict(zip(found.table.columns, row, strict=True)) for row in found.table.rows)
+    assert row == {
+        "rule": "later calls are right",
+        "zipfmax": "✓ kept",
+        "torch": "– not promised",
+        "paddle": "✗ broken",
+    }
+    by_tensor = details(run_directory, "Error against budget")
+    assert not any("protocol" in str(row) for row in by_tensor.table.rows)

@@ -18,7 +18,9 @@ _KINDS = {
     "conversion": r"F2FP|F2F|I2F|PRMT",
     "shared memory": r"LDS|STS|LDSM|STSM",
     "tensor core": r"HGMMA|HMMA|WARPGROUP",
+    "spill": r"\b(?:STL|LDL)\b",
 }
+_SPILL = re.compile(_KINDS["spill"])
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Resources:
     """A thread."""
     spill_bytes: int
     """Of registers spilled to memory; for NVIDIA, 4 for each load and store of one in the code."""
+    loop_spills: float
+    """The largest share of a loop's instructions that load or store a spilled register. A spill before or after
+    the loops is one instruction a program. 1 where something spilled and the code has no loops that are known."""
 
 
 def of_cubin(cubin: bytes, disassemble: bool) -> tuple[Resources, str]:
@@ -51,7 +56,10 @@ def of_cubin(cubin: bytes, disassemble: bool) -> tuple[Resources, str]:
             raise RuntimeError(f"cuobjdump reported no resource usage: {usage.strip()!r}")
         registers, stack = int(found.group(1)), int(found.group(2))
         sass = _read("nvdisasm", "-c", str(path)) if disassemble or stack else ""
-    return Resources(registers, stack, 4 * len(re.findall(r"\b(?:STL|LDL)\b", sass))), sass
+    spills = len(_SPILL.findall(sass))
+    shares = [_count(loop) for loop in _loops(sass)]
+    loop_spills = max((c["spill"] / c["all"] for c in shares if c["all"]), default=float(spills > 0))
+    return Resources(registers, stack, 4 * spills, loop_spills), sass
 
 
 def of_amdgcn(text: str) -> Resources:
@@ -67,7 +75,7 @@ def of_amdgcn(text: str) -> Resources:
     # Vector registers are also spilled to accumulator registers, scalar ones to lanes of vector registers: if
     # there is no stack, nothing went to memory.
     spills = min(4 * number(".vgpr_spill_count"), stack)
-    return Resources(number(".vgpr_count"), stack, spills)
+    return Resources(number(".vgpr_count"), stack, spills, float(spills > 0))
 
 
 def inner_loop(sass: str) -> dict[str, float] | None:
@@ -76,6 +84,16 @@ def inner_loop(sass: str) -> dict[str, float] | None:
     It is the loop with tensor-core work that costs least for each exponential, of which a logit has one: the
     anchored loop, rather than the one with a running maximum. None where there is no such loop.
     """
+    counted = [_count(loop) for loop in _loops(sass)]
+    streaming = [c for c in counted if c["exponential"] and c["tensor core"]]
+    if not streaming:
+        return None
+    best = min(streaming, key=lambda c: c["all"] / c["exponential"])
+    return {kind: round(count / best["exponential"], 3) for kind, count in best.items() if kind != "spill"}
+
+
+def _loops(sass: str) -> list[list[str]]:
+    """The lines from each label to a later branch back to it."""
     labels: dict[str, int] = {}
     lines = sass.splitlines()
     loops: list[list[str]] = []
@@ -86,12 +104,7 @@ def inner_loop(sass: str) -> dict[str, float] | None:
         branch = re.search(r"\bBRA(?:\.\w+)*\s.*`\((\.L_x_\d+)\)", line)
         if branch and branch.group(1) in labels:
             loops.append(lines[labels[branch.group(1)] : number + 1])
-    counted = [_count(loop) for loop in loops]
-    streaming = [c for c in counted if c["exponential"] and c["tensor core"]]
-    if not streaming:
-        return None
-    best = min(streaming, key=lambda c: c["all"] / c["exponential"])
-    return {kind: round(count / best["exponential"], 3) for kind, count in best.items()}
+    return loops
 
 
 def _count(loop: Sequence[str]) -> Counter[str]:

@@ -53,6 +53,9 @@ TOGETHER = ((256, 64), (256, 64, 16), (128, 32, 8), (64, 16))
 """Projection sizes of tails in one layer, which share launches: what d of 256, 512 and 1024 and div_value 4
 make."""
 
+QUICK = ((512,), (256, 64, 16), (128, 32, 8))
+"""Layers that need the most registers."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -98,30 +101,30 @@ def variants(target: str, quick: bool = False) -> list[Launch]:
 
     Args:
         target: "sm_80" and the like, an architecture of the table.
-        quick: training steps with biases only, which need the most registers.
+        quick: training steps with biases only, which need the most registers, in one dtype of 16 bits and in tf32,
+            of a few layers.
     """
     found: dict[Launch, None] = {}
-    for dtype, precision in _ARITHMETICS:
+    for dtype, precision in (_ARITHMETICS[0], _ARITHMETICS[-1]) if quick else _ARITHMETICS:
         for biased in (True,) if quick else (True, False):
             found |= dict.fromkeys(_launches(target, dtype, precision, biased, quick))
     return list(found)
 
 
-def _launches(
-    target: str, dtype: torch.dtype, precision: str, biased: bool, train_alone: bool
-) -> list[Launch]:
+def _launches(target: str, dtype: torch.dtype, precision: str, biased: bool, quick: bool) -> list[Launch]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         with recording(target) as launches:
-            for widths in (*((width,) for width in (*WIDTHS, *BETWEEN)), *TOGETHER):
-                _run(widths, dtype, biased, train_alone)
+            layers = (*((width,) for width in (*WIDTHS, *BETWEEN)), *TOGETHER)
+            for widths in QUICK if quick else layers:
+                _run(widths, dtype, biased, quick)
         return launches
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def _run(widths: tuple[int, ...], dtype: torch.dtype, biased: bool, train_alone: bool) -> None:
+def _run(widths: tuple[int, ...], dtype: torch.dtype, biased: bool, quick: bool) -> None:
     """The steps of a layer whose tails have these projection sizes, on tensors without data."""
     d, shortlist, size, n_rows = 1024, 20_000, 40_000, 16_384
 
@@ -143,7 +146,7 @@ def _run(widths: tuple[int, ...], dtype: torch.dtype, biased: bool, train_alone:
         row_weights(hidden[:, 0], empty(), None, labels, "mean", ignored)
     found = nll_step(hidden, labels, *packed, bounds, ignored, row_weight=row_weight, want=(True, True))
     scaling.scale_(found.hidden, found.weights, torch.empty((), device="meta"))
-    if not train_alone:
+    if not quick:
         nll_step(hidden, labels, *packed, bounds, ignored, reduction="mean", result_dtype=dtype)
         log_prob_step(hidden, weights, shortlist)
         predict_step(hidden, weights, shortlist)

@@ -9,6 +9,8 @@ checked against a float64 definition that never touches torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,7 +62,7 @@ def nll(
 
 
 def gradients(
-    layout: ClusterLayout,
+    bounds: Sequence[int],
     weights: Weights,
     hidden: Tensor,
     target: Tensor,
@@ -73,7 +75,8 @@ def gradients(
     """Gradients of `nll`'s results, for the backward of another backend that is differentiated or batched.
 
     Args:
-        layout, weights, hidden, target, ignore_index, reduction, dtype: as `nll` takes them.
+        bounds: where the clusters begin and end, as `ClusterLayout.bounds` has them.
+        weights, hidden, target, ignore_index, reduction, dtype: as `nll` takes them.
         upstream: gradients of output and of loss, None for none.
 
     Returns:
@@ -81,21 +84,50 @@ def gradients(
         clusters without targets. Functions that autograd can differentiate where grad mode is on.
     """
     create_graph = torch.is_grad_enabled()
-    tensors = (hidden, *weights.tensors())
     with torch.enable_grad():
         results = nll(
-            layout, weights, hidden, target, ignore_index=ignore_index, reduction=reduction, dtype=dtype
+            _layout(bounds, weights),
+            weights,
+            hidden,
+            target,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dtype=dtype,
         )
-        seeds = [(r, g) for r, g in zip(results, upstream, strict=True) if g is not None]
-        found = iter(
-            torch.autograd.grad(
-                [result for result, _ in seeds],
-                [tensor for tensor in tensors if tensor.requires_grad],
-                [gradient for _, gradient in seeds],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
+    return _gradients_of(results, upstream, (hidden, *weights.tensors()), create_graph)
+
+
+def log_prob_gradients(
+    bounds: Sequence[int], weights: Weights, hidden: Tensor, upstream: Tensor
+) -> list[Tensor | None]:
+    """Gradients of `log_prob`, [N, n_classes], as `gradients` gives those of `nll`."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        results = (log_prob(_layout(bounds, weights), weights, hidden),)
+    return _gradients_of(results, (upstream,), (hidden, *weights.tensors()), create_graph)
+
+
+def _layout(bounds: Sequence[int], weights: Weights) -> ClusterLayout:
+    sizes = tuple(tail.projection.shape[0] for tail in weights.tails)
+    return ClusterLayout(weights.head.shape[1], bounds[-1], tuple(bounds[1:-1]), projection_sizes=sizes)
+
+
+def _gradients_of(
+    results: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    create_graph: bool,
+) -> list[Tensor | None]:
+    seeds = [(r, g) for r, g in zip(results, upstream, strict=True) if g is not None]
+    found = iter(
+        torch.autograd.grad(
+            [result for result, _ in seeds],
+            [tensor for tensor in tensors if tensor.requires_grad],
+            [gradient for _, gradient in seeds],
+            create_graph=create_graph,
+            allow_unused=True,
         )
+    )
     return [next(found) if tensor.requires_grad else None for tensor in tensors]
 
 

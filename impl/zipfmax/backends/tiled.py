@@ -143,7 +143,7 @@ class _Nll(torch.autograd.Function):
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
         if torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in (grad_output, grad_loss)):
             gradients = eager.gradients(
-                job.layout,
+                job.layout.bounds,
                 job.weights.with_tensors(tensors),
                 hidden,
                 target,

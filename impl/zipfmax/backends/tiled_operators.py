@@ -18,7 +18,6 @@ from zipfmax.backends import eager
 from zipfmax.backends.context import is_batched
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_cluster import statistics_dtype
-from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
 
@@ -152,12 +151,9 @@ def _differentiable_gradients(
     workspace_bytes: int,
 ) -> list[Tensor | None]:
     """The gradients by the eager backend, for a backward that is itself differentiated or batched."""
-    weights = _weights(tensors, biases)
-    sizes = tuple(tail.projection.shape[0] for tail in weights.tails)
-    layout = ClusterLayout(hidden.shape[1], bounds[-1], tuple(bounds[1:-1]), projection_sizes=sizes)
     gradients = eager.gradients(
-        layout,
-        weights,
+        bounds,
+        _weights(tensors, biases),
         hidden,
         target,
         (grad_log_p, None),

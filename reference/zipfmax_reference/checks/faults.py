@@ -42,6 +42,7 @@ class Control(nn.Module):
 
     def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Output and mean loss."""
+        target = self.checked(target)
         head = self.normalised(self.head_logits(hidden))
         output = head.gather(1, target.clamp(max=head.shape[1] - 1).unsqueeze(1)).squeeze(1)
         for tail in self.layout:
@@ -69,6 +70,12 @@ class Control(nn.Module):
         return self.log_prob(hidden).argmax(dim=1)
 
     # The parts that faults replace.
+
+    def checked(self, target: Tensor) -> Tensor:
+        """The targets, which have to be classes."""
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.layout.n_classes:
+            raise RuntimeError("a target is no class")
+        return target
 
     def width(self, tail: Cluster) -> int:
         """Width of a tail's projection."""
@@ -118,20 +125,28 @@ class Control(nn.Module):
 
 
 FAULTS: dict[str, type[Control]] = {}
+"""Those that one call shows."""
+IN_USE: dict[str, type[Control]] = {}
+"""Those that one call, and loss.backward() after it, does not show: the protocol of calls has to."""
 
 _Fault = TypeVar("_Fault", bound=type[Control])
 
 
-def planted(fault: str) -> Callable[[_Fault], _Fault]:
+def planted(fault: str, among: dict[str, type[Control]] = FAULTS) -> Callable[[_Fault], _Fault]:
     """Enter a class among the faults under its own name in kebab case."""
 
     def enter(cls: _Fault) -> _Fault:
         cls.fault = fault
         name = "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("-")
-        FAULTS[name] = cls
+        among[name] = cls
         return cls
 
     return enter
+
+
+def in_use(fault: str) -> Callable[[_Fault], _Fault]:
+    """Enter a class among those that the protocol of calls has to catch."""
+    return planted(fault, IN_USE)
 
 
 def scaled_gradient(value: Tensor, factor: float) -> Tensor:

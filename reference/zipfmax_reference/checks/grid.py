@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import cycle, product
 from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
-from zipfmax_reference.runs.case import DTYPES, Case
+from zipfmax_reference.runs.case import DTYPES, PROTOCOL, Case
 
 TASKS = ("forward", "train", "log_prob", "predict")
 """What every reference's own layer has."""
@@ -28,6 +29,8 @@ _QUICK_PARTITIONS: tuple[Partition, ...] = (
     (1000, (100,)),
     (2000, (50, 200, 800, 1500)),
 )
+
+_CALLED: tuple[Partition, ...] = ((40, (7, 20)), (203, (1, 2, 202)))
 
 _FULL_PARTITIONS: tuple[Partition, ...] = (
     (2, (1,)),
@@ -63,12 +66,18 @@ def matching(cases: list[Case], pattern: str) -> list[Case]:
     """
     found = [case for case in cases if fnmatchcase(case.id, f"*{pattern}*")]
     if not found:
-        raise UsageError(f"no cell of this grid matches {pattern!r}; an id looks like {cases[0].id}")
+        parts = sorted({part for case in cases for part in case.id.split("-")})
+        near = [m for word in pattern.split("-") for m in get_close_matches(word.strip("*?"), parts, 2)]
+        hint = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+        raise UsageError(f"no cell of this grid matches {pattern!r}; {hint}an id looks like {cases[0].id}")
     return found
 
 
 def quick(device: str = "cpu", dtypes: Sequence[str] = ("float32", "float64")) -> list[Case]:
-    """Every partition with every div_value, head_bias, dtype and task; the other fields take turns."""
+    """Every partition with every div_value, head_bias, dtype and task; the other fields take turns.
+
+    And the protocol of calls in each dtype.
+    """
     combinations = product(_QUICK_PARTITIONS, (1.0, 2.0, 4.0, 1.5, UNIFORM_TAILS), (False, True), dtypes)
     turns = zip(
         cycle((32, 17, 48)),
@@ -83,7 +92,7 @@ def quick(device: str = "cpu", dtypes: Sequence[str] = ("float32", "float64")) -
             combinations, turns, strict=False
         )
         for task in TASKS
-    ]
+    ] + _of_calls(_CALLED[:1], device, dtypes)
 
 
 def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
@@ -123,7 +132,16 @@ def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
             hidden=hidden,
         )
         cases[case.id] = case
-    return list(cases.values())
+    return list(cases.values()) + _of_calls(_CALLED, device, dtypes)
+
+
+def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str]) -> list[Case]:
+    """The protocol of calls, with a head bias and without one."""
+    return [
+        Case(n_classes, 12, 17, cutoffs, 2.0, turn == 0, dtype, device, "uniform", task=PROTOCOL)
+        for turn, (n_classes, cutoffs) in enumerate(partitions)
+        for dtype in dtypes
+    ]
 
 
 def large(device: str = "cpu", dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[Case]:
@@ -142,7 +160,9 @@ def small(device: str = "cpu") -> list[Case]:
 
 
 def of_layer(layer: Any) -> list[Case]:
-    """Cases of a layer's own partition, dtype and device: batches of 1 and 33 rows, three kinds of labels.
+    """Cases of a layer's own partition, dtype and device: batches of 1 and 33 rows, three kinds of labels; and
+
+    the protocol of calls.
 
     Args:
         layer: has torch.nn's attributes: in_features, n_classes, cutoffs (n_classes last), div_value, head.
@@ -163,9 +183,10 @@ def of_layer(layer: Any) -> list[Case]:
             labels,
             task=task,
         )
-        for batch_size in (1, 33)
-        for labels in ("uniform", "zipf:1.0", beside_cutoffs(layout))
-        for task in TASKS
+        for batch_size, labels, task in (
+            *product((1, 33), ("uniform", "zipf:1.0", beside_cutoffs(layout)), TASKS),
+            (33, "uniform", PROTOCOL),
+        )
     ]
 
 

@@ -22,7 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from zipfmax_reference.contestants import registry
+from zipfmax.errors import UsageError
+from zipfmax_reference.checks import grid as grids
+from zipfmax_reference.contestants import isolated
+from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Implementation, Inputs, Results
 from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs.case import Case
@@ -50,21 +53,31 @@ def run(
 ) -> int:
     """Check every relation on every large case, show the table, leave `metamorphic.jsonl` in `out`.
 
+    With `resume`, cells whose every relation is already in `out` are not checked again.
+
     Returns:
         1 where a relation does not hold, otherwise 0.
+
+    Raises:
+        UsageError: an unknown name, a pattern that matches no cell, or no cell that could be judged.
     """
-    implementations = [registry.implementation(name) for name in impl or ("zipfmax", "torch")]
-    cases = [case for case in CASES if cells is None or cells in case.id]
-    arguments = {"metamorphic": True, "impl": [i.name for i in implementations]}
+    implementations = [isolated.implementation(name) for name in impl or ("zipfmax", "torch")]
+    cases = list(CASES) if cells is None else grids.matching(list(CASES), cells)
+    arguments = {"metamorphic": True, "impl": [i.name for i in implementations], "cells": cells}
     directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
+    known = [] if directory is None else [Metamorphic(**row) for row in directory.rows(Metamorphic)]
     relations = []
     for case in cases:
         for implementation in implementations:
-            found = list(check(case, implementation))
-            if directory is not None:
-                directory.write(*found)
+            found = [row for row in known if (row.case, row.impl) == (case.id, implementation.name)]
+            if len(found) != len(RELATIONS):
+                found = list(check(case, implementation))
+                if directory is not None:
+                    directory.write(*found)
             relations += found
     _show(relations)
+    if all(relation.status == "skipped" for relation in relations):
+        raise UsageError(f"nothing was judged: {relations[0].reason}")
     return 1 if any(relation.status == "fail" for relation in relations) else 0
 
 
@@ -81,8 +94,7 @@ def check(case: Case, implementation: Implementation) -> Iterator[Metamorphic]:
         except MemoryError:
             raise
         except Exception as raised:  # a finding about the implementation
-            text = f"raised {type(raised).__name__}: {raised}"
-            yield Metamorphic(**cell, relation=name, status="fail", reason=text)
+            yield Metamorphic(**cell, relation=name, status="fail", reason=told(raised))
             continue
         holds = error <= budget  # NaN never does
         yield Metamorphic(

@@ -12,13 +12,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-# Importing the two modules plants their faults.
-from zipfmax_reference.checks import faults_forward, faults_results  # noqa: F401
+# Importing these modules plants their faults.
+from zipfmax_reference.checks import (  # noqa: F401
+    faults_backward,
+    faults_calls,
+    faults_forward,
+    faults_results,
+)
 from zipfmax_reference.checks import grid as grids
-from zipfmax_reference.checks.faults import FAULTS, Control
+from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
-from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import Oracle, Record
 
@@ -73,7 +78,7 @@ def run(
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
     directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
-    classes: dict[str, type[Control]] = {CONTROL: Control, **FAULTS}
+    classes: dict[str, type[Control]] = {CONTROL: Control, **FAULTS, **IN_USE}
     known = [Outcome(**record) for record in directory.rows(Mutant)] if directory is not None else []
     if [outcome.mutant for outcome in known] == list(classes):
         outcomes = known
@@ -94,13 +99,14 @@ def run(
 
 
 def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Outcome]:
-    """Run each class on each case."""
+    """Run each class on each case that is meant to show it: faults in use on the protocol of calls."""
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
     for case in track(cases, "mutants", console=Console(stderr=True), transient=True):
         oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
-            outcomes[name].note(oracle.check(layer))
+            if name == CONTROL or (name in IN_USE) == (case.task == PROTOCOL):
+                outcomes[name].note(oracle.check(layer))
     return list(outcomes.values())
 
 

@@ -239,9 +239,9 @@ def padding_label(name: str) -> ProbeResult:
     if name != "tensorflow":
         return parity("forward")(name)
     child = Child("zipfmax_reference.contestants.tensorflow_layer:TensorFlowRunner")
-    runner = child.call("build", case, inputs, 0)
-    child.call("run", runner)
-    results = child.call("results", runner)
+    runner = child.build(case, inputs, 0)
+    runner.run()
+    results = runner.results()
     right = -results["output"].mean()
     zeros = int((inputs.target == 0).sum())
     return ProbeResult(

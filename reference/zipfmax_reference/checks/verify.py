@@ -21,7 +21,7 @@ from rich.table import Table
 from zipfmax import backends
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import grid as grids
-from zipfmax_reference.contestants import registry, saved
+from zipfmax_reference.contestants import isolated, registry, saved
 from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
@@ -31,6 +31,8 @@ from zipfmax_reference.truth.parity import WHOLE, Oracle, Record, fault
 REFERENCES = ("definition", "torch", "paddle")
 PRECISIONS = ("highest", "high", "medium")
 INTERRUPTED = 130
+HOPELESS = 3
+"""Cells in a row, from the first on, in which an implementation raises the same: then it is not tried any more."""
 WIDTH = 120
 """Columns of a table that goes to a file."""
 
@@ -88,7 +90,7 @@ def run(
         UsageError: unknown names, a pattern that matches no cell, no cell that can be judged here, or a folder
             that cannot be used.
     """
-    implementations = [registry.implementation(name) for name in options.implementations()]
+    implementations = [isolated.implementation(name) for name in options.implementations()]
     for name in options.references():
         registry.implementation(name)
     if options.matmul_precision not in PRECISIONS:
@@ -147,10 +149,15 @@ def _records(
     with progress:
         bar = progress.add_task("verify", total=len(cases), failed=0)
         failed = 0
+        raised: dict[str, list[str | None]] = {implementation.name: [] for implementation in implementations}
         for case in cases:
             oracle = Oracle(case, against)
             for implementation in implementations:
-                if (case.id, implementation.name) in finished:
+                told = raised[implementation.name]
+                given_up = (
+                    len(told) >= HOPELESS and None not in told[:HOPELESS] and len({*told[:HOPELESS]}) == 1
+                )
+                if given_up or (case.id, implementation.name) in finished:
                     continue
                 records = oracle.check(implementation)
                 if save_results is not None and all(r["tensor"] != WHOLE for r in records):
@@ -158,6 +165,9 @@ def _records(
                 if directory is not None:
                     directory.write(*(Parity(**record) for record in records))
                 failed += any(record["status"] == "fail" for record in records)
+                if records[0]["status"] != "skipped":
+                    whole = records[0]["tensor"] == WHOLE
+                    told.append(records[0]["reason"] if whole else None)
                 yield from records
             progress.update(bar, advance=1, failed=failed)
 
@@ -236,7 +246,18 @@ class Tally:
                 soft_wrap=True,
             )
         shown = set()
+        whole: dict[tuple[str, str], set[str]] = {}
         for record in self.failures:
+            if record["tensor"] == WHOLE:
+                whole.setdefault((record["impl"], record["reason"]), set()).add(record["case"])
+        for (impl, reason), cells in whole.items():
+            known = {cell for (name, dtype), row in self._rows.items() if name == impl for cell in row.cells}
+            more = "; it was not tried in others" if known == cells and len(cells) == HOPELESS else ""
+            print(f"FAILED {impl}: {reason} ({len(cells)} cells{more})")
+            print(f"  {options.rerun(impl, min(cells))}")
+        for record in self.failures:
+            if record["tensor"] == WHOLE:
+                continue
             print(f"FAILED {record['impl']} against {record['against']}, {record['tensor']}: {fault(record)}")
             cell = record["impl"], record["case"]
             if cell not in shown:

@@ -83,6 +83,17 @@ def runs_code_of_others(name: str) -> bool:
     return bool(place) and place not in {known.partition(":")[0] for known in _FACTORIES}
 
 
+def check_place(name: str) -> None:
+    """Of a user's class only what can be said without importing it.
+
+    Raises:
+        UsageError: its file is not there.
+    """
+    place, _, _ = name.rpartition(":")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UsageError(f"no such file: {place}")
+
+
 def gradients(name: str) -> Gradients:
     """What an implementation says of its gradients; a user's class, which says nothing, is not imported."""
     return own_gradients(implementation(name)) if name in _FACTORIES else AS_DEFINED

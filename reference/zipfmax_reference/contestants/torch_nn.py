@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.use import TorchUse
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.truth.contract import CLASSES
 
@@ -59,6 +61,10 @@ class TorchModule:
         module = _quietly(self._factory, case).to(device=case.device, dtype=torch_dtype(case))
         copy_weights(module, case, inputs)
         return TorchRunner(module, case, inputs)
+
+    def use(self, case: Case, inputs: Inputs) -> TorchUse:
+        """The module with the case's weights, for many calls."""
+        return TorchUse(self.build(replace(case, task="train"), inputs).module, case)
 
 
 class TorchRunner:

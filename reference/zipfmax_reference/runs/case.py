@@ -13,6 +13,8 @@ from typing import Any
 from zipfmax.clusters import ClusterLayout
 
 TASKS = ("forward", "train", "log_prob", "predict", "topk")
+PROTOCOL = "protocol"
+"""The task of many calls on one module, which `truth.protocol` judges; nothing that is timed."""
 TOPK = 10
 """Classes that the task "topk" asks for, or all of them where there are fewer."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -35,7 +37,7 @@ class Case:
         labels: "zipf:S", "uniform", "wordfreq:LANG", "counts:FILE"; see `zipfmax_reference.runs.labels`.
         seed: of weights, inputs and labels.
         task: "forward", "train" (forward and backward of the mean loss), "log_prob", "predict" or "topk"
-            (the `k` most probable classes).
+            (the `k` most probable classes), or "protocol" (many calls on one module).
         hidden: "normal"; or what makes the hidden state awkward: "scale:X" (normal times X), "strided" (not
             contiguous), "expanded" (one row shared by all), "nan-rows" or "inf-rows" (every fourth row).
         logit_std: standard deviation of the logits that the weights are drawn for, of the head, of every
@@ -61,7 +63,7 @@ class Case:
     logit_std: float | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
+        if self.task not in (*TASKS, PROTOCOL):
             raise ValueError(f"unknown task {self.task!r}; choose one of: {', '.join(TASKS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; choose one of: {', '.join(DTYPES)}")

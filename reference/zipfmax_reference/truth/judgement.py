@@ -34,7 +34,9 @@ ELEMENT = 6.0
 """Deviations that one element may be off."""
 ROW, ROW_SPREAD = 1.5, 3.5
 GROUP, GROUP_SPREAD = 0.9, 2.5
-"""A row or group may be off by ROW + ROW_SPREAD / sqrt(n) deviations, in the root mean square."""
+MANY = 8
+"""A row, or a group of fewer than MANY classes, may be off by ROW + ROW_SPREAD / sqrt(n) deviations, in the root mean
+square; a larger group by GROUP + GROUP_SPREAD / sqrt(n)."""
 
 EXTENDED_LIMIT = 1 << 24
 """Multiplications N x d x V up to which a float64 case's truth is evaluated in extended precision."""
@@ -291,7 +293,9 @@ class Truth:
         for name, chosen in self._known_groups[tensor, error.shape]:
             e, d, t = error[chosen], deviation[chosen], size[chosen]
             n = within_row if by_class else min(len(e), self.different_rows)
-            budget = float(GROUP + GROUP_SPREAD / np.sqrt(n)) * _rms(d)
+            # A group of a few rows is known no better than a row.
+            least, spread = (GROUP, GROUP_SPREAD) if len(e) >= MANY or not by_class else (ROW, ROW_SPREAD)
+            budget = float(least + spread / np.sqrt(n)) * _rms(d)
             off, scale = _rms(e), _rms(t)
             yield Part(name, off, budget, off / scale if scale > 0 else (0.0 if off == 0 else np.inf))
 

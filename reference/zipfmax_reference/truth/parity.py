@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,13 +19,17 @@ from torch import nn
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
-from zipfmax_reference.contestants.torch_nn import ParameterMismatchError, TorchModule, users_layer
-from zipfmax_reference.runs.case import Case
+from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
+from zipfmax_reference.contestants.use import surroundings_kept
+from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
+DEFINITION = "definition"
 WHOLE = "*"
 """In place of a tensor's name: the record speaks of the whole cell."""
 
@@ -129,6 +133,8 @@ class Oracle:
             cannot be judged has one record with the tensor "*": skipped with what is lacking, or failed with
             what the implementation raised.
         """
+        if self.case.task == PROTOCOL:
+            return self._protocol(implementation)
         reason = implementation.lacks(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
             self.inputs.weights[FULL_WEIGHT] = draw_full_weight(self.case)
@@ -138,20 +144,33 @@ class Oracle:
                 for name in self._against
             ]
         try:
-            runner = implementation.build(self.case, self.inputs)
-            runner.run()
-            results, mismatches = runner.results(), runner.mismatches()
+            with surroundings_kept():
+                runner = implementation.build(self.case, self.inputs)
+                runner.run()
+                results, mismatches = runner.results(), runner.mismatches()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever an implementation raises is a finding about it
-            raised = Verdict("fail", reason=f"raised {type(error).__name__}: {_one_line(error)}")
-            tensor = error.tensor if isinstance(error, ParameterMismatchError) else WHOLE
+            raised = Verdict("fail", reason=told(error))
+            tensor = getattr(error, "tensor", None) or WHOLE
             return [self._record(implementation, name, tensor, raised) for name in self._against]
         records = []
         for name in self._against:
             verdicts = self._judge(implementation.family, name, results, mismatches)
             records += [self._record(implementation, name, tensor, v) for tensor, v in verdicts.items()]
         return records
+
+    def _protocol(self, implementation: Implementation) -> list[Record]:
+        """Records of the protocol's rules, which the definition judges whatever the references are."""
+        make = getattr(implementation, "use", None)
+        reason = implementation.lacks(replace(self.case, task="train"))
+        if reason is None and make is None:
+            reason = "its adapter does one task at a time"
+        if reason is not None:
+            return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
+        assert make is not None
+        verdicts = protocol.check(self.case, partial(make, self.case))
+        return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
 
     def _undrawn(self) -> str | None:
         """Why the case's labels cannot be had on this machine, or None."""
@@ -170,7 +189,7 @@ class Oracle:
     def _judge(
         self, family: Family, name: str, results: Results, mismatches: dict[str, str]
     ) -> dict[str, Verdict]:
-        reference = self.truth(family) if name == "definition" else self._reference(name, family)
+        reference = self.truth(family) if name == DEFINITION else self._reference(name, family)
         if isinstance(reference, str):
             return {WHOLE: Verdict("skipped", reason=f"{name}: {reference}")}
         verdicts = reference.verdicts(results, mismatches)
@@ -214,7 +233,7 @@ class Oracle:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a reference that raises judges nobody; the record says so
-            return f"raised {type(error).__name__}: {_one_line(error)}"
+            return told(error)
         truth = self.truth(family)
         own = {tensor: truth.judge(tensor, results[tensor]) for tensor in truth.values if tensor in results}
         # Nobody is held against a result that the definition refuses.
@@ -250,7 +269,3 @@ def _resolved(implementation: Implementation | str) -> Implementation:
 
 def _module(module: nn.Module) -> Implementation:
     return TorchModule(type(module).__name__, lambda case: copy.deepcopy(module))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

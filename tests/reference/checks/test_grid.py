@@ -10,7 +10,7 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import grid
 from zipfmax_reference.checks.grid import TASKS
-from zipfmax_reference.runs.case import DTYPES
+from zipfmax_reference.runs.case import DTYPES, PROTOCOL
 from zipfmax_reference.runs.labels import distribution
 
 QUICK, FULL = grid.grid("quick"), grid.grid("full")
@@ -23,7 +23,7 @@ def test_a_grid_has_its_size_and_no_case_twice(cases, least):
 
 
 def test_the_quick_grid_has_every_combination_that_it_names():
-    found = {(c.cutoffs, c.div_value, c.head_bias, c.dtype, c.task) for c in QUICK}
+    found = {(c.cutoffs, c.div_value, c.head_bias, c.dtype, c.task) for c in QUICK if c.task != PROTOCOL}
     axes = zip(*found, strict=True)
     assert len(found) == np.prod([len(set(axis)) for axis in axes])
     assert {c.div_value for c in QUICK} >= {1.0, 2.0, 4.0, 1.5}
@@ -35,7 +35,7 @@ def test_the_quick_grid_has_every_combination_that_it_names():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_full_grid_meets_every_awkward_thing_in_every_dtype(dtype):
     cases = [case for case in FULL if case.dtype == dtype]
-    assert {c.task for c in cases} == set(TASKS)
+    assert {c.task for c in cases} == {*TASKS, PROTOCOL}
     assert {c.layout.n_clusters for c in cases} >= {1, 3, 4, 5, 6}
     assert any(tail.size == 1 for c in cases for tail in c.layout)
     assert any(c.cutoffs[-1] == c.n_classes - 1 for c in cases)
@@ -50,6 +50,11 @@ def test_the_full_grid_meets_every_awkward_thing_in_every_dtype(dtype):
     assert {(c.head_bias, c.div_value) for c in cases} == set(
         product((False, True), {c.div_value for c in cases})
     )
+
+
+@pytest.mark.parametrize("cases", [QUICK, FULL], ids=["quick", "full"])
+def test_a_grid_calls_one_module_many_times_in_each_dtype(cases):
+    assert {c.dtype for c in cases if c.task == PROTOCOL} == {c.dtype for c in cases}
 
 
 def test_a_grid_is_the_same_every_time():
@@ -90,3 +95,13 @@ def test_awkward_labels_are_where_they_say(data):
 
 
 PINNED = "forward-V2-d2-N2-c1-div1-nobias-float64-cpu-only:1-1-seed0"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"), [("log_prib", "'log_prob'"), ("V60-flot32", "'V60' or 'float32'"), ("zzz", None)]
+)
+def test_a_pattern_that_matches_nothing_is_told_what_is_near(pattern, hint):
+    with pytest.raises(UsageError, match="no cell of this grid matches") as raised:
+        grid.matching(QUICK, pattern)
+    assert ("did you mean" in str(raised.value)) == (hint is not None)
+    assert hint is None or hint in str(raised.value)

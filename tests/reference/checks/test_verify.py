@@ -171,7 +171,7 @@ def test_by_default_every_backend_of_the_device_is_verified():
 @pytest.mark.parametrize(
     ("grid", "cells", "dtype"),
     [
-        ("quick", "V60-*-div2-bias", "float32"),
+        ("quick", "V60-*-div1.5-bias", "float32"),
         ("full", "V97-*-div1.5-bias-bfloat16", "bfloat16"),
         ("full", "V97-*-div1.5-bias-float16", "float16"),
     ],

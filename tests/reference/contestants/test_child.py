@@ -46,7 +46,7 @@ def test_a_runner_that_is_let_go_is_let_go_in_the_child(child):
     gc.collect()
     child.build(CASE, draw_inputs(CASE))
     with pytest.raises(RuntimeError, match="KeyError"):
-        child.call("run", number)
+        child.call("run", number, {})
 
 
 def test_what_a_runner_raises_is_raised_here_and_the_child_lives_on(child):

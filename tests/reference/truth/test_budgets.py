@@ -175,6 +175,49 @@ def test_the_usual_mistakes_are_named(mistake, cause):
     assert Causes(case, inputs, truth).of("output", wrong) == cause
 
 
+def test_a_wrong_output_fails_where_its_exponential_underflows():
+    case = replace(SMALL, hidden="scale:1000")
+    inputs = draw_inputs(case)
+    truth = Truth.of(case, inputs)
+    assert truth.values["output"].min() < -800  # exp of it is 0 in float64
+    right = truth.values["output"].astype(np.float32)
+    assert truth.judge("output", right).status == "pass"
+    assert truth.judge("output", 2 * right).status == "fail"
+    assert truth.judge("loss", np.float32(-2 * right.mean())).status == "fail"
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, "pass"), (10, "fail")])
+def test_what_a_long_sum_drops_in_every_row_alike_holds_and_ten_times_that_fails(times, status):
+    case = Case(40_000, 8, 200, (100,), 1.0, labels="uniform")
+    truth = Truth.of(case, draw_inputs(case))
+    tail = case.layout.tails[0]
+    absent = ~np.isin(np.arange(tail.start, tail.stop), truth.target)
+    # The sum of exponentials too small by sqrt(C) roundings in each row: probabilities too large by as much.
+    moved = truth.values["grad.tail.0.1.weight"].copy()
+    moved[absent] *= 1 + times * np.sqrt(tail.size) * ROUNDING["float32"].summed
+    assert truth.judge("grad.tail.0.1.weight", moved).status == status
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(97, 13, 128, (10, 11, 12), 1.0, True, "float16", labels="zipf:2.0", task="log_prob"),
+        Case(300, 13, 33, (20, 60, 61, 150, 299), 1.0, dtype="float16", labels="only:59", seed=2),
+    ],
+    ids=["log_prob", "train"],
+)
+def test_what_float16_cannot_hold_may_become_infinite(case):
+    case = replace(case, hidden="scale:10000")
+    inputs = draw_inputs(case)
+    truth = Truth.of(case, inputs)
+    runner = registry.implementation("torch").build(case, inputs)
+    runner.run()
+    results = runner.results()
+    assert not all(np.isfinite(values).all() for values in results.values())
+    for tensor, verdict in truth.verdicts(results).items():
+        assert verdict.status == "pass", (tensor, verdict)
+
+
 def test_a_value_that_is_not_finite_fails_where_the_truth_is_and_the_other_way_round():
     inputs = draw_inputs(SMALL)
     truth = Truth.of(SMALL, inputs)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zipfmax.backends.context import is_traced
 from zipfmax.backends.triton.availability import unavailable
 from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
@@ -39,7 +40,7 @@ def nll(
     """Log-probability of each row's target, and the loss; see `Backend.nll`.
 
     Differentiating only the loss is the fast way; differentiating `output`, or a loss with reduction "none",
-    computes the forward pass twice. Neither has second derivatives: asking for them raises.
+    computes the forward pass twice. Second derivatives and batched gradients are computed by the eager backend.
 
     Raises:
         RuntimeError: a target outside [0, n_classes), asynchronously on a GPU.
@@ -51,7 +52,7 @@ def nll(
     tensors, present = operators.pack(weights)
     bounds = list(layout.bounds[1:])
     batch = (hidden, target, tensors, present, bounds, ignore_index, reduction, dtype)
-    if not is_traced():
+    if not is_traced(hidden):
         if torch.is_grad_enabled() and (
             hidden.requires_grad or any(tensor.requires_grad for tensor in tensors)
         ):
@@ -72,11 +73,6 @@ def nll(
     else:
         output, loss = operators.nll_forward(*batch)
     return output, loss
-
-
-def is_traced() -> bool:
-    """Whether a training step must be one operator, past which nothing is launched: in a compiled graph."""
-    return torch.compiler.is_compiling()
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ weights. That costs one more forward pass and keeps nothing but the inputs alive
 Outside compiled graphs `TrainStep` calls these functions; a compiled graph calls them as operators. Operators
 are defined by schema, not through torch.library.custom_op, whose wrapper costs 20 us a call on the host.
 
-There are no second derivatives: asking for them raises, where silence would give wrong ones.
+A backward that is itself differentiated (create_graph=True) or batched (is_grads_batched=True) is computed by the
+eager backend.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zipfmax.backends import eager
+from zipfmax.backends.context import is_batched
 from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
 from zipfmax.backends.triton.loss import row_weights
@@ -180,16 +183,41 @@ def _no_gradients(
     return torch.zeros_like(hidden) if want[0] else None, flat
 
 
-def no_second_derivative(*_: Any) -> Any:
-    """Raise: these are gradients, and have none of their own."""
-    raise RuntimeError(
-        "the triton backend of zipfmax has no second derivatives: differentiate its loss once, "
-        "or use backend='eager' for create_graph=True"
+def _needs_plain_operations(*upstream: Tensor | None) -> bool:
+    """Whether a backward is differentiated or batched."""
+    return torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in upstream)
+
+
+def _plain_gradients(
+    hidden: Tensor,
+    target: Tensor,
+    weights: Sequence[Tensor],
+    present: Sequence[int],
+    bounds: Sequence[int],
+    ignore_index: int | None,
+    reduction: str,
+    upstream: tuple[Tensor | None, Tensor | None],
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of hidden and of the weights by plain operations; zeros for clusters without targets."""
+    of_hidden, *of_weights = eager.gradients(
+        (0, *bounds),
+        unpack(weights, present),
+        hidden,
+        target,
+        upstream,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        dtype=dtype,
     )
+    return of_hidden, _zeros_for_absent(weights, of_weights)
 
 
-def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """A gradient's own gradient raises: there is nothing to keep."""
+def _zeros_for_absent(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [
+        torch.zeros_like(weight) if gradient is None and weight.requires_grad else gradient
+        for weight, gradient in zip(weights, gradients, strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------- outside compiled graphs
@@ -220,11 +248,15 @@ class TrainStep(torch.autograd.Function):
         needs = ctx.needs_input_grad
         ctx.want = needs[0], True in needs[8:]
         ctx.factor = ctx.gradients = ctx.places = None
-        ctx.settings = present, bounds, ignore_index, reduction
+        ctx.settings = present, bounds, ignore_index, reduction, dtype
         ctx.upstream = upstream
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, target, *weights)
-        if reduction == "none" or upstream.from_output:
+        ctx.save_for_backward(hidden, *weights)
+        ready = reduction != "none" and not upstream.from_output
+        # The caller may write to the targets before backward, which needs them where no gradients are ready.
+        ctx.target = target if ready else target.clone()
+        ctx.version = _version(target)
+        if not ready:
             return forward(hidden, target, weights, present, bounds, ignore_index, reduction, dtype)
         found = train(hidden, target, weights, present, bounds, ignore_index, reduction, dtype, ctx.want)
         ctx.factor, ctx.gradients, ctx.places = found.factor, (found.hidden, found.weights), found.places
@@ -233,15 +265,34 @@ class TrainStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
         """Gradients of hidden and of the weights."""
-        if torch.is_grad_enabled():  # create_graph=True
-            no_second_derivative()
-        hidden, target, *weights = ctx.saved_tensors
+        hidden, *weights = ctx.saved_tensors
+        target = ctx.target
         if grad_output is None and grad_loss is None:
             return (None,) * (8 + len(weights))
-        present, bounds, ignore_index, reduction = ctx.settings
+        present, bounds, ignore_index, reduction, dtype = ctx.settings
         if reduction != "none":
             ctx.upstream.learn(from_output=grad_output is not None)
-        if grad_output is None and ctx.gradients is not None:
+        ready = grad_output is None and ctx.gradients is not None
+        if _version(target) != ctx.version and not (ready and not torch.is_grad_enabled()):
+            raise RuntimeError(
+                "the targets of AdaptiveLogSoftmaxWithLoss were modified in place after the call, and this backward "
+                "computes the step again: pass a copy of them, or say gradients='output' where output is "
+                "differentiated"
+            )
+        if _needs_plain_operations(grad_output, grad_loss):
+            gradient, plain = _plain_gradients(
+                hidden,
+                target,
+                weights,
+                present,
+                bounds,
+                ignore_index,
+                reduction,
+                (grad_output, grad_loss),
+                dtype,
+            )
+            return gradient, None, None, None, None, None, None, None, *plain
+        if ready:
             assert grad_loss is not None
             (gradient, flat), ctx.gradients = ctx.gradients, None
             scale_(gradient, flat, grad_loss, ctx.factor)
@@ -264,6 +315,11 @@ class TrainStep(torch.autograd.Function):
             places = ctx.places or gradients_of(hidden, weights, present, bounds)
             of_weights = places.split(flat)
         return gradient, None, None, None, None, None, None, None, *of_weights
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for one of inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 # --------------------------------------------------------------------------- operators of compiled graphs
@@ -400,9 +456,13 @@ def _gradients_operator(
     grad_output: Tensor | None,
     grad_loss: Tensor | None,
     factor: Tensor | None,
+    known: list[Tensor],
     want_hidden: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor]:
+    if known and grad_loss is not None and grad_output is not None and _is_zero(grad_output):
+        first, second = _scaled(known, grad_loss, factor)
+        return first, second
     gradient, flat = gradients_by_row(
         hidden,
         target,
@@ -430,6 +490,7 @@ def _gradients_fake(
     grad_output: Tensor | None,
     grad_loss: Tensor | None,
     factor: Tensor | None,
+    known: list[Tensor],
     want_hidden: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -438,19 +499,16 @@ def _gradients_fake(
 
 nll_gradients = _operator(
     "nll_gradients",
-    f"({_BATCH}, Tensor? grad_output, Tensor? grad_loss, Tensor? factor, {_WANT}) -> (Tensor, Tensor)",
+    f"({_BATCH}, Tensor? grad_output, Tensor? grad_loss, Tensor? factor, Tensor[] known, {_WANT}) -> (Tensor, Tensor)",
     _gradients_operator,
     _gradients_fake,
-)
-torch.library.register_autograd(
-    "zipfmax::nll_gradients", no_second_derivative, setup_context=_nothing_saved, lib=_LIBRARY
 )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     """Keep what a backward of `nll_forward` or `nll_train` needs."""
     hidden, target, weights, *ctx.settings = inputs
-    ctx.settings = ctx.settings[:4]
+    ctx.settings = ctx.settings[:5]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, target, *weights, *output[2:])
     ctx.n = len(weights)
@@ -458,24 +516,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The backward of both."""
-    if torch.is_grad_enabled():  # create_graph=True
-        no_second_derivative()
     want = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2])
     hidden, target, *rest = ctx.saved_tensors
     weights, kept = rest[: ctx.n], rest[ctx.n :]
     n_more = len(ctx.needs_input_grad) - 3
     if grad_output is None and grad_loss is None:
         return None, None, [None] * ctx.n, *[None] * n_more
-    present, bounds, ignore_index, reduction = ctx.settings
+    present, bounds, ignore_index, reduction, dtype = ctx.settings
+    if _needs_plain_operations(grad_output, grad_loss):
+        gradient, plain = _plain_gradients(
+            hidden, target, weights, present, bounds, ignore_index, reduction, (grad_output, grad_loss), dtype
+        )
+        return gradient, None, plain, *[None] * n_more
     factor = kept[0] if kept and kept[0].dim() == 0 else None
     if grad_output is None and kept:
         assert grad_loss is not None
-        scale = grad_loss.float() if factor is None else grad_loss.float() * factor
-        gradient, flat = (scale * tensor for tensor in kept[1:])
-        gradient, flat = gradient.to(hidden.dtype), flat.to(hidden.dtype)
+        gradient, flat = _scaled(kept[1:], grad_loss, factor)
     else:
-        if kept:
-            _warn_of_a_second_pass()
         gradient, flat = nll_gradients(
             hidden,
             target,
@@ -487,6 +544,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
             grad_output,
             grad_loss,
             factor,
+            kept[1:],
             *want,
         )
     of_weights: list[Tensor | None] = [None] * ctx.n
@@ -501,16 +559,29 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
     return gradient if want[0] else None, None, of_weights, *[None] * n_more
 
 
-def _warn_of_a_second_pass() -> None:
-    """A compiled graph's backward takes the gradient of `output` that it is handed, which may be zeros."""
-    warnings.warn(
-        "a compiled graph returns `output` of AdaptiveLogSoftmaxWithLoss beside `loss`: its backward is "
-        "handed a gradient of output, zeros where nothing used it, and computes the step a second time, "
-        "which makes "
-        "a training step up to twice as slow. If only the loss is differentiated, make the layer with "
-        "gradients='loss'; if output is, with gradients='output'",
-        stacklevel=2,
-    )
+def _scaled(known: Sequence[Tensor], grad_loss: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden and of the weights, from those of loss / factor."""
+    scale = grad_loss.float() if factor is None else grad_loss.float() * factor
+    of_hidden, of_weights = ((scale * tensor).to(tensor.dtype) for tensor in known)
+    return of_hidden, of_weights
+
+
+def _is_zero(grad_output: Tensor) -> bool:
+    """Whether this gradient of `output` is what a compiled graph hands over where nothing used output.
+
+    It is read from the device, which waits for the forward pass; a second pass would take longer. In a CUDA
+    graph nothing can be read, and the answer is no.
+    """
+    if grad_output.is_cuda and torch.cuda.is_current_stream_capturing():
+        warnings.warn(
+            "a captured graph returns `output` of AdaptiveLogSoftmaxWithLoss beside `loss`: its backward is handed a "
+            "gradient of output, zeros where nothing used it, and computes the step a second time, which makes a "
+            "training step up to twice as slow. If only the loss is differentiated, make the layer with "
+            "gradients='loss'; if output is, with gradients='output'",
+            stacklevel=2,
+        )
+        return False
+    return not bool(grad_output.any())
 
 
 for _name in ("nll_forward", "nll_train"):
@@ -546,9 +617,6 @@ def _(
     return torch.empty_like(hidden), [torch.empty_like(weight) for weight in weights]
 
 
-log_prob_gradients.register_autograd(no_second_derivative, setup_context=_nothing_saved)
-
-
 def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     hidden, weights, present, bounds = inputs
     ctx.save_for_backward(hidden, *weights)
@@ -557,6 +625,11 @@ def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _log_prob_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     hidden, *weights = ctx.saved_tensors
+    if _needs_plain_operations(grad):
+        gradient, *plain = eager.log_prob_gradients(
+            (0, *ctx.bounds), unpack(weights, ctx.present), hidden, grad
+        )
+        return gradient, _zeros_for_absent(weights, plain), None, None
     gradient, gradients = log_prob_gradients(hidden, weights, ctx.present, ctx.bounds, grad)
     return gradient, gradients, None, None
 

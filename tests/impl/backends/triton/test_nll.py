@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zipfmax.backends import eager, triton
 from zipfmax.clusters import ClusterLayout
+from zipfmax.gradients import Upstream
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import check, draw, mapped, run, shapes
@@ -173,19 +174,62 @@ def test_frozen_weights_get_no_gradient(device: torch.device) -> None:
     assert all(t.grad is None for t in weights.tensors())
 
 
-@pytest.mark.parametrize("what", ["loss", "output"])
-def test_a_second_derivative_raises(what: str, device: torch.device) -> None:
-    weights, hidden, target = draw(LAYOUT, 5, torch.float32, device)
-    hidden.requires_grad_()
-    output, loss = triton.nll(LAYOUT, weights, hidden, target)
-    value = loss if what == "loss" else output.sum()
+@pytest.mark.parametrize("what", ["loss", "output", "log_prob"])
+def test_second_derivatives_are_the_eager_backends(what: str, device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 5, torch.float32, device, biased=True)
+    found = []
+    for backend in (triton, eager):
+        leaves = [t.detach().requires_grad_() for t in (hidden, *weights.tensors())]
+        if what == "log_prob":
+            value = backend.log_prob(LAYOUT, weights.with_tensors(leaves[1:]), leaves[0]).square().sum()
+        else:
+            output, loss = backend.nll(LAYOUT, weights.with_tensors(leaves[1:]), leaves[0], target)
+            value = loss if what == "loss" else output.square().sum()
+        (first,) = torch.autograd.grad(value, leaves[:1], create_graph=True)
+        first.square().sum().backward()
+        zeros = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        found.append([first.detach(), *zeros])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    assert found[0][1].abs().max() > 0
 
-    def twice() -> None:
-        (gradient,) = torch.autograd.grad(value, hidden, create_graph=True)
-        gradient.square().sum().backward()
 
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        twice()
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_batched_gradients_are_those_of_a_loop(reduction: str, device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 6, torch.float32, device)
+    weights = mapped(weights, lambda t: t.requires_grad_())
+    results = triton.nll(LAYOUT, weights, hidden.requires_grad_(), target, reduction=reduction)
+    upstream = [torch.randn(3, *result.shape, device=device) for result in results]
+    inputs = [hidden, weights.head]
+    batched = torch.autograd.grad(results, inputs, upstream, is_grads_batched=True, retain_graph=True)
+    for i in range(3):
+        expected = torch.autograd.grad(results, inputs, [u[i] for u in upstream], retain_graph=True)
+        for ours, one in zip(batched, expected, strict=True):
+            torch.testing.assert_close(ours[i], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["loss", "losses", "output"])
+def test_targets_modified_after_the_call_change_no_gradient(what: str, device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 30, torch.float32, device)
+    gradients = []
+    for modified in (False, True):
+        leaf, labels = hidden.clone().requires_grad_(), target.clone()
+        upstream = Upstream("output" if what == "output" else "auto")
+        reduction = "none" if what == "losses" else "mean"
+        output, loss = triton.nll(LAYOUT, weights, leaf, labels, reduction=reduction, upstream=upstream)
+        if modified:
+            labels.zero_()
+        (output if what == "output" else loss).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+def test_targets_modified_before_a_second_pass_raise(device: torch.device) -> None:
+    weights, hidden, target = draw(LAYOUT, 30, torch.float32, device)
+    output, _ = triton.nll(LAYOUT, weights, hidden.requires_grad_(), target)
+    target.zero_()
+    with pytest.raises(RuntimeError, match="modified in place after the call"):
+        output.sum().backward()
 
 
 @pytest.mark.parametrize("wrong", [-1, 90, 2**40])

@@ -85,6 +85,28 @@ def test_a_compiled_layer_gives_the_same_gradients(device: torch.device) -> None
         assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("differentiated", ["loss", "both"])
+def test_a_compiled_graph_that_returns_output_runs_the_step_again_only_where_output_is_used(
+    differentiated: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = AdaptiveLogSoftmaxWithLoss(24, 90, [10, 23, 60], backend="triton").to(device)
+    hidden = torch.randn(21, 24, device=device)
+    target = torch.randint(0, 90, (21,), device=device)
+    steps = []
+    monkeypatch.setattr(operators, "nll_step", lambda *a, **k: steps.append(1) or nll_step(*a, **k))
+    found = []
+    for call in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        leaf = hidden.clone().requires_grad_()
+        layer.zero_grad()
+        steps.clear()
+        output, loss = call(leaf, target)
+        (3 * loss if differentiated == "loss" else 3 * loss + output.square().sum()).backward()
+        found.append([leaf.grad, *(p.grad for p in layer.parameters())])
+        assert len(steps) == (1 if differentiated == "loss" else 2)
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("target", [[1, 2, 3, 4], [0, 7, 12, 19]])
 def test_the_program_that_torchs_layer_fails_on_compiles_in_one_graph(
     target: list[int], device: torch.device

@@ -1,0 +1,220 @@
+"""Faults in backward that loss.backward() after one call does not show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zipfmax_reference.checks.faults import Control, in_use
+
+Gradients = list[Tensor | None]
+
+
+class Early(Control):
+    """Takes the loss's gradients in its forward, as fused losses do; what comes in is a part to be replaced."""
+
+    last: Any
+    """The last call's context."""
+
+    def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        weights = dict(self.named_parameters())
+        results: tuple[Tensor, Tensor] = _Step.apply(  # type: ignore[no-untyped-call]
+            self, tuple(weights), hidden, target, *weights.values()
+        )
+        return results
+
+    def on_leaves(
+        self, names: tuple[str, ...], tensors: list[Tensor], target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Output and loss of the plain layer on these tensors."""
+        with torch.enable_grad():
+            state = dict(zip(names, tensors[1:], strict=True))
+            results: tuple[Tensor, Tensor] = torch.func.functional_call(
+                _plain(self), state, (tensors[0], target)
+            )
+        return results
+
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        """The step's gradients for what comes in."""
+        if grad_output is None and grad_loss is not None:
+            return [gradient * grad_loss for gradient in step.gradients]
+        return self.again(step, grad_output, grad_loss)
+
+    def again(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        """By computing the step again."""
+        leaves = [tensor.detach().requires_grad_() for tensor in step.tensors]
+        results = self.on_leaves(step.names, leaves, step.target)
+        pairs = [(r, g) for r, g in zip(results, (grad_output, grad_loss), strict=True) if g is not None]
+        found = torch.autograd.grad([r for r, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
+
+    def saved(self, step: Any) -> Any:
+        """What backward works on."""
+        return step
+
+
+def _plain(module: Control) -> Control:
+    layout = module.layout
+    sizes = layout.in_features, layout.n_classes, layout.cutoffs, layout.div_value
+    with torch.device("meta"):
+        return Control(*sizes, head_bias=module.head.bias is not None)
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, module: Early, names: tuple[str, ...], hidden: Tensor, target: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.module, ctx.names, ctx.target = module, names, target.clone()
+        ctx.tensors = [hidden.clone(), *(weight.clone() for weight in weights)]
+        leaves = [tensor.detach().requires_grad_() for tensor in ctx.tensors]
+        output, loss = module.on_leaves(names, leaves, target)
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        ctx.gradients = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
+        module.last = ctx
+        return output.detach(), loss.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
+        if grad_output is None and grad_loss is None:
+            return (None,) * (3 + len(ctx.tensors))
+        first, *rest = ctx.module.combined(ctx.module.saved(ctx), grad_output, grad_loss)
+        wanted = ctx.needs_input_grad
+        return (
+            None,
+            None,
+            first if wanted[2] else None,
+            None,
+            *(g if want else None for g, want in zip(rest, wanted[4:], strict=True)),
+        )
+
+
+@in_use("the incoming gradient of the loss is taken for 1")
+class IncomingIgnored(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        one = None if grad_loss is None else torch.ones_like(grad_loss)
+        return super().combined(step, grad_output, one)
+
+
+@in_use("the incoming gradient's sign is lost")
+class IncomingSignLost(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        return super().combined(step, grad_output, None if grad_loss is None else grad_loss.abs())
+
+
+@in_use("the incoming gradient reaches the input only")
+class IncomingReachesInputOnly(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        right = super().combined(step, grad_output, grad_loss)
+        return right if grad_output is not None else [right[0], *step.gradients[1:]]
+
+
+@in_use("the incoming gradient is rounded to 8 bits")
+class IncomingRounded(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        rounded = None if grad_loss is None else grad_loss.bfloat16().to(grad_loss)
+        return super().combined(step, grad_output, rounded)
+
+
+@in_use("gradients through output are dropped")
+class OutputGradientDropped(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        if grad_loss is None:
+            return [torch.zeros_like(gradient) for gradient in step.gradients]
+        return super().combined(step, None, grad_loss)
+
+
+@in_use("gradients through output are averaged over the rows")
+class OutputGradientAveraged(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        mean = None if grad_output is None else torch.full_like(grad_output, float(grad_output.mean()))
+        return super().combined(step, mean, grad_loss)
+
+
+@in_use("of output and loss together only output is differentiated")
+class OutputOnly(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        return super().combined(step, grad_output, grad_loss if grad_output is None else None)
+
+
+@in_use("of output and loss together the loss counts twice")
+class LossTwice(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        twice = grad_loss if grad_output is None or grad_loss is None else 2 * grad_loss
+        return super().combined(step, grad_output, twice)
+
+
+@in_use("after a backward through output the loss's gradients are zero")
+class OutputTurnsLossOff(Early):
+    seen = False
+
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        right = super().combined(step, grad_output, grad_loss)
+        off = self.seen and grad_output is None
+        self.seen |= grad_output is not None
+        return [torch.zeros_like(gradient) for gradient in step.gradients] if off else right
+
+
+@in_use("backward works on what the last call saved")
+class LastCallSaved(Early):
+    def saved(self, step: Any) -> Any:
+        return self.last if len(self.last.target) == len(step.target) else step
+
+
+@in_use("the gradients of all calls add up in the layer")
+class GradientsAddUp(Early):
+    total: Gradients | None = None
+
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        right = super().combined(step, grad_output, grad_loss)
+        if self.total is not None:
+            right[1:] = [a + b for a, b in zip(right[1:], self.total, strict=True)]  # type: ignore[operator]
+        self.total = right[1:]
+        return right
+
+
+@in_use("a weight that already has a gradient gets no more")
+class NoAccumulation(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        right = super().combined(step, grad_output, grad_loss)
+        own = [None, *self.parameters()]
+        return [
+            g if p is None or p.grad is None or g is None else torch.zeros_like(g)
+            for p, g in zip(own, right, strict=True)
+        ]
+
+
+@in_use("a second backward through a kept graph scales twice")
+class KeptGraphScaledTwice(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        if grad_loss is not None:
+            for gradient in step.gradients:
+                gradient.mul_(grad_loss)
+            if grad_output is None:
+                return [gradient.clone() for gradient in step.gradients]
+            extra = self.again(step, grad_output, None)
+            return [a + b for a, b in zip(step.gradients, extra, strict=True)]
+        return self.again(step, grad_output, None)
+
+
+@in_use("the second derivative lacks the softmax's own")
+class SecondDerivativeCut(Control):
+    def normalised(self, logits: Tensor) -> Tensor:
+        return _LogSoftmax.apply(logits)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        found = torch.log_softmax(logits, dim=1)
+        ctx.p = found.exp().detach()
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        found: Tensor = gradient - ctx.p * gradient.sum(dim=1, keepdim=True)
+        return found

@@ -1,0 +1,62 @@
+"""Plain values and arrays arrive as they were sent, and nothing else can be sent or run."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from zipfmax_reference.contestants import wire
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=6,
+)
+ARRAYS = hnp.arrays(
+    st.sampled_from(["f2", "f4", "f8", "i8", "bool"]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)
+)
+
+
+def passed_on(value):
+    stream = io.BytesIO()
+    wire.send(value, stream)
+    stream.seek(0)
+    return wire.receive(stream)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(PLAIN, st.dictionaries(st.text(), ARRAYS, max_size=3))
+def test_values_and_arrays_arrive_bit_for_bit(plain, arrays):
+    found, received = passed_on([plain, arrays])
+    assert found == plain
+    assert received.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (received[name].dtype, received[name].shape) == (array.dtype, array.shape)
+        assert received[name].tobytes() == array.tobytes()
+
+
+def test_an_object_cannot_be_sent():
+    with pytest.raises(TypeError, match="a object cannot be sent"):
+        passed_on(object())
+    with pytest.raises(ValueError, match="allow_pickle"):
+        passed_on(np.array([object()]))
+
+
+def test_a_pickled_array_is_refused_where_it_is_read():
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}]), allow_pickle=True)
+    text, array = b'{"__array__": 0}', buffer.getvalue()
+    stream = io.BytesIO(f"[{len(text)}, {len(array)}]\n".encode() + text + array)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        wire.receive(stream)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 9, 14])
+def test_a_message_that_is_cut_off_is_the_end(cut):
+    stream = io.BytesIO()
+    wire.send({"a": 1.5}, stream)
+    with pytest.raises(EOFError):
+        wire.receive(io.BytesIO(stream.getvalue()[:cut]))
