@@ -3,13 +3,15 @@
 Small cells are judged by the contract, as parity is. Where the NumPy definition would take too long, results
 are compared with torch's own full-precision evaluation in blocks of rows, on the device of the case, within a
 share of their size. That is wide enough for any order of summation and narrow enough for a skipped block, a
-stale result or a lower precision.
+stale result or a lower precision. It does not see rare classes, so the contract judges a random part too: some
+rows of output and grad.input, and of full softmax's weight the gradients of some classes of every decade of rank, of
+targets and of classes absent from the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,16 @@ from zipfmax_reference.contestants.implementation import Array, Family, Inputs, 
 from zipfmax_reference.contestants.torch_nn import torch_layer
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_full_weight, draw_weights
-from zipfmax_reference.truth.parity import WHOLE, Oracle
+from zipfmax_reference.truth.judgement import Truth, Verdict
+from zipfmax_reference.truth.parity import WHOLE, Oracle, precision
 
 REFERENCES: Mapping[Family, tuple[str, ...]] = {
     "adaptive": ("definition", "torch"),
     "full": ("definition", "full"),
 }
 
-# What the float64 definition may compute for one check.
-DEFINITION_FLOPS = 5e9
+# What the float64 definition may compute for one check, and for the part of a large one.
+DEFINITION_FLOPS, PART_FLOPS = 5e9, 3e8
 
 ALLOWED = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Of a large cell: root mean square of a tensor's error as a share of the tensor's own, by dtype."""
@@ -141,13 +144,18 @@ class Judge:
 
     def _compare(self, request: protocol.Judge, saved: Saved) -> list[dict[str, Any]]:
         key, family = (request.case, request.batch), request.family
+        inputs = self._inputs(*key, family)
         if family not in self._truths or self._truths[family][0] != key:
             self._truths.pop(family, None)
-            self._truths[family] = key, large_truth(*key, family, self._inputs(*key, family))
+            self._truths[family] = key, large_truth(*key, family, inputs)
+        truths = self._truths[family][1]
+        output = truths["output"]
         lines = []
         allowed = ALLOWED[request.case.dtype]
-        for tensor, truth in self._truths[family][1].items():
+        for tensor, truth in truths.items():
             values = saved.results.get(tensor)
+            if family == "full" and tensor == "output":
+                continue
             if tensor in saved.mismatches:
                 lines.append(_line(request, tensor, "fail", reason=saved.mismatches[tensor]))
             elif values is None or values.shape != truth.shape:
@@ -157,7 +165,50 @@ class Judge:
                 error = relative_error(values, truth)
                 status = "pass" if error <= allowed else "fail"
                 lines.append(_line(request, tensor, status, error=error, budget=allowed))
+        sound = {line["tensor"]: line for line in lines if line["status"] == "pass"}
+        for tensor, verdict in self._in_part(request, saved.results, inputs, output, set(sound)):
+            if verdict.status == "fail":
+                sound[tensor].update(asdict(verdict), against="definition in part")
         return lines
+
+    def _in_part(
+        self, request: protocol.Judge, results: Results, inputs: Inputs, output: Array, wanted: set[str]
+    ) -> Iterator[tuple[str, Verdict]]:
+        """The contract's verdicts on some rows and some classes, drawn anew each time."""
+        case, exactness = request.case, precision(request.case)
+        by_row = wanted & {"output", "grad.input"}
+        if by_row:
+            share = PART_FLOPS / product_flops(request.family, case)
+            rows = np.sort(self._rng.permutation(case.batch_size)[: max(1, int(share * case.batch_size))])
+            part = Inputs(inputs.hidden[rows], inputs.target[rows], inputs.weights)
+            smaller, row_weight = (
+                replace(case, batch_size=len(rows)),
+                np.full(len(rows), -1.0 / case.batch_size),
+            )
+            truth = Truth.of(smaller, part, request.family, row_weight, exactness)
+            for tensor in by_row:
+                yield tensor, truth.judge(tensor, results[tensor][rows])
+        name = f"grad.{FULL_WEIGHT}"
+        if name in wanted:
+            most = int(PART_FLOPS / (16 * case.batch_size * case.in_features))
+            classes = drawn_classes(case.n_classes, inputs.target, min(max(most, 64), 1024), self._rng)
+            yield (
+                name,
+                Truth.of_classes(case, inputs, classes, output, exactness).judge(
+                    name, results[name][classes]
+                ),
+            )
+
+
+def drawn_classes(n_classes: int, target: Labels, most: int, rng: np.random.Generator) -> Labels:
+    """About `most` classes, as many of each decade of rank, and of those as many targets as absent ones."""
+    ranks = np.arange(n_classes)
+    decades, present = np.char.str_len(ranks.astype(str)), np.isin(ranks, target)
+    groups = [
+        np.flatnonzero((decades == d) & (present == p)) for d in np.unique(decades) for p in (False, True)
+    ]
+    each = max(1, most // len(groups))
+    return np.sort(np.concatenate([rng.permutation(group)[:each] for group in groups]))
 
 
 def relative_error(values: Array, truth: Array) -> float:
@@ -170,7 +221,7 @@ def relative_error(values: Array, truth: Array) -> float:
 
 
 def large_truth(case: Case, batch: int, family: Family, inputs: Inputs) -> Results:
-    """Results of a batch from torch.nn's layer, or from linear and cross entropy, in float64.
+    """Results of a batch from torch.nn's layer, or from linear and cross entropy, in float64, and its output.
 
     Only for the tasks "forward" and "train".
     """
@@ -195,9 +246,7 @@ def large_truth(case: Case, batch: int, family: Family, inputs: Inputs) -> Resul
             if train:
                 (-log_p.sum() / case.batch_size).backward()  # type: ignore[no-untyped-call]
     output = torch.cat(outputs)
-    found = {"loss": -output.mean()}
-    if family == "adaptive":
-        found["output"] = output
+    found = {"loss": -output.mean(), "output": output}
     if train:
         gradients = {"input": hidden.grad, **{name: leaf.grad for name, leaf in leaves.items()}}
         for name, gradient in gradients.items():

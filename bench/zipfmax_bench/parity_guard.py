@@ -191,4 +191,5 @@ def _fault(line: Mapping[str, Any]) -> str:
     """What is wrong with a tensor, from its parity line."""
     if line["reason"]:
         return str(line["reason"])
-    return f"{line['tensor']} is off by {line['error']:.3g}, {line['budget']:.3g} is allowed"
+    where = f" in {line['where']}" if line.get("where") else ""
+    return f"{line['tensor']} is off by {line['error']:.3g}{where}, {line['budget']:.3g} is allowed"

@@ -8,6 +8,7 @@ import pandas as pd
 
 from zipfmax_reports import figures, tables
 from zipfmax_reports.elements import Details, Format, Picture, Section, Table, text
+from zipfmax_reports.frequency import by_frequency
 from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, percent, scientific
 
@@ -45,6 +46,9 @@ def _parity(run: Run) -> Section:
         section.details.append(_protocol(rows[in_use]))
     rows = rows[~in_use]
     section.details.append(_by_tensor(rows))
+    frequency = by_frequency(rows)
+    if frequency is not None:
+        section.details.append(frequency)
     if rows["used"].notna().any():
         section.figures.append(_strip(rows, run))
     return section
@@ -79,8 +83,11 @@ def _findings(rows: pd.DataFrame, what: str, opened: bool = False) -> Details:
         "error": ("error", scientific),
         "budget": ("budget", scientific),
         "used": ("error / budget", percent),
+        "where": ("where", text),
+        "cause": ("likely cause", text),
         "reason": ("reason", text),
     }
+    columns = {name: columns[name] for name in columns if name in rows}
     summary = f"{count(len(rows))} {what}"
     return Details(summary, Table.of(f"{summary}.", rows, columns), opened)
 

@@ -95,3 +95,62 @@ def test_an_answer_can_run_nothing_in_the_process_that_asked(answer, capsys):
 def test_an_answer_of_the_protocol_arrives_as_it_was():
     reply = protocol.Timed(1.0, 2.0, False)
     assert plain_reply(pickle.dumps(reply)) == reply
+
+
+LARGE = Case(5_000, 32, 256, (500, 2_000), task="train")
+
+
+def absent(case: Case) -> np.ndarray:
+    inputs = Judge()._inputs(case, 3, "full")
+    return ~np.isin(np.arange(case.n_classes), inputs.target)[:, None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda dw, absent: np.where(absent, 0, dw),
+        lambda dw, absent: np.where(absent, 1.1 * dw, dw),
+        lambda dw, absent: np.where(np.abs(dw) < 1e-3 * np.abs(dw).max(), 0, dw),
+        lambda dw, absent: np.where(absent & (np.arange(len(dw)) >= 1000)[:, None], -dw, dw),
+    ],
+    ids=["dropped", "10 % too large", "small ones dropped", "wrong sign of rare ones"],
+)
+def test_a_large_peer_that_is_wrong_in_classes_absent_from_the_batch_fails(
+    tmp_path, monkeypatch, dtype, fault
+):
+    monkeypatch.setattr(judging, "DEFINITION_FLOPS", 1.0)
+    case = Case(**{**LARGE.to_fields(), "dtype": dtype})
+    assert failed(lines(tmp_path, case, "full")) == set()
+    name = "grad.full.weight"
+    mask = absent(case)
+    right = np.load(tmp_path / f"{name}.npy")
+    if dtype == "bfloat16":  # what a share of the whole weight would have passed
+        monkeypatch.setitem(judging.ALLOWED, dtype, 1.0)
+        assert judging.relative_error(fault(right, mask), right) < 1
+    found = lines(tmp_path, case, "full", (name, lambda dw: fault(dw, mask).astype(dw.dtype)))
+    assert failed(found) == {name}
+    (wrong,) = [line for line in found if line["tensor"] == name]
+    assert wrong["error"] > wrong["budget"]
+    if dtype == "bfloat16":
+        assert wrong["against"] == "definition in part"
+        assert "absent" in wrong["where"]
+
+
+def test_classes_are_drawn_from_every_decade_targets_and_absent_ones_apart():
+    target = np.array([0, 3, 12, 150, 4_000])
+    found = judging.drawn_classes(5_000, target, 80, np.random.default_rng(0))
+    assert len(np.unique(found)) == len(found) <= 80
+    assert set(target) <= set(found)
+    for low, high in ((0, 9), (10, 99), (100, 999), (1_000, 4_999)):
+        assert ((found >= low) & (found <= high) & ~np.isin(found, target)).sum() >= 5
+
+
+@pytest.mark.parametrize("name", ["torch", "full"])
+def test_a_large_cell_with_a_few_wrong_rows_of_the_inputs_gradient_fails(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(judging, "DEFINITION_FLOPS", 1.0)
+    wrong = lambda dh: np.where((np.arange(len(dh)) % 4 == 0)[:, None], 1.001 * dh, dh)  # noqa: E731
+    monkeypatch.setitem(judging.ALLOWED, "float32", 1e-2)
+    assert failed(lines(tmp_path, LARGE, name, ("grad.input", lambda dh: wrong(dh).astype(dh.dtype)))) == {
+        "grad.input"
+    }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from zipfmax_bench import protocol
 from zipfmax_bench.parity_guard import DEFINITION_FLOPS, ParityGuard, checked_case
 from zipfmax_bench.prediction import product_flops
+from zipfmax_bench.worker import Session
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.drawing import draw_batch
 from zipfmax_reference.runs.invocation import invocation
 
 CASE = Case(60, 8, 16, (10, 30), labels="uniform", task="train")
@@ -80,3 +86,44 @@ def test_what_says_that_it_is_inexact_is_not_judged(tmp_path, name):
     with ParityGuard(directory, 1, tmp_path / "log") as guard:
         assert guard.fault(name, CASE) is None
     assert directory.rows(Parity) == []
+
+
+class Planted:
+    """A full-softmax peer that drops the gradients of classes absent from the batch, as a gradient filter does."""
+
+    def __init__(self, case: Case, wrong: bool) -> None:
+        self._session, self._case, self._wrong = Session("full"), case, wrong
+        for request in (
+            protocol.Prepare(case, fastest=False),
+            protocol.Load(0, warm=1),
+            protocol.TakeSample(),
+        ):
+            self._session.answer(request)
+
+    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+        kept = self._session.answer(request)
+        file = Path(request.folder) / "grad.full.weight.npy"
+        gradient = np.load(file)
+        if self._wrong:
+            absent = np.setdiff1d(np.arange(self._case.n_classes), draw_batch(self._case, 0)[1])
+            gradient[absent] *= 0.9
+            np.save(file, gradient)
+        return kept
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_peer_of_50000_classes_that_is_wrong_in_absent_ones_is_not_shown_and_the_reason_says_where(
+    tmp_path, wrong
+):
+    case = Case(50_000, 64, 512, (2_000, 10_000), dtype="bfloat16")
+    assert product_flops("full", case) > DEFINITION_FLOPS
+    directory = RunDirectory.start(tmp_path / "run", invocation({}))
+    with ParityGuard(directory, 1, tmp_path / "log") as guard:
+        found = guard.timed_fault("full", case, 0, Planted(case, wrong))
+    if not wrong:
+        assert found is None
+        return
+    assert found is not None
+    status, reason = found
+    assert status == "parity_failed"
+    assert "absent" in reason

@@ -45,7 +45,7 @@ _FULL_PARTITIONS: tuple[Partition, ...] = (
 
 
 def grid(name: str, device: str = "cpu", dtypes: Sequence[str] = ()) -> list[Case]:
-    """The cases of a grid: "quick" or "full", each case once; `dtypes` stand in for the grid's own.
+    """The cases of a grid: "quick", "full" or "large", each case once; `dtypes` stand in for the grid's own.
 
     Raises:
         UsageError: unknown name or dtype.
@@ -144,6 +144,16 @@ def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str
     ]
 
 
+def large(device: str = "cpu", dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[Case]:
+    """Training steps of 50,000, 267,735 and a million classes, whose sums are long; usual and wide logits."""
+    return [
+        Case(n_classes, 128, 256, (2_000, 10_000), dtype=dtype, device=device, logit_std=logit_std)
+        for n_classes in (50_000, 267_735, 1_000_000)
+        for dtype in dtypes
+        for logit_std in (None, 4.0)
+    ]
+
+
 def small(device: str = "cpu") -> list[Case]:
     """The smaller partitions of the quick grid: a few seconds' work, for a test suite."""
     return [case for case in quick(device) if case.n_classes <= 203]
@@ -233,4 +243,4 @@ _HIDDEN = (
     "inf-rows",
 )
 
-GRIDS: dict[str, Callable[..., list[Case]]] = {"quick": quick, "full": full}
+GRIDS: dict[str, Callable[..., list[Case]]] = {"quick": quick, "full": full, "large": large}

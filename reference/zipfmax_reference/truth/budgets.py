@@ -12,8 +12,11 @@ taken in, and t that of a product's operands (tf32; else 0):
 
     q = P h             var(q) = sum(q) + stored(q)
     s = O q (or W h+b)  var(s) = sum(s) + stored(s) + (O^2) var(q)
-    L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + u^2 + (a L)^2   over C classes,
-                        whose sum of exponentials may be stored
+    L = log sum exp s   var(L) = sum_v p_v^2 var(s_v) + (p O)^2 var(q) + C a^2 + B^2 + (a L)^2
+                                 + (u max(1, L - max s))^2
+                        over C classes, whose sum of exponentials or its logarithm may be stored. B is what a
+                        running sum of the p_v loses systematically, terms below its spacing and equal ones
+                        (`rounding.stagnation`)
     l = s - L           var(l) = var(s) + var(L) + stored(l) + a^2 (s^2 + L^2)
     output              var = var(l) of the head's slot + var(l) within the tail + stored(output)
     loss                sd  = mean of sd(output) + stored: rows need not be independent
@@ -22,11 +25,19 @@ taken in, and t that of a product's operands (tf32; else 0):
     ds = g (p - y)      var = g^2 (var(p) + 2 u^2 (p - y)^2) + tiny^2, for an upstream gradient -g of the row
 
     dW = ds' h, dO = dt' q, dP = dq' h (over rows), db = ds' 1:
-                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum + C (a sum |terms|)^2] + stored
-                        The sum over the C classes of L drops small terms alike in all rows: of its deviation
-                        sqrt(C) a nothing averages out over rows.
+                        var = m [var(ds)' h^2 (+ ds^2' var(q)) + sum] + (sum over rows of e h)^2
+                              + (sum over rows of f h)^2 + stored
+                        e^2 = (g B p)^2 + c^2 var(ds) + 3 under^2: what has one sign in all rows. B has; and where
+                        a class's log p differ from row to row by less than the spacing 2 u |l| that they are rounded
+                        to, all rows round alike, c = exp(-2 (pi sd_rows(l) / (2 u |l|))^2), as in `rounding`; then
+                        the rows' differences are lost too, f = g c p (l - mean_rows(l)). For dP,
+                        e^2 = (g B (p O))^2 + mean(c)^2 var(dq) + 3 (under O)^2, f O in place of f.
     dq = dt O, dh = ds W, dh = dq P (over classes or features):
-                        var = var_own(ds) W^2 + (g sd(L) p W)^2 + sum + stored
+                        var = var_own(ds) W^2 + (g sd(L) p W)^2 + 3 (g sum of lost p_v W_v)^2 + 3 (under W)^2 + sum
+                              + stored
+                        Lost are the terms below the spacing of a running sum over classes. under is what storing p
+                        and ds does to those of a few times float16's smallest number: it follows the value. Both are
+                        known, and u^2 is three times the variance of an error within +-u.
                         The error of L is common to all classes of a row, so its part adds up coherently; so does
                         the part of q: (g sum_v p_v sd_q(s_v) |O_v|)^2, and dq's coherent part through P.
     grad.input          the sum of head and tail, each stored, and stored
@@ -34,87 +45,30 @@ taken in, and t that of a product's operands (tf32; else 0):
 m is the largest number of equal rows of the hidden state: equal rows make equal errors. Where y = 1 the error of
 p - y is that of p. So an element's deviation is small where its terms are small: it is as tight for a class that
 is met once in a million as for the most frequent one.
+
+A deviation is infinite or NaN where something that is stored may overflow (float16, logits or log p beyond 65,504):
+there a result need not be finite. What is finite all the same is held to the deviation without overflow
+(`largest` infinite in the rounding), which is finite wherever the truth is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Array, Labels, Results
+from zipfmax_reference.runs.drawing import FULL_WEIGHT
+from zipfmax_reference.truth.rounding import CERTAIN, Floats, Rounding, Softmax, Sum, linear
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits that exist at a time: a dozen arrays of 32 MiB."""
 
-_FAR = 6.0
-"""Deviations at which the error of an exponential is taken."""
-
-Floats = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """Unit roundoffs of a dtype's arithmetic."""
-
-    stored: float
-    """Of results and of intermediate results."""
-    summed: float
-    """Of the dtype that sums are taken in."""
-    tiny: float
-    """Half the spacing of the smallest numbers, or the smallest normal number where smaller ones are flushed."""
-    operand: float = 0.0
-    """Of the operands of products, where they are rounded first."""
-    largest: float = np.inf
-    """Beyond it a stored number may become infinite."""
-
-    def store(self, values: Floats, variance: Floats | float) -> Floats:
-        """Variance of values once they are stored; infinite where they may overflow."""
-        total: Floats = variance + (self.stored * values) ** 2 + self.tiny**2
-        if self.largest == np.inf:
-            return total
-        return np.where(np.abs(values) + _FAR * np.sqrt(variance) < self.largest, total, np.inf)
-
-    def sum(self, n_terms: int, absolute: Floats, squares: Floats | None) -> Floats:
-        """Variance of a sum: of the terms' absolute values and, where operands are rounded, squares."""
-        variance: Floats = n_terms * (self.summed * absolute) ** 2
-        return variance if squares is None else variance + 2 * self.operand**2 * squares
-
-    def product(self, left: Floats, right: Floats) -> Floats:
-        """Variance of the matrix product left @ right, for exact operands."""
-        squares = left**2 @ right**2 if self.operand else None
-        return self.sum(left.shape[1], np.abs(left) @ np.abs(right), squares)
-
-
-ROUNDING = {
-    "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-500),
-    "float32": Rounding(2.0**-24, 2.0**-24, 2.0**-126),
-    "tf32": Rounding(2.0**-24, 2.0**-24, 2.0**-126, operand=2.0**-10),
-    "bfloat16": Rounding(2.0**-8, 2.0**-24, 2.0**-126),
-    "float16": Rounding(2.0**-11, 2.0**-24, 2.0**-25, largest=65504.0),
-}
-"""By the dtype of a case; "tf32" is float32 whose products cut their operands to 10 bits. float64's smallest
-numbers are left out, because their squares underflow."""
-
-
-class _Softmax(NamedTuple):
-    """A softmax over some rows, [n, C] unless said otherwise, and variances."""
-
-    p: Floats
-    log_p: Floats
-    """Finite where p underflows."""
-    own: Floats
-    """Variance of log p without what is common to a row."""
-    row: Floats
-    """[n, 1] Variance of the log-sum-exp."""
-
-    def variance(self) -> Floats:
-        """Of the error of log p."""
-        return self.own + self.row
+SOME = 512
+"""Rows and classes from which it is told whether rows are rounded alike."""
 
 
 def adaptive(
@@ -149,62 +103,47 @@ def adaptive(
     parts = layout.parts(target)
     slot = np.where(parts == 0, target, layout.shortlist_size + parts - 1)
     equal_rows = _most_equal_rows(hidden)
-    variance = np.zeros(n_rows)
-    truth = np.zeros(n_rows)
-    sizes = {"head": layout.head_size, **{f"tail.{tail.index}": tail.size for tail in layout}}
-    grad = {
-        name: _Sum(weight.shape, next(size for part, size in sizes.items() if name.startswith(part + ".")))
-        for name, weight in w.items()
-    }
-    grad_hidden, input_variance = np.zeros_like(hidden), np.zeros_like(hidden)
+    softmax = _over_rows(r, head, bias, hidden, slot, row_weight, gradients)
+    variance, truth, grad_hidden, input_variance, *_ = softmax
+    grad = {"head.weight": softmax.weight} | ({} if bias is None else {"head.bias": softmax.bias})
+    grad |= {name: Sum(weight.shape) for name, weight in w.items() if name.startswith("tail.")}
 
     with np.errstate(all="ignore"):
-        for rows in _chunks(np.arange(n_rows), layout.head_size):
-            h, g = hidden[rows], row_weight[rows, None]
-            logits, own = _linear(r, h, head, bias)
-            soft = _softmax(r, logits, r.store(logits, own))
-            at = np.arange(len(rows)), slot[rows]
-            variance[rows] = soft.variance()[at]
-            truth[rows] = soft.log_p[at]
-            if gradients:
-                ds, own, common = _grad_logits(r, soft, slot[rows], g)
-                grad["head.weight"].add(r, ds, own + common, h)
-                if bias is not None:
-                    grad["head.bias"].add(r, ds, own + common, np.ones((len(rows), 1)))
-                dh = ds @ head
-                spread = own @ head**2 + (g**2 * soft.row) * (soft.p @ head) ** 2 + r.product(ds, head)
-                grad_hidden[rows], input_variance[rows] = dh, r.store(dh, spread)
-
         for tail in layout:
             projection, out = (w[f"tail.{tail.index}.{k}.weight"] for k in (0, 1))
             for rows in _chunks(np.flatnonzero(parts == tail.index + 1), tail.size):
                 h, g = hidden[rows], row_weight[rows, None]
-                q, q_variance = _linear(r, h, projection, None)
-                q_variance = r.store(q, q_variance)
-                logits, own = _linear(r, q, out, None)
+                q, q_variance = linear(r, h, projection, None)
+                q_variance = r.stored(q, q_variance)
+                logits, own = linear(r, q, out, None)
                 through_q = q_variance @ (out**2).T
-                soft = _softmax(r, logits, r.store(logits, own), out, q_variance)
+                soft = Softmax.of(r, logits, r.stored(logits, own), out, q_variance)
                 at = np.arange(len(rows)), target[rows] - tail.start
                 variance[rows] += (soft.variance() + through_q)[at]
                 truth[rows] += soft.log_p[at]
                 if not gradients:
                     continue
-                ds, own, common = _grad_logits(r, soft, at[1], g, through_q)
-                grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, q, q_variance)
+                ds, own, common, systematic = soft.grad_logits(r, at, g, through_q)
+                grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, systematic, q, q_variance)
                 dq = ds @ out
-                dq_own = r.store(dq, own @ out**2 + r.product(ds, out))
+                dq_own = r.stored(dq, own @ out**2 + r.product(ds, out))
                 of_q = np.abs(g) * ((soft.p * np.sqrt(through_q)) @ np.abs(out))
-                dq_common = (g**2 * soft.row) * (soft.p @ out) ** 2 + of_q**2
-                grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, h)
+                mean = soft.p @ out
+                lost = _lost(r, soft, ds, g, out)
+                dq_common = (g**2 * soft.row) * mean**2 + of_q**2 + lost
+                repeated = (g * soft.stagnation * mean) ** 2 + lost
+                repeated += soft.coherence(r).mean() ** 2 * (dq_own + dq_common)
+                of_rows = np.sign(g) * np.sqrt(repeated), systematic[1] @ out
+                grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, of_rows, h)
                 dh = dq @ projection
                 spread = dq_own @ projection**2 + (np.sqrt(dq_common) @ np.abs(projection)) ** 2
                 grad_hidden[rows] += dh
-                input_variance[rows] += r.store(dh, spread + r.product(dq, projection))
+                input_variance[rows] += r.stored(dh, spread + r.product(dq, projection))
 
-        deviations: Results = {"output": np.sqrt(r.store(truth, variance))}
+        deviations: Results = {"output": np.sqrt(r.stored(truth, variance))}
         deviations["loss"] = _mean_deviation(r, deviations["output"], truth)
         if gradients:
-            deviations["grad.input"] = np.sqrt(r.store(grad_hidden, input_variance))
+            deviations["grad.input"] = np.sqrt(r.stored(grad_hidden, input_variance))
             deviations |= {f"grad.{name}": own.deviation(r, n_rows, equal_rows) for name, own in grad.items()}
     return deviations
 
@@ -218,20 +157,36 @@ def adaptive_log_prob(
     w = {name: np.asarray(weight, dtype=np.float64) for name, weight in weights.items()}
     variance = np.empty((len(h), layout.n_classes))
     with np.errstate(all="ignore"):
-        logits, own = _linear(r, h, w["head.weight"], w.get("head.bias"))
-        head = _softmax(r, logits, r.store(logits, own))
+        logits, own = linear(r, h, w["head.weight"], w.get("head.bias"))
+        head = Softmax.of(r, logits, r.stored(logits, own))
         head_variance = head.variance()
         variance[:, : layout.shortlist_size] = head_variance[:, : layout.shortlist_size]
         for tail in layout:
             projection, out = (w[f"tail.{tail.index}.{k}.weight"] for k in (0, 1))
-            q, q_variance = _linear(r, h, projection, None)
-            q_variance = r.store(q, q_variance)
-            logits, own = _linear(r, q, out, None)
-            soft = _softmax(r, logits, r.store(logits, own), out, q_variance)
+            q, q_variance = linear(r, h, projection, None)
+            q_variance = r.stored(q, q_variance)
+            logits, own = linear(r, q, out, None)
+            soft = Softmax.of(r, logits, r.stored(logits, own), out, q_variance)
             within = soft.variance() + q_variance @ (out**2).T
             total = soft.log_p + head.log_p[:, tail.slot, None]
-            variance[:, tail.start : tail.stop] = r.store(total, head_variance[:, tail.slot, None] + within)
+            variance[:, tail.start : tail.stop] = r.stored(total, head_variance[:, tail.slot, None] + within)
     return np.sqrt(variance)
+
+
+def different_rows(r: Rounding, weight: Array, bias: Array | None, hidden: Array) -> int:
+    """Rows whose roundings are independent of each other's, at least one.
+
+    Of n different rows whose roundings have the correlation c^2 (`Softmax.coherence` over weight [C, d]), as many
+    count as average out to the same: n / (1 + (n - 1) c^2).
+    """
+    different = len(np.unique(hidden, axis=0))
+    if different < 2:
+        return 1
+    h, matrix = (np.asarray(values[:SOME], dtype=np.float64) for values in (hidden, weight))
+    with np.errstate(all="ignore"):
+        logits, own = linear(r, h[np.isfinite(h).all(axis=1)], matrix, None if bias is None else bias[:SOME])
+        coherence = Softmax.of(r, logits, own).coherence(r)
+    return max(1, round(different / (1 + (different - 1) * float(np.nan_to_num(coherence).mean()) ** 2)))
 
 
 def full(
@@ -244,143 +199,132 @@ def full(
     gradients: bool,
 ) -> Results:
     """Standard deviations of the errors of `definition.full`: of one softmax over a weight [n_classes, d]."""
-    layout = ClusterLayout(hidden.shape[1], len(weight) + 1, (len(weight),))
-    head = {"head.weight": weight}
-    found = _one_softmax(head, layout, hidden, target, row_weight, rounding, gradients)
-    del found["output"]
-    return found
+    hidden, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight))
+    softmax = _over_rows(rounding, matrix, None, hidden, target, row_weight, gradients)
+    with np.errstate(all="ignore"):
+        output = np.sqrt(rounding.stored(softmax.truth, softmax.variance))
+        deviations: Results = {"loss": _mean_deviation(rounding, output, softmax.truth)}
+        if gradients:
+            deviations["grad.input"] = np.sqrt(softmax.input_variance)
+            deviations[f"grad.{FULL_WEIGHT}"] = softmax.weight.deviation(
+                rounding, len(hidden), _most_equal_rows(hidden)
+            )
+    return deviations
+
+
+def full_classes(
+    weight: Array,
+    classes: Labels,
+    hidden: Array,
+    target: Labels,
+    output: Array,
+    row_weight: Array,
+    rounding: Rounding,
+) -> tuple[Floats, Floats]:
+    """The gradient of some rows of full softmax's weight, and its deviations: what a large case can afford.
+
+    The variance of the log-sum-exp is taken from a few rows, the largest of theirs.
+
+    Args:
+        weight: [n_classes, d].
+        classes: [S] whose rows are wanted.
+        hidden: [N, d].
+        target: [N].
+        output: [N] log-probability of each target, from which the log-sum-exp follows.
+        row_weight: [N] as in `adaptive`.
+        rounding: of the dtype.
+
+    Returns:
+        [S, d] and [S, d].
+    """
+    r = rounding
+    h_all, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight[classes]))
+    log_sum = (h_all * np.asarray(weight[target], dtype=np.float64)).sum(axis=1) - output
+    some = np.linspace(0, len(h_all) - 1, min(len(h_all), max(1, CHUNK_ELEMENTS // len(weight)), 8)).astype(
+        int
+    )
+    logits, own = linear(r, h_all[some], np.asarray(weight, dtype=np.float64), None)
+    row = Softmax.of(r, logits, r.stored(logits, own)).row.max()
+    gradient = Sum(matrix.shape)
+    with np.errstate(all="ignore"):
+        for rows in _chunks(np.arange(len(h_all)), len(matrix)):
+            logits, own = linear(r, h_all[rows], matrix, None)
+            variance = np.full((len(rows), 1), row)
+            soft = Softmax.of_some(r, logits, r.stored(logits, own), log_sum[rows, None], variance)
+            at = np.nonzero(target[rows, None] == classes)
+            ds, own, common, systematic = soft.grad_logits(r, (at[0], at[1]), row_weight[rows, None])
+            gradient.add(r, ds, own + common, systematic, h_all[rows])
+    return gradient.value, gradient.deviation(r, len(h_all), _most_equal_rows(h_all))
 
 
 def full_log_prob(weight: Array, hidden: Array, rounding: Rounding) -> Array:
     """Standard deviations of the errors of `definition.full_log_prob`, [N, n_classes]."""
     h, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight))
     with np.errstate(all="ignore"):
-        logits, own = _linear(rounding, h, matrix, None)
-        return np.sqrt(_softmax(rounding, logits, rounding.store(logits, own)).variance())
+        logits, own = linear(rounding, h, matrix, None)
+        return np.sqrt(Softmax.of(rounding, logits, rounding.stored(logits, own)).variance())
 
 
-def _one_softmax(
-    weights: Mapping[str, Array],
-    layout: ClusterLayout,
-    hidden: Array,
-    target: Labels,
-    row_weight: Array,
-    rounding: Rounding,
-    gradients: bool,
-) -> Results:
-    """The head's part of `adaptive` over all classes."""
-    r = rounding
-    h_all, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weights["head.weight"]))
-    n_rows = len(h_all)
-    variance, truth = np.zeros(n_rows), np.zeros(n_rows)
-    grad = _Sum(matrix.shape, len(matrix))
-    input_deviation = np.zeros_like(h_all)
-    with np.errstate(all="ignore"):
-        for rows in _chunks(np.arange(n_rows), len(matrix)):
-            h, g = h_all[rows], row_weight[rows, None]
-            logits, own = _linear(r, h, matrix, None)
-            soft = _softmax(r, logits, r.store(logits, own))
-            at = np.arange(len(rows)), target[rows]
-            variance[rows], truth[rows] = soft.variance()[at], soft.log_p[at]
-            if gradients:
-                ds, own, common = _grad_logits(r, soft, target[rows], g)
-                grad.add(r, ds, own + common, h)
-                dh = ds @ matrix
-                spread = own @ matrix**2 + (g**2 * soft.row) * (soft.p @ matrix) ** 2
-                input_deviation[rows] = np.sqrt(r.store(dh, spread + r.product(ds, matrix)))
-        output = np.sqrt(r.store(truth, variance))
-        deviations: Results = {"output": output, "loss": _mean_deviation(r, output, truth)}
-        if gradients:
-            deviations["grad.input"] = input_deviation
-            deviations["grad.full.weight"] = grad.deviation(r, n_rows, _most_equal_rows(h_all))
-    return deviations
+class _Rows(NamedTuple):
+    """One softmax over all rows."""
+
+    variance: Floats
+    """[N] Of the target's log p."""
+    truth: Floats
+    """[N]"""
+    grad_hidden: Floats
+    """[N, d]"""
+    input_variance: Floats
+    """[N, d]"""
+    weight: Sum
+    bias: Sum
 
 
-class _Sum:
-    """A weight's gradient over chunks of rows, left' right, with what its variance needs.
-
-    `n_classes` is the size of the softmax that the gradient comes from.
-    """
-
-    def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
-        self._shape, self._n_classes = shape, n_classes
-        size = (shape[0], shape[1] if len(shape) > 1 else 1)
-        self._value, self._variance, self._absolute = (np.zeros(size) for _ in range(3))
-        self._squares: Floats | None = None
-
-    def add(
-        self,
-        r: Rounding,
-        left: Floats,
-        left_variance: Floats,
-        right: Floats,
-        right_variance: Floats | None = None,
-    ) -> None:
-        """Add a chunk's rows: [n, C], [n, C], [n, k], [n, k]."""
-        squares = right**2
-        self._value += left.T @ right
-        self._absolute += np.abs(left).T @ np.abs(right)
-        self._variance += left_variance.T @ squares
-        if right_variance is not None:
-            self._variance += (left**2).T @ right_variance
-        if r.operand:
-            more = (left**2).T @ squares
-            self._squares = more if self._squares is None else self._squares + more
-
-    def deviation(self, r: Rounding, n_rows: int, equal_rows: int) -> Floats:
-        """Standard deviation of the error of each element."""
-        sums = r.sum(n_rows + self._n_classes, self._absolute, self._squares)
-        spread = equal_rows * (self._variance + sums)
-        return np.sqrt(r.store(self._value, spread)).reshape(self._shape)
-
-
-def _linear(r: Rounding, x: Floats, weight: Floats, bias: Floats | None) -> tuple[Floats, Floats]:
-    """x weight' + bias, and the variance of its summation."""
-    values, absolute = x @ weight.T, np.abs(x) @ np.abs(weight).T
-    if bias is not None:
-        values, absolute = values + bias, absolute + np.abs(bias)
-    squares = x**2 @ (weight**2).T if r.operand else None
-    return values, r.sum(x.shape[1] + 1, absolute, squares)
-
-
-def _softmax(
+def _over_rows(
     r: Rounding,
-    logits: Floats,
-    variance: Floats,
-    out: Floats | None = None,
-    q_variance: Floats | None = None,
-) -> _Softmax:
-    """Softmax of logits with the given variances; those of q go through `out` to all classes of a row."""
-    largest = logits.max(axis=1, keepdims=True)
-    log_sum = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
-    log_p = logits - log_sum
-    p = np.exp(log_p)
-    # A logit that overflows to -inf leaves its row as it is.
-    row = np.where(p > 0, p**2 * variance, 0.0).sum(axis=1, keepdims=True) + logits.shape[1] * r.summed**2
-    row += r.stored**2 + (r.summed * log_sum) ** 2
-    if out is not None and q_variance is not None:
-        row += ((p @ out) ** 2 * q_variance).sum(axis=1, keepdims=True)
-    own = r.store(log_p, variance) + r.summed**2 * (logits**2 + log_sum**2)
-    return _Softmax(p, log_p, own, row)
+    weight: Floats,
+    bias: Floats | None,
+    hidden: Floats,
+    label: Labels,
+    row_weight: Array,
+    gradients: bool,
+) -> _Rows:
+    """What a softmax over weight [C, d] and bias [C] adds: the head's part, or all of full softmax."""
+    zeros = np.zeros_like(hidden)
+    found = _Rows(
+        np.zeros(len(hidden)),
+        np.zeros(len(hidden)),
+        zeros,
+        zeros.copy(),
+        Sum(weight.shape),
+        Sum(weight.shape[:1]),
+    )
+    with np.errstate(all="ignore"):
+        for rows in _chunks(np.arange(len(hidden)), len(weight)):
+            h, g = hidden[rows], row_weight[rows, None]
+            logits, own = linear(r, h, weight, bias)
+            soft = Softmax.of(r, logits, r.stored(logits, own))
+            at = np.arange(len(rows)), label[rows]
+            found.variance[rows], found.truth[rows] = soft.variance()[at], soft.log_p[at]
+            if not gradients:
+                continue
+            ds, own, common, systematic = soft.grad_logits(r, at, g)
+            found.weight.add(r, ds, own + common, systematic, h)
+            if bias is not None:
+                found.bias.add(r, ds, own + common, systematic, np.ones((len(rows), 1)))
+            dh = ds @ weight
+            spread = (
+                own @ weight**2 + (g**2 * soft.row) * (soft.p @ weight) ** 2 + _lost(r, soft, ds, g, weight)
+            )
+            found.grad_hidden[rows] = dh
+            found.input_variance[rows] = r.stored(dh, spread + r.product(ds, weight))
+    return found
 
 
-def _grad_logits(
-    r: Rounding, soft: _Softmax, label: Labels, g: Floats, through_q: Floats | None = None
-) -> tuple[Floats, Floats, Floats]:
-    """ds [n, C], the variance of what is each element's own, and of what is common to a row or comes by q."""
-    at = np.arange(len(label)), label
-    own = np.minimum(soft.p * _relative(soft.own), 1.0) ** 2 + (r.stored * soft.p) ** 2
-    shared = soft.row if through_q is None else soft.row + through_q
-    common = np.where(shared == np.inf, np.inf, np.minimum(soft.p * _relative(shared), 1.0) ** 2)
-    ds = soft.p.copy()
-    ds[at] -= 1
-    own += 2 * r.stored**2 * ds**2
-    return -g * ds, g**2 * own + r.tiny**2, g**2 * common
-
-
-def _relative(variance: Floats) -> Floats:
-    """Relative deviation of exp(x) for a variance of x."""
-    return np.expm1(np.minimum(_FAR * np.sqrt(variance), 600.0)) / _FAR
+def _lost(r: Rounding, soft: Softmax, ds: Floats, g: Floats, weight: Floats) -> Floats:
+    """Variance of what ds weight loses whole: in a running sum over classes, and where p or ds underflow."""
+    errors = [np.where(r.lost(soft.p), g * soft.p, 0.0), r.underflow(ds), g * r.underflow(soft.p)]
+    return CERTAIN * sum(((error @ weight) ** 2 for error in errors if error.any()), start=np.zeros((1, 1)))
 
 
 def _mean_deviation(r: Rounding, deviation: Floats, output: Floats) -> Floats:
@@ -388,7 +332,7 @@ def _mean_deviation(r: Rounding, deviation: Floats, output: Floats) -> Floats:
         return np.asarray(np.nan)
     mean = output.mean()
     variance = deviation.mean() ** 2 + r.sum(len(output), np.abs(output).mean(), None)
-    return np.asarray(np.sqrt(r.store(mean, variance)))
+    return np.asarray(np.sqrt(r.stored(mean, variance)))
 
 
 def _most_equal_rows(hidden: Floats) -> int:

@@ -10,9 +10,9 @@ grains, each with a threshold of its own, because each sees a kind of fault that
 
 A mean of n squares is known to about 1 / sqrt(2 n), so a row or group may exceed 1 by a multiple of 1 / sqrt(n).
 n is the number of errors that are independent at worst: of a class's row, the smaller one of its width and of the
-number of different hidden states; of a batch row, whose log-sum-exp all share, one. Values must be finite where
-the truth is and does not overflow the dtype, and nowhere else. A class that is picked may be less
-probable than the right one by what rounding does to the two log-probabilities.
+number of rows that are not rounded alike; of a batch row, whose log-sum-exp all share, one. Values must be finite
+where the truth is and does not overflow the dtype, and nowhere else. A class that is picked may be less probable than
+the right one by what rounding does to the two log-probabilities.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Family, Inputs, Results
+from zipfmax_reference.contestants.implementation import Family, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT
 from zipfmax_reference.truth import budgets, definition
 from zipfmax_reference.truth.contract import CLASSES, Values, best_classes, form_fault, gaps
+from zipfmax_reference.truth.rounding import ROUNDING, Rounding
 
 ELEMENT = 6.0
 """Deviations that one element may be off."""
@@ -96,8 +97,13 @@ class Truth:
     target: Values
     values: Results
     deviations: Results
+    """Finite wherever the truth is."""
     different_rows: int
-    """Rows of the hidden state that differ from each other."""
+    """Rows whose roundings are independent of each other's."""
+    overflows: Results = field(default_factory=dict)
+    """Masks of the elements that need not be finite, because something on their way may overflow the dtype."""
+    labels: Values | None = None
+    """Classes of the rows of `full.weight`'s gradient, where it has some only."""
     log_prob: Values | None = None
     """[N, n_classes] for "predict" and "topk", whose ties it settles; None for the other tasks."""
     log_prob_deviation: Values | None = None
@@ -122,47 +128,72 @@ class Truth:
             family: which function.
             row_weight: [N] gradient of what is differentiated with respect to each row's output; by default
                 that of the mean loss, -1/N.
-            precision: the key of `budgets.ROUNDING`; by default the case's dtype.
+            precision: the key of `rounding.ROUNDING`; by default the case's dtype.
         """
         n_rows = len(inputs.target)
         if row_weight is None:
             row_weight = np.full(n_rows, -1.0 / max(n_rows, 1))
         row_weight = np.asarray(row_weight, dtype=np.float64)
-        rounding = budgets.ROUNDING[precision or case.dtype]
+        rounding = ROUNDING[precision or case.dtype]
         affordable = case.batch_size * case.n_classes * case.in_features <= EXTENDED_LIMIT
         dtype = np.longdouble if case.dtype == "float64" and affordable else np.float64
         values = definition.evaluate(case, inputs, family, row_weight=row_weight, dtype=dtype)
-        different = max(1, len(np.unique(inputs.hidden, axis=0)))
+        head = definition.full_weight(case, inputs) if family == "full" else inputs.weights["head.weight"]
+        bias = None if family == "full" else inputs.weights.get("head.bias")
+        different = budgets.different_rows(rounding, head, bias, inputs.hidden)
+        deviations, overflows = _deviations(case, inputs, family, row_weight, rounding)
         if case.task in ("forward", "train"):
-            gradients = case.task == "train"
-            if family == "full":
-                weight = definition.full_weight(case, inputs)
-                deviations = budgets.full(
-                    weight, inputs.hidden, inputs.target, row_weight, rounding, gradients=gradients
-                )
-            else:
-                weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
-                deviations = budgets.adaptive(
-                    case.layout,
-                    weights,
-                    inputs.hidden,
-                    inputs.target,
-                    row_weight,
-                    rounding,
-                    gradients=gradients,
-                )
-            return cls(case, inputs.target, values, deviations, different)
+            return cls(case, inputs.target, values, deviations, different, overflows)
         if family == "full":
-            weight = definition.full_weight(case, inputs)
-            log_prob = definition.full_log_prob(weight, inputs.hidden, dtype)
-            deviation = budgets.full_log_prob(weight, inputs.hidden, rounding)
+            log_prob = definition.full_log_prob(definition.full_weight(case, inputs), inputs.hidden, dtype)
         else:
             log_prob = definition.adaptive_log_prob(case.layout, inputs.weights, inputs.hidden, dtype)
-            deviation = budgets.adaptive_log_prob(case.layout, inputs.weights, inputs.hidden, rounding)
-        deviations = {"log_prob": deviation} if case.task == "log_prob" else {}
+        of_all = deviations["log_prob"]
+        if case.task != "log_prob":
+            deviations, overflows = {}, dict(overflows)
         if case.task == "topk":
-            deviations["topk.values"] = np.take_along_axis(deviation, values["topk.classes"], axis=1)
-        return cls(case, inputs.target, values, deviations, different, log_prob, deviation)
+            classes = values["topk.classes"]
+            deviations["topk.values"] = np.take_along_axis(of_all, classes, axis=1)
+            if "log_prob" in overflows:
+                overflows["topk.values"] = np.take_along_axis(overflows["log_prob"], classes, axis=1)
+        return cls(
+            case,
+            inputs.target,
+            values,
+            deviations,
+            different,
+            overflows,
+            log_prob=log_prob,
+            log_prob_deviation=of_all,
+        )
+
+    @classmethod
+    def of_classes(
+        cls,
+        case: Case,
+        inputs: Inputs,
+        classes: Labels,
+        output: Values,
+        precision: str | None = None,
+    ) -> Truth:
+        """The rows of some classes in the gradient of full softmax's weight, for the mean loss.
+
+        Args:
+            case: the cell, of the task "train".
+            inputs: its batch, and weights with full softmax's.
+            classes: [S].
+            output: [N] each target's log-probability, in float64.
+            precision: as in `of`.
+        """
+        rounding, weight = ROUNDING[precision or case.dtype], inputs.weights[FULL_WEIGHT]
+        row_weight = np.full(case.batch_size, -1.0 / max(case.batch_size, 1))
+        value, deviation = budgets.full_classes(
+            weight, classes, inputs.hidden, inputs.target, output, row_weight, rounding
+        )
+        different = budgets.different_rows(rounding, weight, None, inputs.hidden)
+        name = f"grad.{FULL_WEIGHT}"
+        overflows = {name: ~np.isfinite(deviation)} if rounding.largest < np.inf else {}
+        return cls(case, inputs.target, {name: value}, {name: deviation}, different, overflows, classes)
 
     def of_results(self, results: Results) -> Truth:
         """Another implementation's results as the truth: both may be off, so deviations count twice."""
@@ -201,13 +232,12 @@ class Truth:
             return self._judge_classes(values)
         truth, deviation = self.values[tensor], self.deviations[tensor]
         sound = np.isfinite(truth)
-        spurious = int((np.isfinite(values) & ~sound & ~np.isposinf(deviation)).sum())
+        overflows = self.overflows.get(tensor, np.zeros(truth.shape, dtype=bool))
+        spurious = int((np.isfinite(values) & ~sound & ~overflows).sum())
         if spurious:
             return Verdict("fail", reason=f"{spurious} finite values where the truth is not finite")
-        deviation = np.where(np.isnan(deviation), np.inf, deviation)
         overflown = sound & ~np.isfinite(values)
-        largest = budgets.ROUNDING[self.case.dtype].largest
-        if (overflown & (np.abs(truth) + ELEMENT * deviation < largest)).any():
+        if (overflown & ~overflows).any():
             return Verdict("fail", reason="not finite where the truth is")
         sound &= ~overflown
         if truth.size == 0 or not sound.any():
@@ -244,8 +274,8 @@ class Truth:
                 np.take_along_axis(self.log_prob_deviation, classes, axis=1) for classes in (chosen, right)
             )
         # Where one log-probability of a row may overflow, so may those that it is compared with.
-        known = np.isfinite(self.log_prob_deviation).all(axis=1, keepdims=True)
-        budget = np.where(known & np.isfinite(budget), budget, np.inf)
+        overflows = self.overflows.get("log_prob", np.zeros(self.log_prob.shape, dtype=bool))
+        budget = np.where(overflows.any(axis=1, keepdims=True), np.inf, budget)
         excess = np.where(gap > 0, gap / np.maximum(budget, 1e-300), 0.0)
         at = np.unravel_index(int(excess.argmax()), excess.shape)
         status: Status = "pass" if excess[at] <= 1 else "fail"
@@ -253,7 +283,7 @@ class Truth:
 
     def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[Part]:
         within_row = self._independent(tensor, error.shape[1])
-        by_class = self._classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
+        by_class = self.classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
         if (tensor, error.shape) not in self._known_groups:
             self._known_groups[tensor, error.shape] = [
                 (name, (np.flatnonzero(mask),) if axis == 0 else (slice(None), np.flatnonzero(mask)))
@@ -272,7 +302,7 @@ class Truth:
     def _groups(self, tensor: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Values, int]]:
         """(name, mask, axis) of the groups of a tensor's rows, or of its columns where those are classes."""
         layout = self.case.layout
-        axis, classes = self._classes(tensor, shape)
+        axis, classes = self.classes(tensor, shape)
         if classes is None:
             if shape[0] == len(self.target) and tensor in ("output", "grad.input"):
                 parts = layout.parts(self.target)
@@ -301,13 +331,13 @@ class Truth:
             if axis == 0:
                 yield f"absent, ranks {low:,} to {high - 1:,}", member & ~targets, axis
 
-    def _classes(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, Values | None]:
+    def classes(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, Values | None]:
         """Axis of a tensor that runs over classes, and their labels; -1 for a cluster's slot. None if none."""
         layout = self.case.layout
         if tensor == "log_prob":
             return 1, np.arange(shape[1])
         if tensor == f"grad.{FULL_WEIGHT}":
-            return 0, np.arange(shape[0])
+            return 0, np.arange(shape[0]) if self.labels is None else self.labels
         if tensor in ("grad.head.weight", "grad.head.bias"):
             slots = np.arange(layout.head_size)
             return 0, np.where(slots < layout.shortlist_size, slots, -1)
@@ -323,7 +353,7 @@ class Truth:
 
     def _place(self, tensor: str, row: int, width: int) -> str:
         rows = self.values[tensor].shape[:1] or (1,)
-        axis, classes = self._classes(tensor, (*rows, width))
+        axis, classes = self.classes(tensor, (*rows, width))
         if classes is None or axis == 1:
             return f"row {row}"
         label = int(classes[row])
@@ -332,6 +362,30 @@ class Truth:
         kind = "a target" if label in self.target else "absent from the batch"
         part = _part_name(int(self.case.layout.parts(np.array([label]))[0]))
         return f"class {label:,} ({part}, {kind})"
+
+
+def _deviations(
+    case: Case, inputs: Inputs, family: Family, row_weight: Values, rounding: Rounding
+) -> tuple[Results, Results]:
+    """Deviations of a task's tensors, of log_prob for "predict" and "topk"; and masks of what may overflow."""
+    weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
+    matrix = definition.full_weight(case, inputs) if family == "full" else None
+    hidden, target, train = inputs.hidden, inputs.target, case.task == "train"
+
+    def evaluated(r: Rounding) -> Results:
+        if case.task not in ("forward", "train"):
+            if matrix is not None:
+                return {"log_prob": budgets.full_log_prob(matrix, hidden, r)}
+            return {"log_prob": budgets.adaptive_log_prob(case.layout, weights, hidden, r)}
+        if matrix is not None:
+            return budgets.full(matrix, hidden, target, row_weight, r, gradients=train)
+        return budgets.adaptive(case.layout, weights, hidden, target, row_weight, r, gradients=train)
+
+    deviations = evaluated(rounding)
+    if rounding.largest == np.inf or all(np.isfinite(d).all() for d in deviations.values()):
+        return deviations, {}
+    overflows = {name: ~np.isfinite(deviation) for name, deviation in deviations.items()}
+    return evaluated(replace(rounding, largest=np.inf)), overflows
 
 
 def _part_name(part: int) -> str:

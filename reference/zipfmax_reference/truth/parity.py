@@ -183,7 +183,7 @@ class Oracle:
     def truth(self, family: Family = "adaptive") -> Truth:
         """The definition and its budgets, evaluated once."""
         if family not in self._truths:
-            self._truths[family] = Truth.of(self.case, self.inputs, family, precision=_precision(self.case))
+            self._truths[family] = Truth.of(self.case, self.inputs, family, precision=precision(self.case))
         return self._truths[family]
 
     def _judge(
@@ -255,8 +255,8 @@ class Oracle:
         return {**identity, **asdict(verdict)}
 
 
-def _precision(case: Case) -> str:
-    """The key of `budgets.ROUNDING`: a GPU's float32 products may be asked to round their operands to tf32."""
+def precision(case: Case) -> str:
+    """The key of `rounding.ROUNDING`: a GPU's float32 products may be asked to round their operands to tf32."""
     exact = torch.get_float32_matmul_precision() == "highest"
     return case.dtype if exact or case.dtype != "float32" or case.device == "cpu" else "tf32"
 

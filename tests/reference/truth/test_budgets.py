@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth import budgets, judgement
+from zipfmax_reference.truth import judgement
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth
+from zipfmax_reference.truth.rounding import ROUNDING
 
 LARGE = Case(50_000, 128, 256, (2_000, 10_000))
 SMALL = Case(60, 12, 33, (7, 20, 45), 2.0, True)
@@ -37,23 +38,37 @@ def test_torchs_own_layer_holds_at_50000_classes_with_a_margin(large):
 
 
 def rows_of(truth, kind):
-    """Rows of the last tail's weight: of classes that are no target, of targets, or of the last absent class."""
+    """Rows of the last tail's weight: of absent classes, of targets, or of the last one of either."""
     tail = truth.case.layout.tails[-1]
     present = np.isin(np.arange(tail.start, tail.stop), truth.target)
     absent = np.flatnonzero(~present)
-    return {"absent": absent, "one absent": absent[-1:], "targets": np.flatnonzero(present)}[kind]
+    targets = np.flatnonzero(present)
+    return {
+        "absent": absent,
+        "one absent": absent[-1:],
+        "targets": targets,
+        "one target": targets[-1:],
+    }[kind]
 
 
 @pytest.mark.parametrize(
     ("kind", "fault", "where"),
     [
         ("one absent", lambda dw: -dw, "absent from the batch"),
+        ("one target", lambda dw: -dw, "a target"),
         ("absent", lambda dw: 1.1 * dw, "absent"),
         ("absent", lambda dw: np.where(np.abs(dw) < 1e-3 * np.abs(dw).max(), 0, dw), "absent"),
         ("absent", lambda dw: 0 * dw, "absent"),
         ("targets", lambda dw: 1.1 * dw, "target"),
     ],
-    ids=["wrong sign of one", "10 % too large", "small ones dropped", "all dropped", "targets too large"],
+    ids=[
+        "wrong sign of one",
+        "wrong sign of a target",
+        "10 % too large",
+        "small ones dropped",
+        "all dropped",
+        "targets too large",
+    ],
 )
 def test_a_fault_in_rare_classes_is_seen_and_located(large, kind, fault, where):
     truth, results = large
@@ -64,7 +79,7 @@ def test_a_fault_in_rare_classes_is_seen_and_located(large, kind, fault, where):
     assert verdict.status == "fail"
     over = {part.name for part in verdict.parts if part.share > 1}
     assert where in verdict.where or any(where in name for name in over), verdict
-    assert not any("absent" in name for name in over) or kind != "targets"
+    assert not any("absent" in name for name in over) or "target" not in kind
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -104,7 +119,7 @@ def test_deviations_are_as_large_as_the_errors_of_float32_with_random_roundings(
     row = case.layout.parts(inputs.target) == 0
     errors = []
     for _ in range(200):
-        moved = logits * (1 + budgets.ROUNDING["bfloat16"].stored * rng.uniform(-1, 1, logits.shape))
+        moved = logits * (1 + ROUNDING["bfloat16"].unit * rng.uniform(-1, 1, logits.shape))
         log_p = moved - np.log(np.exp(moved).sum(axis=1, keepdims=True))
         errors.append(log_p[row, inputs.target[row]] - truth.values["output"][row])
     spread = np.sqrt(np.mean(np.square(errors), axis=0))
@@ -179,7 +194,7 @@ def test_what_a_long_sum_drops_in_every_row_alike_holds_and_ten_times_that_fails
     absent = ~np.isin(np.arange(tail.start, tail.stop), truth.target)
     # The sum of exponentials too small by sqrt(C) roundings in each row: probabilities too large by as much.
     moved = truth.values["grad.tail.0.1.weight"].copy()
-    moved[absent] *= 1 + times * np.sqrt(tail.size) * budgets.ROUNDING["float32"].summed
+    moved[absent] *= 1 + times * np.sqrt(tail.size) * ROUNDING["float32"].summed
     assert truth.judge("grad.tail.0.1.weight", moved).status == status
 
 
@@ -224,3 +239,34 @@ def test_equal_rows_make_equal_errors_and_one_row_has_no_average():
         runner = registry.implementation(name).build(expanded, draw_inputs(expanded))
         runner.run()
         assert {v.status for v in many.verdicts(runner.results()).values()} == {"pass"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(20_000, 64, 256, (1_000, 5_000, 10_000)),
+        Case(10_000, 64, 256, (100, 101, 9_999), 8.0, labels="uniform"),
+        Case(5_000, 64, 64, (500,), 64.0, labels="uniform"),
+    ],
+    ids=["widths 16, 4, 1", "tails of one class", "one tail of width 1"],
+)
+def test_tails_of_one_column_or_one_class_hold(case, dtype):
+    """All classes share one number of each row there; its rounding and the target's term are in the budget."""
+    case = replace(case, dtype=dtype)
+    assert any(tail.projection_size == 1 or tail.size == 1 for tail in case.layout)
+    inputs = draw_inputs(case)
+    truth = Truth.of(case, inputs)
+    for name in ("torch", "zipfmax:tiled", "zipfmax:eager"):
+        runner = registry.implementation(name).build(case, inputs)
+        runner.run()
+        for tensor, verdict in truth.verdicts(runner.results()).items():
+            assert verdict.status == "pass", (name, tensor, verdict)
+
+
+def test_a_fault_in_a_tail_of_one_column_is_seen():
+    case = Case(5_000, 64, 64, (500,), 64.0, labels="uniform", dtype="bfloat16")
+    truth = Truth.of(case, draw_inputs(case))
+    for tensor in ("grad.tail.0.0.weight", "grad.tail.0.1.weight", "grad.input"):
+        assert truth.judge(tensor, truth.values[tensor].astype(np.float32)).status == "pass"
+        assert truth.judge(tensor, (1.1 * truth.values[tensor]).astype(np.float32)).status == "fail"
