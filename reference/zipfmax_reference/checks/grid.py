@@ -67,7 +67,8 @@ def matching(cases: list[Case], pattern: str) -> list[Case]:
     found = [case for case in cases if fnmatchcase(case.id, f"*{pattern}*")]
     if not found:
         parts = sorted({part for case in cases for part in case.id.split("-")})
-        near = [m for word in pattern.split("-") for m in get_close_matches(word.strip("*?"), parts, 2)]
+        words = [word.strip("*?") for word in pattern.split("-")]
+        near = [match for word in words if word not in parts for match in get_close_matches(word, parts, 2)]
         hint = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
         raise UsageError(f"no cell of this grid matches {pattern!r}; {hint}an id looks like {cases[0].id}")
     return found

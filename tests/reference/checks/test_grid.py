@@ -98,7 +98,7 @@ PINNED = "forward-V2-d2-N2-c1-div1-nobias-float64-cpu-only:1-1-seed0"
 
 
 @pytest.mark.parametrize(
-    ("pattern", "hint"), [("log_prib", "'log_prob'"), ("V60-flot32", "'V60' or 'float32'"), ("zzz", None)]
+    ("pattern", "hint"), [("log_prib", "'log_prob'"), ("V60-flot32", "did you mean 'float32'"), ("zzz", None)]
 )
 def test_a_pattern_that_matches_nothing_is_told_what_is_near(pattern, hint):
     with pytest.raises(UsageError, match="no cell of this grid matches") as raised:
