@@ -65,7 +65,7 @@ def full_runs(case: Case) -> tuple[dict[str, Run], dict[str, Record]]:
     for name in FULL:
         implementation = registry.implementation(name)
         notes[name] = {"impl": name, "exact": registry.gradients(name).exact}
-        if reason := implementation.lacks(case):
+        if reason := implementation.unsupported_reason(case):
             notes[name] |= {"status": "skipped", "reason": reason}
             continue
         try:

@@ -53,7 +53,7 @@ class Saved:
     results: Results
     mismatches: dict[str, str]
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """Nothing: it has computed."""
         return None
 

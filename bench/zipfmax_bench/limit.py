@@ -66,7 +66,7 @@ class Limit:
     name = "limit"
     family: Family = "adaptive"
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """Products are counted for `forward` and `train` only: the other tasks' depend on the values."""
         if case.task not in ("forward", "train"):
             return f"the limit is defined for the tasks forward and train, not for {case.task}"

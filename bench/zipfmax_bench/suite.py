@@ -50,7 +50,9 @@ def cases(size: str, task: str) -> list[Case]:
 
 def implementations(case: Case) -> list[str]:
     """Every implementation that can do a case here. `zipfmax` is left to stand for the backend it takes."""
-    return [name for name in registry.names() if registry.implementation(name).lacks(case) is None]
+    return [
+        name for name in registry.names() if registry.implementation(name).unsupported_reason(case) is None
+    ]
 
 
 class Clock:

@@ -106,7 +106,7 @@ class Session:
 
     def _prepare(self, case: Case, fastest: bool) -> protocol.Reply:
         assert self._implementation is not None, "the judge holds no implementation"
-        reason = self._implementation.lacks(case)
+        reason = self._implementation.unsupported_reason(case)
         if reason is not None:
             return protocol.Lacking(reason)
         held = case.without_labels

@@ -27,7 +27,7 @@ def test_every_full_softmax_has_a_run_or_a_reason(monkeypatch):
 
 def test_what_runs_out_of_memory_is_recorded_and_the_others_run(monkeypatch):
     class Huge:
-        def lacks(self, case):
+        def unsupported_reason(self, case):
             return None
 
         def build_fastest(self, case, inputs):

@@ -69,5 +69,5 @@ def test_no_product_meets_an_infinity_however_often_it_runs():
 def test_tasks_whose_products_depend_on_the_values_are_refused_with_the_reason():
     for task in ("log_prob", "predict"):
         case = Case(**{**CASE.to_fields(), "cutoffs": CASE.cutoffs, "task": task})
-        assert task in Limit().lacks(case)
-    assert Limit().lacks(CASE) is None
+        assert task in Limit().unsupported_reason(case)
+    assert Limit().unsupported_reason(CASE) is None

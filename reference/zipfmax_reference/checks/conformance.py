@@ -106,7 +106,7 @@ def _examined() -> tuple[list[Record], list[Record]]:
     changes = [
         asdict(entry)
         for name in IMPLEMENTATIONS
-        if registry.implementation(name).lacks(stability.CASE) is None
+        if registry.implementation(name).unsupported_reason(stability.CASE) is None
         for entry in stability.examine(registry.implementation(name))
     ]
     return entries, changes

@@ -47,7 +47,7 @@ def _state(name: str, device: str) -> str:
     """In which dtypes it can train, and where in none, why."""
     dtypes = ("float64", "float32", "bfloat16", "float16")
     implementation = registry.implementation(name)
-    reasons = {dtype: implementation.lacks(_sample(device, dtype)) for dtype in dtypes}
+    reasons = {dtype: implementation.unsupported_reason(_sample(device, dtype)) for dtype in dtypes}
     able = [dtype for dtype, reason in reasons.items() if reason is None]
     if not able:
         return reasons["float32"] or reasons["bfloat16"] or ""

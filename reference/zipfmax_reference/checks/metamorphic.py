@@ -84,7 +84,7 @@ def run(
 def check(case: Case, implementation: Implementation) -> Iterator[Metamorphic]:
     """Every relation of one implementation on one case, whose head needs a bias."""
     cell: dict[str, Any] = {"case": case.id, "impl": implementation.name}
-    reason = implementation.lacks(case)
+    reason = implementation.unsupported_reason(case)
     for name, relation in RELATIONS.items():
         if reason is not None:
             yield Metamorphic(**cell, relation=name, status="skipped", reason=reason)

@@ -79,8 +79,12 @@ def run(
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
     directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
     tasks = {case.task for case in cases}
-    of_one_call = FAULTS if tasks - {PROTOCOL} else {}
-    classes = {CONTROL: Control, **of_one_call, **(IN_USE if PROTOCOL in tasks else {})}
+    of_one_call: dict[str, type[Control]] = FAULTS if tasks - {PROTOCOL} else {}
+    classes: dict[str, type[Control]] = {
+        CONTROL: Control,
+        **of_one_call,
+        **(IN_USE if PROTOCOL in tasks else {}),
+    }
     known = [Outcome(**record) for record in directory.rows(Mutant)] if directory is not None else []
     if [outcome.mutant for outcome in known] == list(classes):
         outcomes = known

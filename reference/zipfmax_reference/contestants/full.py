@@ -41,7 +41,7 @@ class Full:
     gradients = Gradients(True, "autograd of linear and cross entropy")
     tasks: tuple[str, ...] = ("forward", "train", "log_prob", "predict", "topk")
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """The device is absent, the task is not computed, or what the variant itself needs is."""
         reason = missing_device(case) or self.needs(case)
         if reason is None and case.task not in self.tasks:

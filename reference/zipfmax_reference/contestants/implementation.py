@@ -86,7 +86,7 @@ class Implementation(Protocol):
     def family(self) -> Family:
         """Which function it computes."""
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """Why it cannot do this case here (not installed, no such dtype, ...), or None where it can."""
 
     def build(self, case: Case, inputs: Inputs) -> Runner:

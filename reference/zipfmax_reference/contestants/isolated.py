@@ -38,7 +38,7 @@ class IsolatedLayer:
         self.name = name
         self._child = Child("zipfmax_reference.contestants.isolated:make", LIMIT)
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """The device is absent."""
         return missing_device(case)
 

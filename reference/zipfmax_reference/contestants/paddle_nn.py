@@ -20,7 +20,7 @@ class PaddleLayer:
     name = "paddle"
     family: Family = "adaptive"
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """Not installed, no GPU build, or a dtype or shape that its layer does not take."""
         if find_spec("paddle") is None:
             return "paddle is not installed (pip install 'zipfmax[paddle]')"

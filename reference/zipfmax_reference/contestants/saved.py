@@ -32,7 +32,7 @@ _DIGEST, _OF, _FAMILY = "#inputs", "#implementation", "#family"
 
 def save(directory: Path, case: Case, implementation: Implementation, inputs: Inputs) -> None:
     """Run an implementation once and keep its results; nothing where it lacks what the case needs."""
-    if implementation.lacks(case) is not None:
+    if implementation.unsupported_reason(case) is not None:
         return
     runner = implementation.build(case, inputs)
     runner.run()
@@ -71,7 +71,7 @@ class SavedResults:
         """`saved:DIRECTORY`."""
         return f"{PREFIX}{self._directory}"
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """This case was not among those that were run."""
         return None if _file(self._directory, case).is_file() else "the case is not among the saved results"
 

@@ -31,7 +31,7 @@ class TensorFlowLayer:
 
     _child = Child("zipfmax_reference.contestants.tensorflow_layer:TensorFlowRunner")
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """Not installed, no GPU build, or a projection of width 0, which this layer widens to 1."""
         if find_spec("tensorflow") is None:
             return "tensorflow is not installed (pip install 'zipfmax[tensorflow]')"

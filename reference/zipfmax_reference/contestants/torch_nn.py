@@ -48,7 +48,7 @@ class TorchModule:
         self._factory = factory
         self._refusal = refusal
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """The device is absent, or the module's own reason."""
         return missing_device(case) or self._refusal(case)
 

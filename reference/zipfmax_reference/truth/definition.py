@@ -212,7 +212,7 @@ class Definition:
     name = "definition"
     family: Family = "adaptive"
 
-    def lacks(self, case: Case) -> str | None:
+    def unsupported_reason(self, case: Case) -> str | None:
         """It can do every case on the CPU."""
         return None if case.device == "cpu" else "NumPy computes on the CPU only"
 

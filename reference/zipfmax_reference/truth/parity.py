@@ -135,7 +135,7 @@ class Oracle:
         """
         if self.case.task == PROTOCOL:
             return self._protocol(implementation)
-        reason = implementation.lacks(self.case) or self._undrawn()
+        reason = implementation.unsupported_reason(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
             self.inputs.weights[FULL_WEIGHT] = draw_full_weight(self.case)
         if reason is not None:
@@ -163,7 +163,7 @@ class Oracle:
     def _protocol(self, implementation: Implementation) -> list[Record]:
         """Records of the protocol's rules, which the definition judges whatever the references are."""
         make = getattr(implementation, "use", None)
-        reason = implementation.lacks(replace(self.case, task="train"))
+        reason = implementation.unsupported_reason(replace(self.case, task="train"))
         if reason is None and make is None:
             reason = "its adapter does one task at a time"
         if reason is not None:
@@ -224,7 +224,7 @@ class Oracle:
         implementation = registry.implementation(name)
         if implementation.family != family:
             return f"computes {implementation.family} softmax, which is another function"
-        if (reason := implementation.lacks(self.case)) is not None:
+        if (reason := implementation.unsupported_reason(self.case)) is not None:
             return reason
         try:
             runner = implementation.build(self.case, self.inputs)

@@ -26,7 +26,7 @@ NAMES = [
 @pytest.fixture(params=NAMES)
 def implementation(request):
     implementation = registry.implementation(request.param)
-    reason = implementation.lacks(CASE)
+    reason = implementation.unsupported_reason(CASE)
     if reason is not None:
         pytest.skip(reason)
     return implementation
@@ -42,8 +42,8 @@ def compare(results, truth):
 @pytest.mark.parametrize("div_value", [1.0, 1.5, 100.0])
 def test_it_computes_the_definition(implementation, task, div_value):
     case = replace(CASE, task=task, div_value=div_value)
-    if implementation.lacks(case):
-        pytest.skip(implementation.lacks(case))
+    if implementation.unsupported_reason(case):
+        pytest.skip(implementation.unsupported_reason(case))
     inputs = draw_inputs(case, full=True)
     runner = implementation.build(case, inputs)
     runner.run()
@@ -97,7 +97,7 @@ def test_runners_do_not_share_their_inputs(implementation):
 def test_a_compiled_full_softmax_agrees_or_says_what_it_needs(padded):
     implementation = registry.implementation("full:compiled")
     case = replace(CASE, dtype="float32")
-    reason = implementation.lacks(case)
+    reason = implementation.unsupported_reason(case)
     if reason is not None:
         assert "torch.compile needs" in reason
         pytest.skip(reason)
@@ -113,7 +113,9 @@ def test_a_compiled_full_softmax_agrees_or_says_what_it_needs(padded):
 
 def test_what_a_contestant_with_only_a_loss_cannot_do_is_said():
     for task in ("log_prob", "predict"):
-        assert "only the loss" in registry.implementation("full:chunked").lacks(replace(CASE, task=task))
+        assert "only the loss" in registry.implementation("full:chunked").unsupported_reason(
+            replace(CASE, task=task)
+        )
 
 
 def test_paddle_has_the_gradients_that_its_parameters_lack():

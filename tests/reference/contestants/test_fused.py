@@ -307,7 +307,7 @@ def test_ligers_own_kernel_is_exact_with_every_setting_in_tritons_interpreter():
 def test_on_a_gpu_some_setting_of_each_is_exact(name, n_classes):
     case = Case(n_classes, 128, 2048, (1000,), dtype="bfloat16", device="cuda", logit_std=1.0)
     implementation = registry.implementation(name)
-    if reason := implementation.lacks(case):
+    if reason := implementation.unsupported_reason(case):
         pytest.skip(reason)
     check = ExactnessCheck(case)
     faults = {setting.describe(n_classes): check.fault(setting) for setting in implementation.settings(case)}
@@ -321,7 +321,7 @@ def test_on_a_gpu_the_filtered_cut_cross_entropy_lacks_gradients_of_absent_class
     """Why it is labelled inexact: with flat logits nearly all of them fall below its threshold."""
     case = Case(9_984, 128, 2048, (1000,), dtype="bfloat16", device="cuda", logit_std=logit_std)
     implementation = registry.implementation("full:cce")
-    if reason := implementation.lacks(case):
+    if reason := implementation.unsupported_reason(case):
         pytest.skip(reason)
     (setting,) = implementation.settings(case)
     fault = ExactnessCheck(case).fault(setting)

@@ -19,7 +19,7 @@ def test_every_name_gives_the_implementation_of_that_name(name):
 @pytest.mark.parametrize("name", registry.names())
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_each_states_what_it_lacks_in_words(name, device):
-    reason = registry.implementation(name).lacks(Case(60, 12, 9, (7, 20), device=device))
+    reason = registry.implementation(name).unsupported_reason(Case(60, 12, 9, (7, 20), device=device))
     assert reason is None or len(reason) > 10
 
 
@@ -31,7 +31,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
 
 def test_a_class_of_a_module_is_taken_by_its_name():
     name = "torch.nn:AdaptiveLogSoftmaxWithLoss"
-    assert registry.implementation(name).lacks(CASE) is None
+    assert registry.implementation(name).unsupported_reason(CASE) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_class_of_a_file_may_use_dataclasses_and_its_own_names(tmp_path):
                 options: Options = Options()
         """)
     )
-    assert registry.implementation(f"{tmp_path}/mine.py:Layer").lacks(CASE) is None
+    assert registry.implementation(f"{tmp_path}/mine.py:Layer").unsupported_reason(CASE) is None
 
 
 def test_an_absent_gpu_is_the_reason():
@@ -72,4 +72,4 @@ def test_an_absent_gpu_is_the_reason():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     case = Case(60, 12, 9, (7, 20), device="cuda")
-    assert "no CUDA" in registry.implementation("torch").lacks(case)
+    assert "no CUDA" in registry.implementation("torch").unsupported_reason(case)

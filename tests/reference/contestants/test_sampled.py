@@ -156,6 +156,8 @@ def test_the_contestant_draws_anew_at_every_step_and_says_that_it_is_inexact():
 def test_a_vocabulary_with_nothing_to_sample_from_is_refused():
     case = Case(CANDIDATES, 8, 33, (100,))
     sampled = registry.implementation("sampled")
-    assert "8,192" in sampled.lacks(case)
-    assert sampled.lacks(replace(case, n_classes=CANDIDATES + 1)) is None
-    assert "only the loss" in sampled.lacks(replace(case, n_classes=CANDIDATES + 1, task="predict"))
+    assert "8,192" in sampled.unsupported_reason(case)
+    assert sampled.unsupported_reason(replace(case, n_classes=CANDIDATES + 1)) is None
+    assert "only the loss" in sampled.unsupported_reason(
+        replace(case, n_classes=CANDIDATES + 1, task="predict")
+    )

@@ -43,8 +43,8 @@ def test_saved_results_that_are_wrong_are_found_wrong(carried):
 
 def test_results_of_one_device_serve_another_and_other_cases_are_lacking(carried):
     saved = registry.implementation(carried)
-    assert saved.lacks(replace(CASE, device="cuda")) is None
-    assert "not among" in saved.lacks(replace(CASE, seed=1))
+    assert saved.unsupported_reason(replace(CASE, device="cuda")) is None
+    assert "not among" in saved.unsupported_reason(replace(CASE, seed=1))
 
 
 def test_results_of_other_inputs_are_refused(carried):

@@ -112,7 +112,7 @@ def test_an_implementation_without_calls_is_skipped_with_its_reason():
     class Function:
         name, family = "function", "adaptive"
 
-        def lacks(self, case):
+        def unsupported_reason(self, case):
             return None
 
     (record,) = Oracle(CASE, ("definition",)).check(Function())
