@@ -34,8 +34,8 @@ HEADING = """# The smallest relative error that parity catches
 `python -m zipfmax_reference.checks.sensitivity --markdown FILE`, about 20 s of CPU time.
 
 The results of torch.nn's layer are multiplied by 1 + e in one place; the table has the smallest e that fails the
-tensor. Of output and grad.input the rows are those whose label is frequent or rare. A projection, without classes, has
-its first row under "frequent". The cell, in each dtype:
+tensor. Of output and grad.input the rows are those whose label is frequent or rare; a projection, without classes,
+has its first row under "frequent". The cell, in each dtype:
 `{case}`.
 
 """
