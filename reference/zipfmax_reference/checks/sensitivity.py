@@ -33,9 +33,10 @@ HEADING = """# The smallest relative error that parity catches
 
 `python -m zipfmax_reference.checks.sensitivity --markdown FILE`, about 20 s of CPU time.
 
-torch.nn's results of `{case}`, in each dtype, are multiplied by 1 + e in one place; the table has the smallest e that
-fails the tensor. Of output and grad.input the rows are those whose label is frequent or rare. A projection, without
-classes, has its first row under "frequent".
+The results of torch.nn's layer are multiplied by 1 + e in one place; the table has the smallest e that fails the
+tensor. Of output and grad.input the rows are those whose label is frequent or rare; a projection, without classes,
+has its first row under "frequent". The cell, in each dtype:
+`{case}`.
 
 """
 

@@ -54,14 +54,17 @@ there a result need not be finite. What is finite all the same is held to the de
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax_reference.contestants.implementation import Array, Labels, Results
+from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT
+from zipfmax_reference.truth.definition import full_weight
 from zipfmax_reference.truth.rounding import CERTAIN, Floats, Rounding, Softmax, Sum, linear
 
 CHUNK_ELEMENTS = 1 << 22
@@ -69,6 +72,30 @@ CHUNK_ELEMENTS = 1 << 22
 
 SOME = 512
 """Rows and classes from which it is told whether rows are rounded alike."""
+
+
+def of_case(
+    case: Case, inputs: Inputs, family: Family, row_weight: Array, rounding: Rounding
+) -> tuple[Results, Results]:
+    """Deviations of a task's tensors, of log_prob for "predict" and "topk"; and masks of what may overflow."""
+    weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
+    matrix = full_weight(case, inputs) if family == "full" else None
+    hidden, target, train = inputs.hidden, inputs.target, case.task == "train"
+
+    def evaluated(r: Rounding) -> Results:
+        if case.task not in ("forward", "train"):
+            if matrix is not None:
+                return {"log_prob": full_log_prob(matrix, hidden, r)}
+            return {"log_prob": adaptive_log_prob(case.layout, weights, hidden, r)}
+        if matrix is not None:
+            return full(matrix, hidden, target, row_weight, r, gradients=train)
+        return adaptive(case.layout, weights, hidden, target, row_weight, r, gradients=train)
+
+    deviations = evaluated(rounding)
+    if rounding.largest == np.inf or all(np.isfinite(d).all() for d in deviations.values()):
+        return deviations, {}
+    overflows = {name: ~np.isfinite(deviation) for name, deviation in deviations.items()}
+    return evaluated(replace(rounding, largest=np.inf)), overflows
 
 
 def adaptive(

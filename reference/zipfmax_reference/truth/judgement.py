@@ -28,7 +28,7 @@ from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT
 from zipfmax_reference.truth import budgets, definition
 from zipfmax_reference.truth.contract import CLASSES, Values, best_classes, form_fault, gaps
-from zipfmax_reference.truth.rounding import ROUNDING, Rounding
+from zipfmax_reference.truth.rounding import ROUNDING
 
 ELEMENT = 6.0
 """Deviations that one element may be off."""
@@ -141,7 +141,7 @@ class Truth:
         head = definition.full_weight(case, inputs) if family == "full" else inputs.weights["head.weight"]
         bias = None if family == "full" else inputs.weights.get("head.bias")
         different = budgets.different_rows(rounding, head, bias, inputs.hidden)
-        deviations, overflows = _deviations(case, inputs, family, row_weight, rounding)
+        deviations, overflows = budgets.of_case(case, inputs, family, row_weight, rounding)
         if case.task in ("forward", "train"):
             return cls(case, inputs.target, values, deviations, different, overflows)
         if family == "full":
@@ -362,30 +362,6 @@ class Truth:
         kind = "a target" if label in self.target else "absent from the batch"
         part = _part_name(int(self.case.layout.parts(np.array([label]))[0]))
         return f"class {label:,} ({part}, {kind})"
-
-
-def _deviations(
-    case: Case, inputs: Inputs, family: Family, row_weight: Values, rounding: Rounding
-) -> tuple[Results, Results]:
-    """Deviations of a task's tensors, of log_prob for "predict" and "topk"; and masks of what may overflow."""
-    weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
-    matrix = definition.full_weight(case, inputs) if family == "full" else None
-    hidden, target, train = inputs.hidden, inputs.target, case.task == "train"
-
-    def evaluated(r: Rounding) -> Results:
-        if case.task not in ("forward", "train"):
-            if matrix is not None:
-                return {"log_prob": budgets.full_log_prob(matrix, hidden, r)}
-            return {"log_prob": budgets.adaptive_log_prob(case.layout, weights, hidden, r)}
-        if matrix is not None:
-            return budgets.full(matrix, hidden, target, row_weight, r, gradients=train)
-        return budgets.adaptive(case.layout, weights, hidden, target, row_weight, r, gradients=train)
-
-    deviations = evaluated(rounding)
-    if rounding.largest == np.inf or all(np.isfinite(d).all() for d in deviations.values()):
-        return deviations, {}
-    overflows = {name: ~np.isfinite(deviation) for name, deviation in deviations.items()}
-    return evaluated(replace(rounding, largest=np.inf)), overflows
 
 
 def _part_name(part: int) -> str:
