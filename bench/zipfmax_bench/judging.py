@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from zipfmax_bench import protocol
 from zipfmax_bench.prediction import product_flops
-from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import torch_layer
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_full_weight, draw_weights
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 from zipfmax_reference.truth.judgement import Truth, Verdict
 from zipfmax_reference.truth.parity import WHOLE, Oracle, precision
 

@@ -23,9 +23,10 @@ from torch import Tensor
 from zipfmax.backends.tiled_cluster import MIN_BLOCK_ROWS
 from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear
 from zipfmax.clusters import ClusterLayout
-from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import missing_device, torch_dtype
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 # Of a buffer that stays in a CPU's cache, 4 MiB in float32, and is still long for a GPU's launch.
 _CHUNK_ELEMENTS = 2**20

@@ -29,12 +29,7 @@ from zipfmax_bench import protocol
 from zipfmax_bench.judging import Judge
 from zipfmax_bench.snapshot import Snapshot, snapshots
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.contestants.implementation import (
-    Implementation,
-    Runner,
-    build_for_timing,
-    settings_of,
-)
+from zipfmax_reference.contestants.implementation import Implementation, Runner, build_for_timing, settings_of
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 from zipfmax_reference.runs.machine import Throttle

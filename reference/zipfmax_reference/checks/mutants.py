@@ -19,10 +19,10 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_forward,
     faults_results,
 )
-from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
+from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import Oracle, Record

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Implementation, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.runs.inputs import Inputs, Labels, Results
 from zipfmax_reference.truth.judgement import Truth
 
 CASE = Case(5000, 64, 257, (300, 1200, 3000), 2.0, True)

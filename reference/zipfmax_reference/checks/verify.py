@@ -20,10 +20,10 @@ from rich.table import Table
 
 from zipfmax import backends
 from zipfmax.errors import UsageError
-from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import isolated, registry, saved
 from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.records import Parity, RunDirectory
+from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.parity import WHOLE, Oracle, Record, fault

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax_reference.contestants.implementation import Array, Family, Gradients, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family, Gradients
 from zipfmax_reference.contestants.settings import (
     Choice,
     ExactnessCheck,
@@ -25,9 +25,8 @@ from zipfmax_reference.contestants.settings import (
 )
 from zipfmax_reference.contestants.torch_nn import Batches, missing_device, to_numpy, torch_dtype
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.drawing import FULL_WEIGHT
-from zipfmax_reference.truth.contract import CLASSES
-from zipfmax_reference.truth.definition import full_weight
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight
+from zipfmax_reference.runs.inputs import CLASSES, Array, Inputs, Labels, Results
 
 _CHOICES: dict[tuple[Any, ...], Choice] = {}
 """What was found in this process, by name, device, dtype, task and shape."""

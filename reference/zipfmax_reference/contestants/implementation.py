@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, Protocol
 
 from zipfmax_reference.runs.case import Case
-
-Array = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.int64]
-Results = dict[str, npt.NDArray[Any]]
-"""Tensor name -> what was computed, on the host."""
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 Family = Literal["adaptive", "full"]
 """Which function is computed: adaptive softmax on the case's weights, or full softmax on `full.weight`."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a case is computed on: values that the case's dtype holds exactly, so that an implementation
-
-    and the float64 definition start from the same numbers. The arrays are float64 for a float64 case and
-    float32 for the others.
-    """
-
-    hidden: Array
-    """[N, d]"""
-    target: Labels
-    """[N]"""
-    weights: dict[str, Array]
-    """By torch.nn's parameter names: head.weight, head.bias, tail.0.0.weight, tail.0.1.weight, ..."""
 
 
 @dataclass(frozen=True)

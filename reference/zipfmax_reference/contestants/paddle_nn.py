@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 
 class PaddleLayer:

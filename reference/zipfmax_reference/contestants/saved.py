@@ -16,15 +16,9 @@ from typing import Any
 import numpy as np
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants.implementation import (
-    Array,
-    Family,
-    Implementation,
-    Inputs,
-    Labels,
-    Results,
-)
+from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 PREFIX = "saved:"
 _DIGEST, _OF, _FAMILY = "#inputs", "#implementation", "#family"

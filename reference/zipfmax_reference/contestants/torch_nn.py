@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
-from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.use import TorchUse
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.truth.contract import CLASSES
+from zipfmax_reference.runs.inputs import CLASSES, Array, Inputs, Labels, Results
 
 
 class ParameterMismatchError(RuntimeError):

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zipfmax_reference.contestants.implementation import Array, Inputs, Labels
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels
 from zipfmax_reference.runs.labels import Stream, distribution, draw, generator
 
 LOGIT_SCALE = 2.0
@@ -88,6 +88,11 @@ def draw_weights(case: Case) -> dict[str, Array]:
 def draw_full_weight(case: Case) -> Array:
     """The matrix of full softmax, [n_classes, in_features]; it has no bias."""
     return _weight(case, _FULL_STREAM, (case.n_classes, case.in_features), _scale(case))
+
+
+def full_weight(case: Case, inputs: Inputs) -> Array:
+    """The matrix of full softmax: the inputs' own where they hold one, else drawn from the case's seed."""
+    return inputs.weights[FULL_WEIGHT] if FULL_WEIGHT in inputs.weights else draw_full_weight(case)
 
 
 def _scale(case: Case) -> float:

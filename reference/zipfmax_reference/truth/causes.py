@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Inputs
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.truth.contract import CLASSES, Values
+from zipfmax_reference.runs.inputs import CLASSES, Inputs
+from zipfmax_reference.truth.contract import Values
 from zipfmax_reference.truth.judgement import Truth
 
 AFFORDABLE = 1 << 31

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zipfmax_reference.runs.inputs import CLASSES
+
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Distance from 1 to the next number of each dtype; "tf32" is float32 whose products round to 10 bits."""
-
-CLASSES = ("predict", "topk.classes")
-"""Tensors of classes, best first. The probability of what was picked counts: a tie may fall either way."""
 
 HOST_DTYPE = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "float32"}
 """What results of each dtype come as on the host."""

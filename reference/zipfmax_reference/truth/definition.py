@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax_reference.contestants.implementation import Array, Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight
+from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 Dtype = type[np.floating[Any]]
 
@@ -199,11 +200,6 @@ def evaluate(
     if case.task == "predict":
         return {"predict": classes[:, 0]}
     return {"topk.values": values, "topk.classes": classes}
-
-
-def full_weight(case: Case, inputs: Inputs) -> Array:
-    """The matrix of full softmax: the inputs' own where they hold one, else drawn from the case's seed."""
-    return inputs.weights[FULL_WEIGHT] if FULL_WEIGHT in inputs.weights else draw_full_weight(case)
 
 
 class Definition:

@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Family, Inputs, Labels, Results
+from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.drawing import FULL_WEIGHT
+from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight
+from zipfmax_reference.runs.inputs import CLASSES, Inputs, Labels, Results
 from zipfmax_reference.truth import budgets, definition
-from zipfmax_reference.truth.contract import CLASSES, Values, best_classes, form_fault, gaps
+from zipfmax_reference.truth.contract import Values, best_classes, form_fault, gaps
 from zipfmax_reference.truth.rounding import ROUNDING
 
 ELEMENT = 6.0
@@ -138,14 +139,14 @@ class Truth:
         affordable = case.batch_size * case.n_classes * case.in_features <= EXTENDED_LIMIT
         dtype = np.longdouble if case.dtype == "float64" and affordable else np.float64
         values = definition.evaluate(case, inputs, family, row_weight=row_weight, dtype=dtype)
-        head = definition.full_weight(case, inputs) if family == "full" else inputs.weights["head.weight"]
+        head = full_weight(case, inputs) if family == "full" else inputs.weights["head.weight"]
         bias = None if family == "full" else inputs.weights.get("head.bias")
         different = budgets.different_rows(rounding, head, bias, inputs.hidden)
         deviations, overflows = budgets.of_case(case, inputs, family, row_weight, rounding)
         if case.task in ("forward", "train"):
             return cls(case, inputs.target, values, deviations, different, overflows)
         if family == "full":
-            log_prob = definition.full_log_prob(definition.full_weight(case, inputs), inputs.hidden, dtype)
+            log_prob = definition.full_log_prob(full_weight(case, inputs), inputs.hidden, dtype)
         else:
             log_prob = definition.adaptive_log_prob(case.layout, inputs.weights, inputs.hidden, dtype)
         of_all = deviations["log_prob"]

@@ -17,14 +17,15 @@ import torch
 from torch import nn
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.child import told
-from zipfmax_reference.contestants.implementation import Family, Implementation, Inputs, Results
+from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
 from zipfmax_reference.contestants.use import surroundings_kept
+from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
+from zipfmax_reference.runs.inputs import Inputs, Results
 from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict

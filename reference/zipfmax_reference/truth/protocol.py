@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from zipfmax_reference.contestants.child import told
-from zipfmax_reference.contestants.implementation import Inputs
 from zipfmax_reference.contestants.use import NotPromisedError, Use, surroundings_kept
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.inputs import Inputs
 from zipfmax_reference.truth.judgement import Verdict
 from zipfmax_reference.truth.session import Session
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from zipfmax_reference.contestants.implementation import Array, Inputs, Results
 from zipfmax_reference.contestants.use import Use
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
+from zipfmax_reference.runs.inputs import Array, Inputs, Results
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
 

@@ -3,9 +3,9 @@ import re
 import pytest
 
 from zipfmax_reference.checks import faults_forward, faults_results, mutants
-from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.checks.faults import FAULTS, Control
 from zipfmax_reference.records import Mutant, RunDirectory
+from zipfmax_reference.runs import grid as grids
 
 # The control's own parts, and a slice of the quick grid in which every fault shows.
 SLICE = [case for case in grids.grid("quick") if case.n_classes in (60, 203)]

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.checks import verify
 from zipfmax_reference.records import Parity, RunDirectory
+from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.truth import parity
 
 CELLS = "V203-*-div1.5-bias-float32"

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipfmax_reference.checks import grid as grids
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.settings import Setting
 from zipfmax_reference.contestants.torch_nn import users_layer
+from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import DTYPES, TASKS, Case
 from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth.parity import WHOLE, Oracle, assert_parity, check

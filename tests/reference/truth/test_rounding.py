@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zipfmax_reference.checks import grid
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs import grid
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth.judgement import ELEMENT, Truth

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
-from zipfmax_reference.checks import grid
-from zipfmax_reference.checks.grid import TASKS
+from zipfmax_reference.runs import grid
 from zipfmax_reference.runs.case import DTYPES, PROTOCOL
+from zipfmax_reference.runs.grid import TASKS
 from zipfmax_reference.runs.labels import distribution
 
 QUICK, FULL = grid.grid("quick"), grid.grid("full")
