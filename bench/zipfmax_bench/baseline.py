@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from zipfmax.errors import UsageError
-from zipfmax_bench.records import STEADY
+from zipfmax_bench.timings import STEADY, interval_of
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import Timing
 
 FORMAT = 1
 FIGURES = ("peak_bytes", "flops", "launches", "synchronisations")
@@ -41,34 +42,28 @@ class Baseline:
         return "\n".join(lines) + "\n"
 
 
-def cell_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The baseline's line of a timing line: [ratio, low, high] to each reference, and the counted figures."""
-    cell: dict[str, Any] = {"case": record["case"], "impl": record["impl"]}
+def cell_of(timing: Timing) -> dict[str, Any]:
+    """The baseline's line of a cell: [ratio, low, high] to each reference, and the counted figures."""
+    cell: dict[str, Any] = {"case": timing.case, "impl": timing.impl}
     for reference in STEADY:
         name = f"speedup_vs_{reference}"
-        values = interval_of(record, reference)
-        if record["impl"] != reference and values[0] is not None:
+        values = interval_of(timing, reference)
+        if timing.impl != reference and values[0] is not None:
             cell[name] = [None if value is None else round(value, 4) for value in values]
     for figure in FIGURES:
-        if record.get(figure) is not None:
-            cell[figure] = record[figure]
+        if (counted := getattr(timing, figure)) is not None:
+            cell[figure] = counted
     return cell
 
 
-def interval_of(record: Mapping[str, Any], reference: str) -> list[float | None]:
-    """A timing line's speedup against a reference: [ratio, low, high], None for what it lacks."""
-    name = f"speedup_vs_{reference}"
-    return [record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high")]
-
-
-def is_kept(record: Mapping[str, Any]) -> bool:
+def is_kept(timing: Timing) -> bool:
     """Whether a baseline has a line for it: it ran, and is of no peer."""
-    return record["status"] == "ok" and record["impl"] not in _PEERS
+    return timing.status == "ok" and timing.impl not in _PEERS
 
 
-def baseline_of(records: Iterable[Mapping[str, Any]], machine: Mapping[str, Any]) -> Baseline:
+def baseline_of(timings: Iterable[Timing], machine: Mapping[str, Any]) -> Baseline:
     """The baseline that a run makes: its cells that ran, of all implementations that are no peers."""
-    cells = {(record["case"], record["impl"]): cell_of(record) for record in records if is_kept(record)}
+    cells = {(one.case, one.impl): cell_of(one) for one in timings if is_kept(one)}
     if not cells:
         raise UsageError("the run has no finished cell of zipfmax or of a user's implementation to keep")
     return Baseline(cells, {"format": FORMAT, **machine})

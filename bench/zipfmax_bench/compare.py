@@ -22,8 +22,9 @@ from zipfmax_bench.baseline import FIGURES
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.gate import write
-from zipfmax_bench.judge import Change, Finding
-from zipfmax_bench.records import seconds_by_round
+from zipfmax_bench.judge import Change
+from zipfmax_bench.timings import seconds_by_round
+from zipfmax_reference.records import Finding, Outcome
 from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
@@ -151,21 +152,23 @@ def _measured(
 
 def verdict(case: Case, base: str, then: Measurement, now: Measurement, threshold: float) -> Finding:
     """What became of a case between two revisions. More counted work fails; less is only reported."""
+
+    def found(outcome: Outcome, text: str, doubtful: bool = False) -> Finding:
+        return Finding(case=case.id, impl=IMPLEMENTATION, outcome=outcome, text=text, doubtful=doubtful)
+
     for who, measurement in ((base, then), ("this revision", now)):
         if not measurement.ok:
-            text = f"{who}: {measurement.status}: {measurement.reason}"
-            return Finding(case.id, IMPLEMENTATION, "unmeasured", text)
+            return found("unmeasured", f"{who}: {measurement.status}: {measurement.reason}")
     changes = _work_changes(then, now)
     grown = [text for text, grew in changes if grew]
     ratio = ratios.speedup(seconds_by_round(then), seconds_by_round(now))
     if ratio is None or ratio.low is None or ratio.high is None:
-        return Finding(case.id, IMPLEMENTATION, "unmeasured", "too few rounds")
+        return found("unmeasured", "too few rounds")
     change = Change(base, *_slowdown(ratio), ratio.floor or 0.0)
     text = "; ".join([str(change), *(text for text, _ in changes)])
     if grown:
-        return Finding(case.id, IMPLEMENTATION, "changed", text)
-    outcome, doubtful = change.outcome(threshold), change.doubtful(threshold)
-    return Finding(case.id, IMPLEMENTATION, outcome, text, doubtful=doubtful)
+        return found("changed", text)
+    return found(change.outcome(threshold), text, change.doubtful(threshold))
 
 
 def _slowdown(ratio: ratios.Ratio) -> tuple[float, float]:

@@ -49,9 +49,9 @@ def measured(
 def cell(request: pytest.FixtureRequest, measured: suite.Suite, case: Case, name: str) -> suite.Cell:
     """The samples of an implementation on a case; ask for it before `benchmark`, whose timer it sets."""
     together = [other for other_case, other in _cells(request.session) if other_case.id == case.id]
-    found = suite.Cell(measured.record(case, name, together))
-    if found.record["status"] != "ok":
-        pytest.skip(f"{found.record['status']}: {found.record['reason']}")
+    found = measured.cell(case, name, together)
+    if found.timing.status != "ok":
+        pytest.skip(f"{found.timing.status}: {found.timing.reason}")
     request.node.add_marker(pytest.mark.benchmark(timer=found.clock, group=case.id))
     return found
 

@@ -8,22 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
-from zipfmax_bench import gate_report, judge, records
+from zipfmax_bench import gate_report, judge, timings
 from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
-from zipfmax_bench.judge import Finding
 from zipfmax_bench.protocol import LIMIT
-from zipfmax_reference.records import RUN_FILE, RunDirectory, Timing
+from zipfmax_reference.records import RUN_FILE, Finding, RunDirectory, Timing
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
 
-Record = Mapping[str, Any]
-Rerun = Callable[[Sequence[Key]], Mapping[Key, Record]]
+Rerun = Callable[[Sequence[Key]], Mapping[Key, Timing]]
 
 # A confirmation is worth more samples than the finding it is to confirm.
 RERUN_POLICY = SamplingPolicy(seconds=6.0, least=12, most=180)
@@ -33,10 +32,10 @@ SHARP = 0.04
 
 
 @dataclass(frozen=True)
-class Run:
+class GatedRun:
     """What a gate reads, whichever form it came in."""
 
-    records: Mapping[Key, Record]
+    cells: Mapping[Key, Timing]
     machine: Mapping[str, Any]
     notes: Sequence[str]
 
@@ -72,19 +71,19 @@ def gate(
     run = read_run(source)
     for note in run.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    again = measure_again(run.records) if rerun else None
+    again = measure_again(run.cells) if rerun else None
     if again and not _is_of_this_machine(run):
         again = None
         console.print("note: the run is of another machine: nothing is measured again", highlight=False)
     if update:
-        records = sharpened(run.records, again) if again else run.records
-        made = baselines.baseline_of(records.values(), run.machine)
+        cells = sharpened(run.cells, again) if again else run.cells
+        made = baselines.baseline_of(cells.values(), run.machine)
         write(baseline, made.text())
         console.print(f"wrote {len(made.cells)} cells to {baseline}", highlight=False, markup=False)
         return 0
     expected = baselines.read(baseline)
     notes = [*run.notes, *differences(expected.header, run.machine)]
-    findings = examine(expected, run.records, threshold, again)
+    findings = examine(expected, run.cells, threshold, again)
     gate_report.show(findings, notes, console)
     if junit is not None:
         write(junit, gate_report.junit(findings))
@@ -94,7 +93,7 @@ def gate(
 
 
 def examine(
-    expected: Baseline, found: Mapping[Key, Record], threshold: float, rerun: Rerun | None
+    expected: Baseline, found: Mapping[Key, Timing], threshold: float, rerun: Rerun | None
 ) -> list[Finding]:
     """A finding for every cell of the baseline; what is slower, or may be, has been measured again."""
     findings = {
@@ -109,64 +108,59 @@ def examine(
     return list(judge.twice(findings, judged_again).values())
 
 
-def sharpened(found: Mapping[Key, Record], rerun: Rerun) -> Mapping[Key, Record]:
-    """The records, with those measured again whose ratios are too uncertain to hold later runs against."""
-    kept = [record for record in found.values() if baselines.is_kept(record)]
-    blurred = [(one["case"], one["impl"]) for one in kept if judge.blur(one) > SHARP]
+def sharpened(found: Mapping[Key, Timing], rerun: Rerun) -> Mapping[Key, Timing]:
+    """The cells, with those measured again whose ratios are too uncertain to hold later runs against."""
+    blurred = [key for key, one in found.items() if baselines.is_kept(one) and judge.blur(one) > SHARP]
     again = rerun(blurred) if blurred else {}
-    return {**found, **{key: record for key, record in again.items() if record["status"] == "ok"}}
+    return {**found, **{key: one for key, one in again.items() if one.status == "ok"}}
 
 
-def measure_again(found: Mapping[Key, Record]) -> Rerun:
+def measure_again(found: Mapping[Key, Timing]) -> Rerun:
     """Measures cells of a run once more, each with the references it had, in fresh processes."""
 
-    def rerun(keys: Sequence[Key]) -> dict[Key, Record]:
-        again: dict[Key, Record] = {}
+    def rerun(keys: Sequence[Key]) -> dict[Key, Timing]:
+        again: dict[Key, Timing] = {}
         for key in keys:
             first = found[key]
-            case = Case.from_fields(first)
-            names = [key[1], *(name for name in records.STEADY if first.get(f"speedup_vs_{name}"))]
-            threads = first.get("threads") or usable_cores()
+            case = Case.from_fields(first.model_dump())
+            names = [key[1], *(name for name in timings.STEADY if timings.interval_of(first, name)[0])]
+            threads = first.threads or usable_cores()
             with Engine.of_processes(names, threads, RERUN_PROCESSES) as engine:
                 measured = engine.measure(dict.fromkeys(names, case), RERUN_POLICY)
             limit = measured.pop(LIMIT, None)
-            again[key] = records.timing_line(case, key[1], measured, limit, threads)
+            again[key] = timings.timing_of(case, key[1], measured, limit, threads)
         return again
 
     return rerun
 
 
-def read_run(source: Path) -> Run:
+def read_run(source: Path) -> GatedRun:
     """The records of a run directory or of a pytest-benchmark JSON.
 
     Raises:
         UsageError: neither, or nothing in it.
     """
     run = _read_directory(source) if source.is_dir() else _read_benchmark_json(source)
-    if not run.records:
+    if not run.cells:
         raise UsageError("; ".join([f"{source} holds no timing", *run.notes]))
     return run
 
 
-def _by_key(source: Path, lines: Sequence[Any]) -> dict[Key, Record]:
-    for number, line in enumerate(lines, start=1):
-        if not isinstance(line, dict) or not {"case", "impl", "status"} <= line.keys():
-            raise UsageError(f"{source}: timing {number} lacks a case, an impl or a status")
-    return {(line["case"], line["impl"]): line for line in lines}
+def _by_key(cells: Sequence[Timing]) -> dict[Key, Timing]:
+    return {(cell.case, cell.impl): cell for cell in cells}
 
 
-def _read_directory(source: Path) -> Run:
+def _read_directory(source: Path) -> GatedRun:
     directory = RunDirectory(source)
-    lines = directory.rows(Timing)
-    found = _by_key(source, lines)
-    measured_on = machine_of(directory.meta.machine.model_dump(), directory.meta.versions, lines)
-    return Run(found, measured_on, directory.remarks)
+    cells = directory.read(Timing)
+    measured_on = machine_of(directory.meta.machine.model_dump(), directory.meta.versions, cells)
+    return GatedRun(_by_key(cells), measured_on, directory.remarks)
 
 
-def _read_benchmark_json(source: Path) -> Run:
+def _read_benchmark_json(source: Path) -> GatedRun:
     try:
         content = json.loads(source.read_text())
-        lines = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+        notes = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
         about = content["machine_info"]["zipfmax"]
         versions = about["versions"]
     except FileNotFoundError:
@@ -177,15 +171,27 @@ def _read_benchmark_json(source: Path) -> Run:
         raise UsageError(f"{source} is not a JSON of `pytest --benchmark`: {error} is missing") from error
     except TypeError as error:
         raise UsageError(f"{source} is not a JSON of `pytest --benchmark`") from error
-    found = _by_key(source, lines)
-    return Run(found, machine_of(about, versions, lines), [])
+    cells = [_noted(source, number, note) for number, note in enumerate(notes, start=1)]
+    return GatedRun(_by_key(cells), machine_of(about, versions, cells), [])
+
+
+def _noted(source: Path, number: int, note: Any) -> Timing:
+    """The cell that a benchmark's `extra_info` holds, with whatever else was noted there."""
+    try:
+        return Timing.model_validate({name: note[name] for name in Timing.model_fields if name in note})
+    except (TypeError, ValidationError) as error:
+        fields = (
+            [str(fault["loc"][0]) for fault in error.errors()] if isinstance(error, ValidationError) else []
+        )
+        wrong = ", ".join(fields) or "everything"
+        raise UsageError(f"{source}: benchmark {number} is not a timing of zipfmax: see {wrong}") from error
 
 
 def machine_of(
-    about: Mapping[str, Any], versions: Mapping[str, Any], lines: Sequence[Record]
+    about: Mapping[str, Any], versions: Mapping[str, Any], cells: Sequence[Timing]
 ) -> dict[str, Any]:
     """What figures depend on: the processor, the GPUs, the threads and the versions of what computes."""
-    threads = sorted({line["threads"] for line in lines if line.get("threads")})
+    threads = sorted({cell.threads for cell in cells if cell.threads})
     return {
         "cpu": about.get("cpu"),
         "gpus": about.get("gpus"),
@@ -203,7 +209,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _is_of_this_machine(run: Run) -> bool:
+def _is_of_this_machine(run: GatedRun) -> bool:
     here = machine.describe()
     return all(run.machine[name] in (None, here[name]) for name in ("cpu", "gpus"))
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
-from zipfmax_bench.judge import Finding
+from zipfmax_reference.records import Finding
 
 SUMMARY_LIMIT = 64_000
 """Bytes of a job summary; forges cut off or refuse longer ones."""

@@ -5,39 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from zipfmax_bench.baseline import FIGURES, cell_of, interval_of
-from zipfmax_bench.records import STEADY
+from zipfmax_bench.baseline import FIGURES, cell_of
+from zipfmax_bench.timings import STEADY, interval_of
+from zipfmax_reference.records import Finding, Outcome, Timing
 
 THRESHOLD = 0.05
 """Slowdown that is let pass, relative, however surely it was seen."""
 
 K = TypeVar("K")
-Again = Callable[[Sequence[K]], Mapping[K, "Finding"]]
-
-Outcome = Literal["ok", "slower", "faster", "changed", "missing", "unmeasured"]
-FAILING: Sequence[Outcome] = ("slower", "changed", "missing", "unmeasured")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one cell of the baseline."""
-
-    case: str
-    impl: str
-    outcome: Outcome
-    text: str
-    update: str | None = None
-    """The line that would make the baseline agree, for figures that changed."""
-    doubtful: bool = False
-    """Whether a sharper measurement might well say "slower"."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether it fails the gate."""
-        return self.outcome in FAILING
+Again = Callable[[Sequence[K]], Mapping[K, Finding]]
 
 
 @dataclass(frozen=True)
@@ -74,32 +53,36 @@ class Change:
         return f"{math.expm1(self.log):+.1%} against {self.reference} ({low:+.1%} to {high:+.1%})"
 
 
-def judge(cell: Mapping[str, Any], record: Mapping[str, Any] | None, threshold: float = THRESHOLD) -> Finding:
+def judge(cell: Mapping[str, Any], timing: Timing | None, threshold: float = THRESHOLD) -> Finding:
     """Judge a cell of the baseline by a run's record of it, or by its absence.
 
     Counted figures are compared exactly, in both directions. A time is judged against the reference that it
     is known best against: one that itself varies between processes says nothing.
     """
-    case, impl = cell["case"], cell["impl"]
-    if record is None:
-        return Finding(case, impl, "missing", "the run has no such cell")
-    if record["status"] != "ok":
-        return Finding(case, impl, "unmeasured", f"{record['status']}: {record.get('reason')}")
+
+    def found(outcome: Outcome, text: str, **more: Any) -> Finding:
+        return Finding(case=cell["case"], impl=cell["impl"], outcome=outcome, text=text, **more)
+
+    if timing is None:
+        return found("missing", "the run has no such cell")
+    if timing.status != "ok":
+        return found("unmeasured", f"{timing.status}: {timing.reason}")
+    now = {figure: getattr(timing, figure) for figure in FIGURES if figure in cell}
     differences = [
-        f"{figure} {cell[figure]:,} -> {_number(record.get(figure))}"
-        for figure in FIGURES
-        if figure in cell and record.get(figure) != cell[figure]
+        f"{figure} {cell[figure]:,} -> {_number(value)}"
+        for figure, value in now.items()
+        if value != cell[figure]
     ]
     if differences:
-        return Finding(case, impl, "changed", "; ".join(differences), json.dumps(cell_of(record)))
+        return found("changed", "; ".join(differences), update=json.dumps(cell_of(timing)))
     kept = [reference for reference in STEADY if f"speedup_vs_{reference}" in cell]
-    changes = [change for reference in kept if (change := change_of(cell, record, reference)) is not None]
+    changes = [change for reference in kept if (change := change_of(cell, timing, reference)) is not None]
     if kept and not changes:
-        return Finding(case, impl, "unmeasured", f"the run lacks its reference: {' or '.join(kept)}")
+        return found("unmeasured", f"the run lacks its reference: {' or '.join(kept)}")
     if not changes:
-        return Finding(case, impl, "ok", "its time was not kept")
+        return found("ok", "its time was not kept")
     best = min(changes, key=lambda change: change.uncertainty + change.floor)
-    return Finding(case, impl, best.outcome(threshold), str(best), doubtful=best.doubtful(threshold))
+    return found(best.outcome(threshold), str(best), doubtful=best.doubtful(threshold))
 
 
 def twice(findings: Mapping[K, Finding], again: Again[K]) -> dict[K, Finding]:
@@ -114,33 +97,34 @@ def twice(findings: Mapping[K, Finding], again: Again[K]) -> dict[K, Finding]:
     settled = dict(findings)
     doubtful = [key for key, one in settled.items() if one.doubtful]
     for key, second in (again(doubtful) if doubtful else {}).items():
-        settled[key] = replace(second, text=f"in doubt: first {settled[key].text}, then {second.text}")
+        text = f"in doubt: first {settled[key].text}, then {second.text}"
+        settled[key] = second.model_copy(update={"text": text})
     slower = [key for key, one in settled.items() if one.outcome == "slower"]
     for key, second in (again(slower) if slower else {}).items():
         text = f"{settled[key].text}; again {second.text}"
-        confirmed = second.outcome == "slower"
-        settled[key] = replace(second, text=text if confirmed else f"not confirmed: {text}")
+        said = text if second.outcome == "slower" else f"not confirmed: {text}"
+        settled[key] = second.model_copy(update={"text": said})
     return settled
 
 
-def blur(record: Mapping[str, Any]) -> float:
+def blur(timing: Timing) -> float:
     """Half-width of the interval of a cell's log-ratio to the reference that it is known best against.
 
     Infinite where it has no interval.
     """
-    intervals = [interval_of(record, reference) for reference in STEADY if reference != record["impl"]]
+    intervals = [interval_of(timing, reference) for reference in STEADY if reference != timing.impl]
     return min((_log_ratio(*known)[1] for known in intervals if None not in known), default=math.inf)
 
 
-def change_of(cell: Mapping[str, Any], record: Mapping[str, Any], reference: str) -> Change | None:
+def change_of(cell: Mapping[str, Any], timing: Timing, reference: str) -> Change | None:
     """The change of a cell's relative time, or None where either side has no interval for this reference."""
     name = f"speedup_vs_{reference}"
     then = cell.get(name)
-    now = interval_of(record, reference)
+    now = interval_of(timing, reference)
     if then is None or None in then or None in now:
         return None
     (before, before_width), (after, after_width) = _log_ratio(*then), _log_ratio(*now)
-    floor = record.get(f"{name}_floor") or 0.0
+    floor = getattr(timing, f"{name}_floor") or 0.0
     return Change(reference, before - after, math.hypot(before_width, after_width), floor)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from zipfmax_bench import protocol
 from zipfmax_bench.executors import Executor, WorkerProcess
@@ -48,8 +48,8 @@ class ParityGuard:
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
         self._refused: dict[tuple[str, str], tuple[str, str]] = {}
         self._shares: dict[tuple[str, str], list[float]] = {}
-        for line in directory.rows(Parity):
-            self._remember(line)
+        for one in directory.read(Parity):
+            self._remember(one)
 
     def __enter__(self) -> Self:
         return self
@@ -106,11 +106,11 @@ class ParityGuard:
     def timed_fault(self, name: str, case: Case, batch: int, executor: Executor) -> tuple[str, str] | None:
         """Status and reason where what an executor computed in its last timed run is wrong."""
         lines = self._judged(name, case, batch, executor)
-        if not isinstance(lines, protocol.Parity):
+        if not isinstance(lines, protocol.Compared):
             return _refusal(lines, "while a timed run was verified")
         tensors: dict[str, list[str | None]] = {}
         for line in lines.lines:
-            _note(tensors, line)
+            _note(tensors, Parity.model_validate(line))
         if not tensors:
             return "failed", "nothing of a timed run could be compared"
         found = _verdict(tensors)
@@ -129,10 +129,11 @@ class ParityGuard:
             reply = self._judged(name, case, 0, worker)
             worker.ask(protocol.Forget())
         match reply:
-            case protocol.Parity(lines):
-                self._directory.write(*(Parity.model_validate(line) for line in lines))
-                for line in lines:
-                    self._remember(line)
+            case protocol.Compared(lines):
+                compared = [Parity.model_validate(line) for line in lines]
+                self._directory.write(*compared)
+                for one in compared:
+                    self._remember(one)
             case _:
                 self._refused[key] = _refusal(reply, "while its parity was checked")
 
@@ -145,10 +146,10 @@ class ParityGuard:
             request = protocol.Judge(name, family, case, batch, folder, kept.mismatches)
             return self._judge.ask(request, TIMEOUT_S)
 
-    def _remember(self, line: Mapping[str, Any]) -> None:
-        if line["error"] is not None and line["budget"]:
-            self._shares.setdefault((line["impl"], line["case"]), []).append(line["error"] / line["budget"])
-        _note(self._faults.setdefault((line["impl"], line["case"]), {}), line)
+    def _remember(self, one: Parity) -> None:
+        if one.error is not None and one.budget:
+            self._shares.setdefault((one.impl, one.case), []).append(one.error / one.budget)
+        _note(self._faults.setdefault((one.impl, one.case), {}), one)
 
 
 def judged(name: str) -> bool:
@@ -156,11 +157,11 @@ def judged(name: str) -> bool:
     return name != protocol.LIMIT and registry.gradients(name).exact
 
 
-def _note(tensors: dict[str, list[str | None]], line: Mapping[str, Any]) -> None:
-    if line["status"] == "pass":
-        tensors.setdefault(line["tensor"], []).append(None)
-    if line["status"] == "fail":
-        tensors.setdefault(line["tensor"], []).append(_fault(line))
+def _note(tensors: dict[str, list[str | None]], one: Parity) -> None:
+    if one.status == "pass":
+        tensors.setdefault(one.tensor, []).append(None)
+    if one.status == "fail":
+        tensors.setdefault(one.tensor, []).append(_fault(one))
 
 
 def _verdict(tensors: Mapping[str, list[str | None]]) -> str | None:
@@ -187,9 +188,9 @@ def checked_case(case: Case, family: Family) -> Case:
     return replace(case, batch_size=max(1, int(case.batch_size * min(1.0, affordable))))
 
 
-def _fault(line: Mapping[str, Any]) -> str:
+def _fault(one: Parity) -> str:
     """What is wrong with a tensor, from its parity line."""
-    if line["reason"]:
-        return str(line["reason"])
-    where = f" in {line['where']}" if line.get("where") else ""
-    return f"{line['tensor']} is off by {line['error']:.3g}{where}, {line['budget']:.3g} is allowed"
+    if one.reason:
+        return str(one.reason)
+    where = f" in {one.where}" if one.where else ""
+    return f"{one.tensor} is off by {one.error:.3g}{where}, {one.budget:.3g} is allowed"

@@ -24,13 +24,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import judge, presets, protocol, records
+from zipfmax_bench import judge, presets, protocol
 from zipfmax_bench.baseline import Baseline, cell_of
 from zipfmax_bench.engine import Engine
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.gate import examine, measure_again, sharpened
-from zipfmax_bench.judge import Finding, Outcome
-from zipfmax_reference.records import RunDirectory, SelfTest, SelfTestRun
+from zipfmax_bench.timings import timing_of
+from zipfmax_reference.records import Finding, Outcome, RunDirectory, SelfTest, SelfTestRun, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 
@@ -200,14 +200,12 @@ class Bench:
         self._replace_one()
         return {
             "failed": failed(kind, findings),
-            "said": [asdict(one) for one in findings if one.failed or one.impl != OURS],
+            "said": [one for one in findings if one.failed or one.impl != OURS],
             "seconds": time.monotonic() - started,
         }
 
-    def _measure(
-        self, case: Case, name: str, workers: Mapping[str, Sequence[WorkerProcess]]
-    ) -> records.Record:
-        """Timing line of an implementation, measured beside the references."""
+    def _measure(self, case: Case, name: str, workers: Mapping[str, Sequence[WorkerProcess]]) -> Timing:
+        """The timing of an implementation, measured beside the references."""
         together = (name, *REFERENCES)
         engine = Engine({each: workers[each] for each in together}, self._random)
         found = engine.measure(dict.fromkeys(together, case), AXES.policy)
@@ -216,7 +214,7 @@ class Bench:
                 raise UsageError(
                     f"the self-test cannot measure {each} here: {measurement.status}: {measurement.reason}"
                 )
-        return records.timing_line(case, name, found, found[protocol.LIMIT], THREADS)
+        return timing_of(case, name, found, found[protocol.LIMIT], THREADS)
 
     def _sides(self, kind: Kind) -> tuple[dict[str, list[WorkerProcess]], dict[str, list[WorkerProcess]]]:
         """Ready workers of every name for the baseline and for the run, none of them in both."""

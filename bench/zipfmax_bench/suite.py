@@ -14,12 +14,13 @@ from typing import Any, Self
 
 import torch
 
-from zipfmax_bench import presets, records
+from zipfmax_bench import presets
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.protocol import LIMIT
+from zipfmax_bench.timings import timing_of
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.records import RunDirectory
+from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 
@@ -74,16 +75,17 @@ class Clock:
 class Cell:
     """A measured cell, to be handed to pytest-benchmark with everything that its own statistics lack."""
 
-    def __init__(self, record: records.Record) -> None:
-        self.record = record
-        self.clock = Clock(record["samples_s"])
+    def __init__(self, timing: Timing, parity_error: float | None = None) -> None:
+        self.timing = timing
+        self.parity_error = parity_error
+        self.clock = Clock(timing.samples_s)
 
     def hand_to(self, benchmark: Any) -> None:
         """Give the samples to the `benchmark` fixture, whose timer is this cell's clock."""
-        benchmark.extra_info |= {
-            name: value for name, value in self.record.items() if not name.startswith("samples_")
-        }
-        benchmark.pedantic(self.clock.advance, rounds=len(self.record["samples_s"]))
+        fields = self.timing.model_dump(mode="json")
+        benchmark.extra_info |= {k: value for k, value in fields.items() if not k.startswith("samples_")}
+        benchmark.extra_info["parity_error"] = self.parity_error
+        benchmark.pedantic(self.clock.advance, rounds=len(self.timing.samples_s))
 
 
 class Suite:
@@ -115,8 +117,8 @@ class Suite:
         self._guard.__exit__(kind, error, trace)
         self._engine.__exit__(kind, error, trace)
 
-    def record(self, case: Case, name: str, together_with: Sequence[str]) -> records.Record:
-        """The timing line of an implementation on a case, which is measured with others at the first call."""
+    def cell(self, case: Case, name: str, together_with: Sequence[str]) -> Cell:
+        """An implementation on a case, which is measured with others at the first call."""
         if case.id not in self._found:
             subjects = dict.fromkeys([*together_with, LIMIT], case)
             self._found[case.id] = self._engine.measure(
@@ -124,8 +126,8 @@ class Suite:
             )
         found = self._found[case.id]
         adaptive = registry.family(name) == "adaptive"
-        line = records.timing_line(case, name, found, found[LIMIT] if adaptive else None, self.threads)
-        return {**line, "parity_error": self.parity_error(case, name)}
+        timing = timing_of(case, name, found, found[LIMIT] if adaptive else None, self.threads)
+        return Cell(timing, self.parity_error(case, name))
 
     def parity_error(self, case: Case, name: str) -> float | None:
         """The implementation's largest error as a share of its budget."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import records
+from zipfmax_bench import timings
 from zipfmax_bench.engine import Engine, Measurement
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.parity_guard import ParityGuard
@@ -66,19 +66,19 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
         ranks.finish()
         if not ranks.first:
             return 0
-    lines = plan.directory.rows(Timing)
+    cells = plan.directory.read(Timing)
     _say(console, "\nmilliseconds (times faster than full softmax)")
-    show(console, timing_tables(lines, plan.implementations))
+    show(console, timing_tables(cells, plan.implementations))
     _say(console, f"run directory: {path}")
-    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in records.FINDINGS]
-    for text, cells in Counter(causes).items():
-        print(f"zipfmax: {text}" + (f" ({cells} cells)" if cells > 1 else ""), file=sys.stderr)
-    return 1 if any(line["status"] in records.FINDINGS and line["impl"] not in PEERS for line in lines) else 0
+    causes = [f"{one.impl}: {cause(one)}" for one in cells if one.status in timings.FINDINGS]
+    for text, number in Counter(causes).items():
+        print(f"zipfmax: {text}" + (f" ({number} cells)" if number > 1 else ""), file=sys.stderr)
+    return 1 if any(one.status in timings.FINDINGS and one.impl not in PEERS for one in cells) else 0
 
 
-def cause(line: records.Record) -> str:
+def cause(cell: Timing) -> str:
     """Why a cell has no time, without the name of the case, so that equal causes are told once."""
-    return f"{records.FINDINGS[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
+    return f"{timings.FINDINGS[cell.status]}: {str(cell.reason).partition(', on ')[0]}"
 
 
 def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: Ranks) -> ResolvedSweep:
@@ -105,8 +105,8 @@ class Sweep:
         self._families = {name: registry.family(name) for name in plan.implementations}
         self._costs = RunTimePredictor(self._families)
         self._exhausted: dict[tuple[str, Case], str] = {}  # the first reason
-        for line in plan.directory.rows(Timing):
-            self._learn(line)
+        for cell in plan.directory.read(Timing):
+            self._learn(cell)
 
     def run(self) -> None:
         """Measure what is missing; every finished cell is on the disk at once."""
@@ -144,7 +144,7 @@ class Sweep:
     def _case(self, case: Case, missing: Sequence[str], engine: Engine, guard: ParityGuard) -> None:
         # A resumed case measures its references again: a speedup needs both in the same rounds.
         wanted = [
-            name for name in self._plan.implementations if name in missing or name in records.REFERENCES
+            name for name in self._plan.implementations if name in missing or name in timings.REFERENCES
         ]
         refused = {name: refusal for name in wanted if (refusal := self._refusal(name, case))}
         ready = [name for name in wanted if name not in refused]
@@ -153,18 +153,18 @@ class Sweep:
             dict.fromkeys([*ready, LIMIT] if ready else [], case),
             self._plan.policy,
             judge=guard.fault,
-            satisfied=None if precision is None else partial(records.precise, precision=precision),
+            satisfied=None if precision is None else partial(timings.precise, precision=precision),
             split=self._to_split(case),
             verifier=guard,
         )
         limit = found.pop(LIMIT, None)
         found |= refused
-        lines = []
+        cells = []
         for name in missing:
             own_limit = limit if self._families[name] == "adaptive" else None
-            lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
-            self._learn(lines[-1])
-        self._plan.directory.write(*(Timing(**line) for line in lines))
+            cells.append(timings.timing_of(case, name, found, own_limit, self._plan.threads))
+            self._learn(cells[-1])
+        self._plan.directory.write(*cells)
 
     def _to_split(self, case: Case) -> list[str]:
         """Whose head and tails are timed apart: zipfmax's, a user's own, and the bare products."""
@@ -190,16 +190,15 @@ class Sweep:
             return Measurement("over_budget", reason)
         return None
 
-    def _learn(self, line: records.Record) -> None:
-        seconds = line["median_s"]
-        if line["status"] == "out_of_memory" and self._families.get(line["impl"]) == "full":
+    def _learn(self, cell: Timing) -> None:
+        seconds, case = cell.median_s, Case.from_fields(cell.model_dump())
+        if cell.status == "out_of_memory" and self._families.get(cell.impl) == "full":
             # Full softmax does the same whatever the labels are, and drawing its weight again takes a minute.
-            key = line["impl"], Case.from_fields(line).without_labels
-            self._exhausted.setdefault(key, line["reason"])
-        if line["status"] == "over_budget":
+            self._exhausted.setdefault((cell.impl, case.without_labels), str(cell.reason))
+        if cell.status == "over_budget":
             seconds = self._plan.policy.budget_s / self._plan.policy.least_rounds
-        if seconds and line["impl"] in self._families:
-            self._costs.learn(line["impl"], Case.from_fields(line), seconds)
+        if seconds and cell.impl in self._families:
+            self._costs.learn(cell.impl, case, seconds)
 
     def _weight(self, case: Case) -> float:
         """Expected seconds on a slow machine; only the proportions matter."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from zipfmax_reference.records import Timing
 
 _ANY_WIDTH = 100_000
 
@@ -22,13 +23,13 @@ _WORDS = {
 }
 
 
-def timing_tables(records: Iterable[Mapping[str, Any]], implementations: Sequence[str]) -> list[Table]:
+def timing_tables(timings: Iterable[Timing], implementations: Sequence[str]) -> list[Table]:
     """One table a shape and task: median milliseconds (times faster than full softmax) by labels."""
-    groups: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
-    for record in records:
-        if record["impl"] in implementations:
-            rows = groups.setdefault(_group(record), {})
-            rows.setdefault(record["labels"], {})[record["impl"]] = record
+    groups: dict[str, dict[str, dict[str, Timing]]] = {}
+    for timing in timings:
+        if timing.impl in implementations:
+            rows = groups.setdefault(_group(timing), {})
+            rows.setdefault(timing.labels, {})[timing.impl] = timing
     tables = []
     for group, rows in groups.items():
         table = Table(title=f"{group}", title_justify="left")
@@ -70,30 +71,31 @@ def _last(name: str, parts: int) -> str:
     return "/".join(name.split("/")[-parts:])
 
 
-def _group(record: Mapping[str, Any]) -> str:
-    cutoffs = "/".join(map(str, record["cutoffs"]))
+def _group(timing: Timing) -> str:
+    cutoffs = "/".join(map(str, timing.cutoffs))
     return (
-        f"{record['task']} V={record['n_classes']:,} ({cutoffs}) d={record['in_features']} "
-        f"N={record['batch_size']} {record['dtype']}{_spread(record)}"
+        f"{timing.task} V={timing.n_classes:,} ({cutoffs}) d={timing.in_features} "
+        f"N={timing.batch_size} {timing.dtype}{_spread(timing)}"
     )
 
 
-def _spread(record: Mapping[str, Any]) -> str:
-    logit_std = record.get("logit_std")
+def _spread(timing: Timing) -> str:
+    logit_std = timing.logit_std
     return "" if logit_std is None else f" logit std {logit_std:g}"
 
 
-def _cell(record: Mapping[str, Any] | None) -> str:
-    if record is None:
+def _cell(timing: Timing | None) -> str:
+    if timing is None:
         return ""
-    if record["status"] != "ok":
-        return _WORDS[record["status"]]
-    time = f"{record['median_s'] * 1e3:.3g}"
-    if not record.get("exact", True):
+    if timing.status != "ok":
+        return _WORDS[timing.status]
+    assert timing.median_s is not None
+    time = f"{timing.median_s * 1e3:.3g}"
+    if not timing.exact:
         return f"{time} (inexact)"
-    speedup = record["speedup_vs_full"]
+    speedup = timing.speedup_vs_full
     # An implementation that hands the work on is no other one: torch's own is expected to.
-    by = " by torch.nn" if record.get("delegates") and record["impl"] != "torch" else ""
-    if speedup is None or record["impl"] == "full":
+    by = " by torch.nn" if timing.delegates and timing.impl != "torch" else ""
+    if speedup is None or timing.impl == "full":
         return time + by
     return f"{time} ({speedup:.3g}x){by}"

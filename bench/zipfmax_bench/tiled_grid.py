@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import records
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
 from zipfmax_bench.protocol import LIMIT
+from zipfmax_bench.timings import timing_of
 from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -36,8 +36,6 @@ SIZES = ((256, 512), (512, 1024), (1024, 4096))
 """(in_features, batch_size)"""
 SKEWS = (0.8, 1.0, 1.3)
 LEAST_ROUNDS = 3
-
-Record = dict[str, Any]
 
 
 def cases(
@@ -79,8 +77,8 @@ class Grid:
         self._paddle_policy = replace(policy, budget_s=policy.least_rounds * paddle_s)
         self._too_large_for_paddle: list[Case] = []
 
-    def measure(self, case: Case) -> list[Record]:
-        """The timing lines of a case."""
+    def measure(self, case: Case) -> list[Timing]:
+        """A timing of each implementation on a case."""
         names = implementations(case)
         smaller = self._paddle_failed_on(case) if "paddle" in names else None
         subjects = dict.fromkeys([*names, LIMIT], case)
@@ -92,7 +90,7 @@ class Grid:
         elif "paddle" in names and found["paddle"].status == "over_budget":
             self._too_large_for_paddle.append(case)
         limit = found.pop(LIMIT)
-        return [records.timing_line(case, name, found, limit, self._threads) for name in names]
+        return [timing_of(case, name, found, limit, self._threads) for name in names]
 
     def _paddle_failed_on(self, case: Case) -> Case | None:
         """A case no larger than this one in which Paddle was over its budget."""
@@ -102,26 +100,42 @@ class Grid:
         return None
 
 
-def rows(lines: Iterable[Record]) -> list[Record]:
-    """One row a case: our line with the others' medians beside it.
+@dataclass(frozen=True)
+class Row:
+    """Our timing of a case, and its rivals' where they were asked."""
 
-    A case in which an implementation has no time has None there.
-    """
-    by_case: dict[str, dict[str, Record]] = {}
-    for line in lines:
-        by_case.setdefault(line["case"], {})[line["impl"]] = line
-    found = []
-    for group in by_case.values():
-        ours = group.get(OURS)
-        if ours is None or ours["median_s"] is None:
-            continue
-        others = {name: group[name]["median_s"] for name in ("torch", "paddle") if name in group}
-        torch_bytes = group["torch"]["peak_bytes"] if "torch" in group else None
-        found.append({**ours, **{f"{name}_s": s for name, s in others.items()}, "torch_bytes": torch_bytes})
-    return found
+    ours: Timing
+    torch: Timing | None = None
+    paddle: Timing | None = None
+
+    def ratio(self, rival: str) -> float | None:
+        """How many times as long as ours a rival takes; None where it has no time."""
+        other: Timing | None = getattr(self, rival)
+        if other is None or other.median_s is None or self.ours.median_s is None:
+            return None
+        return other.median_s / self.ours.median_s
+
+    @property
+    def torch_by_limit(self) -> float | None:
+        """torch's time over the limit."""
+        if self.torch is None or not self.torch.median_s or not self.ours.limit_s:
+            return None
+        return self.torch.median_s / self.ours.limit_s
 
 
-def markdown(found: Sequence[Record]) -> str:
+def rows(timings: Iterable[Timing]) -> list[Row]:
+    """One row for each case that has a time of ours."""
+    by_case: dict[str, dict[str, Timing]] = {}
+    for timing in timings:
+        by_case.setdefault(timing.case, {})[timing.impl] = timing
+    return [
+        Row(ours, group.get("torch"), group.get("paddle"))
+        for group in by_case.values()
+        if (ours := group.get(OURS)) is not None and ours.median_s is not None
+    ]
+
+
+def markdown(found: Sequence[Row]) -> str:
     """The table: milliseconds, times faster, efficiency, and temporary memory."""
     head = (
         "| task | dtype | classes | d | N | Zipf | tiled ms | torch ms | x torch | x Paddle | limit ms "
@@ -129,46 +143,47 @@ def markdown(found: Sequence[Record]) -> str:
     )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in found:
+        ours, torch = row.ours, row.torch
         cells = (
-            row["task"],
-            row["dtype"],
-            f"{row['n_classes']:,}",
-            row["in_features"],
-            row["batch_size"],
-            row["labels"].removeprefix("zipf:"),
-            _number(row["median_s"], 1e3, ".1f"),
-            _number(row.get("torch_s"), 1e3, ".1f"),
-            _ratio(row.get("torch_s"), row),
-            _ratio(row.get("paddle_s"), row),
-            _number(row["limit_s"], 1e3, ".1f"),
-            _number(_torch_by_limit(row), 1, ".2f"),
-            _number(row["efficiency"], 1, ".2f"),
-            _number(row["peak_bytes"], 2**-20, ".0f"),
-            _number(row["torch_bytes"], 2**-20, ".0f"),
+            ours.task,
+            ours.dtype,
+            f"{ours.n_classes:,}",
+            ours.in_features,
+            ours.batch_size,
+            ours.labels.removeprefix("zipf:"),
+            _number(ours.median_s, 1e3, ".1f"),
+            _number(torch.median_s if torch else None, 1e3, ".1f"),
+            _number(row.ratio("torch"), 1, ".2f"),
+            _number(row.ratio("paddle"), 1, ".2f"),
+            _number(ours.limit_s, 1e3, ".1f"),
+            _number(row.torch_by_limit, 1, ".2f"),
+            _number(ours.efficiency, 1, ".2f"),
+            _number(ours.peak_bytes, 2**-20, ".0f"),
+            _number(torch.peak_bytes if torch else None, 2**-20, ".0f"),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def summary(found: Sequence[Record]) -> list[str]:
+def summary(found: Sequence[Row]) -> list[str]:
     """Geometric mean and worst cell of each task and dtype, against each rival; least efficiency."""
     said = []
-    for task, dtype in sorted({(row["task"], row["dtype"]) for row in found}):
-        group = [row for row in found if (row["task"], row["dtype"]) == (task, dtype)]
+    for task, dtype in sorted({(row.ours.task, row.ours.dtype) for row in found}):
+        group = [row for row in found if (row.ours.task, row.ours.dtype) == (task, dtype)]
         for rival in ("torch", "paddle"):
-            ratios = [row[f"{rival}_s"] / row["median_s"] for row in group if row.get(f"{rival}_s")]
+            ratios = [ratio for row in group if (ratio := row.ratio(rival))]
             if ratios:
                 said.append(
                     f"{task} {dtype} against {rival}: {geometric_mean(ratios):.2f}x in the geometric mean of "
                     f"{len(ratios)} cells, {min(ratios):.2f}x to {max(ratios):.2f}x"
                 )
-        ceilings = [ceiling for row in group if (ceiling := _torch_by_limit(row))]
+        ceilings = [ceiling for row in group if (ceiling := row.torch_by_limit)]
         if ceilings:
             said.append(
                 f"{task} {dtype}, torch / limit: {geometric_mean(ceilings):.2f} in the geometric mean, "
                 f"{min(ceilings):.2f} to {max(ceilings):.2f}"
             )
-        large = [row["efficiency"] for row in group if row["in_features"] >= 512 and row["efficiency"]]
+        large = [row.ours.efficiency for row in group if row.ours.in_features >= 512 and row.ours.efficiency]
         if large:
             said.append(f"{task} {dtype} efficiency for d >= 512: {min(large):.2f} to {max(large):.2f}")
     return said
@@ -176,15 +191,6 @@ def summary(found: Sequence[Record]) -> list[str]:
 
 def _number(value: float | None, factor: float, form: str) -> str:
     return "" if value is None or math.isnan(value) else format(value * factor, form)
-
-
-def _torch_by_limit(row: Record) -> float | None:
-    seconds, limit_s = row.get("torch_s"), row["limit_s"]
-    return seconds / limit_s if seconds and limit_s else None
-
-
-def _ratio(seconds: float | None, row: Record) -> str:
-    return "" if seconds is None else f"{seconds / row['median_s']:.2f}"
 
 
 def main(
@@ -222,8 +228,8 @@ def main(
     with Engine.of_processes(names, threads, log=out / "workers.log") as engine:
         grid = Grid(engine, policy, paddle_seconds, threads)
         for case in track(todo, description="measuring", console=console, transient=True):
-            directory.write(*(Timing(**line) for line in grid.measure(case)))
-    found = rows(directory.rows(Timing))
+            directory.write(*grid.measure(case))
+    found = rows(directory.read(Timing))
     text = "\n".join([markdown(found), "", *(f"- {line}" for line in summary(found))])
     print(text)
     if markdown_file is not None:

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from zipfmax_bench import records
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.table import show
+from zipfmax_bench.timings import FINDINGS, timing_of
 from zipfmax_reference.records import RunDirectory, TimingFault
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -76,7 +76,7 @@ PLANTED = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LayerOutcome:
     """What became of one layer."""
 
     layer: str
@@ -92,7 +92,7 @@ class Outcome:
         """Whether an honest layer kept its time, or a cheat gained none."""
         if self.honest:
             return self.status == "ok" and self.speedup_vs_torch is not None
-        return self.status in records.FINDINGS or (
+        return self.status in FINDINGS or (
             self.status == "ok"
             and self.speedup_vs_torch is not None
             and self.speedup_vs_torch < HONEST_SPEEDUP
@@ -136,7 +136,7 @@ def run(out: Path | None = None, only: Sequence[str] = ()) -> int:
     return 1 if wrong else 0
 
 
-def examine(planted: Sequence[Planted], directory: RunDirectory) -> list[Outcome]:
+def examine(planted: Sequence[Planted], directory: RunDirectory) -> list[LayerOutcome]:
     """What becomes of each layer, measured beside torch.nn's and the bare products."""
     log = directory.path / "workers.log"
     outcomes = []
@@ -151,7 +151,7 @@ def examine(planted: Sequence[Planted], directory: RunDirectory) -> list[Outcome
     return outcomes
 
 
-def _outcome(one: Planted, beside: dict[str, list[WorkerProcess]], guard: ParityGuard) -> Outcome:
+def _outcome(one: Planted, beside: dict[str, list[WorkerProcess]], guard: ParityGuard) -> LayerOutcome:
     case = replace(SHAPE, task=one.task, device=one.device)
     name = one.implementation
     worker = WorkerProcess(name, THREADS)
@@ -163,19 +163,19 @@ def _outcome(one: Planted, beside: dict[str, list[WorkerProcess]], guard: Parity
     finally:
         worker.close()
         guard.release(name)
-    line = records.timing_line(case, name, found, found[LIMIT], THREADS)
-    return Outcome(
+    timing = timing_of(case, name, found, found[LIMIT], THREADS)
+    return LayerOutcome(
         one.name,
         one.text,
         one.honest,
-        line["status"],
-        line["reason"],
-        line["speedup_vs_torch"],
-        line["delegates"],
+        timing.status,
+        timing.reason,
+        timing.speedup_vs_torch,
+        timing.delegates,
     )
 
 
-def _table(outcomes: Sequence[Outcome]) -> Table:
+def _table(outcomes: Sequence[LayerOutcome]) -> Table:
     table = Table("planted", "outcome", "times torch.nn", "what was found", title="ways to claim time")
     for one in outcomes:
         speedup = "" if one.speedup_vs_torch is None else f"{one.speedup_vs_torch:.3g}"

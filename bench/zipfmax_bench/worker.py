@@ -97,7 +97,7 @@ class Session:
                 return self._split(budget_s, replay)
             case protocol.Judge():
                 assert self._judge is not None, "this process runs an implementation"
-                return protocol.Parity(tuple(self._judge.lines(request)))
+                return protocol.Compared(tuple(self._judge.lines(request)))
 
     def _prepare(self, case: Case, fastest: bool) -> protocol.Reply:
         assert self._implementation is not None, "the judge holds no implementation"

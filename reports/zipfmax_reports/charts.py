@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from zipfmax_reports import specs, tables
+from zipfmax_reports import figures, interactive, tables
+from zipfmax_reports.figure import PANEL, Axis, Figure, Marks, Series
 from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.part_pictures import HOW_SPLIT
 from zipfmax_reports.parts import parts_of, timed_parts
@@ -65,16 +65,24 @@ _CONTROLS = {
 }
 
 
+_DERIVED = {"skew": ["place", "real", "synthetic", "classes"], "heat": ["log2", "text"]}
+"""Columns that the charts' descriptions add to the ratios."""
+
+
 def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """What the page's script reads: charts, their data, controls, and a configuration per scheme."""
     data: dict[str, Any] = {
         "how_split": HOW_SPLIT,
-        "themes": {theme.name: specs.config(theme) for theme in (LIGHT, DARK)},
-        "charts": {},
     }
+    charts: dict[str, tuple[Figure, dict[str, Any]]] = _of_a_cell()
     ratios = tables.all_ratios(table) if not table.empty else pd.DataFrame()
     if not ratios.empty:
-        points = _points(ratios)
+        steered = {
+            "vocabulary": figures.speedup_by_vocabulary(ratios),
+            "skew": figures.speedup_by_skew(ratios),
+            "heat": figures.speedup_heat_map(ratios),
+        }
+        points = _points(ratios, steered)
         data |= {
             "points": _split(points),
             "controls": controls(table, ratios),
@@ -85,20 +93,43 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
                 for name, rows in points.groupby("baseline")
             },
         }
-        order = tables.label_order(ratios)
-        selection = _selection(data["controls"])
-        data["charts"] = {
-            "vocabulary": specs.vocabulary(sorted(map(int, set(ratios["n_classes"]))), order, selection),
-            "skew": specs.skew(ratios, selection),
-            "heat": specs.heat(order, ratios["n_classes"].nunique(), selection),
-        }
+        shown = {"data": "points", "says": "describe", "selection": _selection(data["controls"])}
+        charts |= {name: (figure, shown) for name, figure in steered.items()}
     if not run.parity.empty:
         rows = tables.with_used_budget(run.parity)
         if rows["used"].notna().any():
-            comparisons = _parity_points(rows)
-            data["parity"] = _split(comparisons)
-            data["charts"]["strip"] = specs.strip(comparisons)
+            strip = figures.parity_strip(tables.binned(rows, per_decade=10))
+            data["parity"] = _split(_parity_points(strip.rows))
+            charts["strip"] = strip, {"data": "parity", "says": "describe"}
+    data["charts"] = {
+        theme.name: {
+            name: interactive.spec(figure, theme, **options) for name, (figure, options) in charts.items()
+        }
+        for theme in (LIGHT, DARK)
+    }
     return data
+
+
+def _of_a_cell() -> dict[str, tuple[Figure, dict[str, Any]]]:
+    """The charts of one cell: every implementation's samples, and the split of one implementation's step."""
+    samples = Figure(
+        "Samples of each implementation in this cell, in milliseconds.",
+        pd.DataFrame(),
+        x=Axis("ms", "milliseconds", "log", grid=True),
+        y=Axis("impl", scale="category"),
+        marks=(Marks("ticks"),),
+        series=Series("impl"),
+    )
+    split = Figure(
+        "The step by head and tails, in milliseconds.",
+        pd.DataFrame(),
+        x=Axis("ms", "milliseconds"),
+        y=Axis("impl", scale="category"),
+        marks=(Marks("bars"),),
+        series=Series("part"),
+        size=(PANEL[0], 0.96),
+    )
+    return {"samples": (samples, {"data": "samples"}), "split": (split, {"data": "parts"})}
 
 
 def packed(data: dict[str, Any]) -> str:
@@ -135,10 +166,10 @@ def controls(table: pd.DataFrame, ratios: pd.DataFrame) -> dict[str, dict[str, A
     return found
 
 
-def _selection(chosen: dict[str, dict[str, Any]]) -> specs.Selection:
+def _selection(chosen: dict[str, dict[str, Any]]) -> interactive.Selection:
     parameters = [{"name": f"chosen_{name}", "value": item["selected"]} for name, item in chosen.items()]
     conditions = [f"datum.{item['column']} === chosen_{name}" for name, item in chosen.items()]
-    return specs.Selection(parameters, " && ".join(conditions))
+    return interactive.Selection(parameters, " && ".join(conditions))
 
 
 def _plain(value: Any) -> Any:
@@ -158,17 +189,15 @@ def _option(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _points(ratios: pd.DataFrame) -> pd.DataFrame:
+def _points(ratios: pd.DataFrame, charts: dict[str, Figure]) -> pd.DataFrame:
     """A row per ratio: the controls' columns and the axes. The script adds the words, from the cells."""
     shown = sorted({column for _, column, _ in _CONTROLS.values() if column in ratios})
     rows = ratios[[*shown, "case", "n_classes", "labels_name", "speedup", "low", "high"]].copy()
-    rows["log2"] = ratios["speedup"].map(math.log2).round(3)
-    rows["text"] = ratios["speedup"].map(factor)
+    for name, columns in _DERIVED.items():
+        rows[columns] = charts[name].rows[columns]
+    rows["log2"] = rows["log2"].round(3)
     intervals = ratios["low"].map(factor) + " to " + ratios["high"].map(factor)
     rows["interval"] = intervals.where(ratios["low"].notna(), None)
-    rows["classes"] = ratios["n_classes"].map(count)
-    rows["real"] = ratios["skew"].isna()
-    rows["place"] = ratios["labels_name"].map(tables.places(ratios))
     for column in ("speedup", "low", "high"):
         rows[column] = rows[column].map("{:.4g}".format, na_action="ignore").astype(float)
     return rows
@@ -264,11 +293,8 @@ def _missing(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _parity_points(rows: pd.DataFrame) -> pd.DataFrame:
-    points = tables.binned(rows, per_decade=10)
-    points["row"] = points["impl"] + ", " + points["dtype"]
-    points["drawn"] = points["used"].clip(1e-4, 1e6).map(lambda used: float(f"{used:.4g}"))
-    points["share"] = points["used"].map(percent)
-    return points.drop(columns=["used", "status"])
+    drawn = rows["drawn"].map("{:.4g}".format).astype(float)
+    return rows.assign(drawn=drawn, share=rows["used"].map(percent)).drop(columns=["used", "status"])
 
 
 def _split(rows: pd.DataFrame) -> dict[str, Any]:

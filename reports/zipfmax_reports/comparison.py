@@ -143,7 +143,7 @@ def _picture(rows: pd.DataFrame, name: str, baseline: str, condition: str, runs:
         reading="A row for each cell, a mark for each run, with its 95 % interval.",
         description="Speedups of the same cells in each run, side by side.",
         caption=caption,
-        draw=lambda theme: figures.runs_beside(rows, other, theme=theme),
+        figure=figures.runs_beside(rows, other),
         table=Table.of(caption, rows, columns),
         command="\n".join(line for run in runs for line in run_commands(run)) or None,
     )

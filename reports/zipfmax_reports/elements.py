@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from zipfmax_reports.style import LIGHT, Theme, amount, count, factor, percent, scientific, seconds, size
+from zipfmax_reports.figure import Figure
+from zipfmax_reports.static import draw
+from zipfmax_reports.style import amount, count, factor, percent, scientific, seconds, size
 from zipfmax_reports.svg import inline_svg
 
 Format = Callable[[Any], str]
@@ -71,7 +72,7 @@ class Picture:
         reading: how to read it, in a sentence or two.
         description: what a reader who cannot see it should know of its shape.
         caption: what it was drawn from.
-        draw: makes the figure in a scheme's colours.
+        figure: what is drawn.
         table: its data.
         command: the command that measures it again.
         chart: the name of its interactive chart, if it has one.
@@ -82,7 +83,7 @@ class Picture:
     reading: str
     description: str
     caption: str
-    draw: Callable[[Theme], Figure]
+    figure: Figure
     table: Table
     command: str | None = None
     chart: str | None = None
@@ -90,7 +91,7 @@ class Picture:
     @property
     def svg(self) -> Markup:
         """The drawn figure, as SVG in the page's own colours. Its text was escaped when it was written."""
-        return Markup(inline_svg(self.draw(LIGHT), self.name, self.title, self.description))
+        return Markup(inline_svg(draw(self.figure), self.name, self.title, self.description))
 
 
 @dataclass(frozen=True)

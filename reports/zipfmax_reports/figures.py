@@ -1,276 +1,255 @@
-"""The static figures, drawn by Matplotlib from the page's tables: a panel per task.
+"""The descriptions of the figures of a run, from the page's tables: a panel for each task.
 
-Each function takes rows that stand under one condition and returns a figure; nothing is computed here beyond
-what is drawn.
+Each function takes rows that stand under one condition; nothing is computed here beyond what is drawn.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from zipfmax_reports.panels import (
-    colour_of,
-    extent,
-    factor_ticks,
-    legend,
-    plain_ticks,
-    series,
-    speedup_axis,
-    speedup_line,
-    task_panels,
-    value_ticks,
-)
-from zipfmax_reports.style import LIGHT, MARKERS, SPEEDUP_SCHEME, Theme, count, factor, in_colours, size
-from zipfmax_reports.tables import label_order
+from zipfmax_reports.figure import PANEL, Axis, Figure, Look, Marks, Panels, Rule, Series
+from zipfmax_reports.style import count, factor
+from zipfmax_reports.tables import evenly, label_order, places, tasks
 
-_LEAST_USED = 1e-4
-"""Where the strip's axis begins at the least: what is right by four digits more needs no space."""
+MOST_SERIES = 7
+"""Series that a reader tells apart, and that a theme has colours for."""
+
+TASK_TITLES = {
+    "train": "Training step (forward + backward)",
+    "forward": "Forward",
+    "log_prob": "All log-probabilities",
+    "predict": "Prediction",
+    "topk": "Ten most probable classes",
+}
+
+_LEAST_USED, _MOST_USED = 1e-4, 1e6
+"""Ends of the strip's axis: what is right by four digits more, or wrong by more than six, needs no space."""
+
+_EVEN = Rule("y", 1.0, "break-even")
+_INTERVAL = ("low", "high")
 
 
-@in_colours
-def speedup_by_vocabulary(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
+def speedup_by_vocabulary(rows: pd.DataFrame, baseline: str = "") -> Figure:
     """Speedup against vocabulary size, a line per label distribution; real frequencies are dashed."""
-    figure, panels = task_panels(rows, theme)
-    order = label_order(rows)
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, name in enumerate(order):
-            line = here[here["labels_name"] == name].sort_values("n_classes")
-            real = bool(line["skew"].isna().all())
-            speedup_line(axes, line["n_classes"], line, position, name, theme, dashed=real)
-        axes.set_xscale("log")
-        value_ticks(axes, rows["n_classes"])
-        axes.set_xlabel("vocabulary size")
-        speedup_axis(axes, rows, baseline, theme)
-    legend(figure, panels, "labels")
-    return figure
-
-
-@in_colours
-def speedup_by_skew(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
-    """Speedup against Zipf's exponent, a line per vocabulary; real frequencies stand beside, by name."""
-    order = sorted(rows["n_classes"].unique())
-    real_names = sorted(rows.loc[rows["skew"].isna(), "labels_name"].unique())
-    skews = sorted(rows["skew"].dropna().unique())
-    place = (max(skews) if skews else 0.0) + 0.45
-    figure, panels = task_panels(rows, theme)
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, classes in enumerate(order):
-            of_size = here[here["n_classes"] == classes]
-            synthetic = of_size[of_size["skew"].notna()].sort_values("skew")
-            name = f"{count(classes)} classes"
-            speedup_line(axes, synthetic["skew"], synthetic, position, name, theme)
-            real = of_size[of_size["skew"].isna()]
-            at = real["labels_name"].map(lambda label: place + 0.45 * real_names.index(label))
-            # Vocabularies stand side by side at a list's place, or their intervals would hide each other.
-            at = at.astype(float) + 0.07 * (position - (len(order) - 1) / 2)
-            speedup_line(axes, at, real, position, None if len(synthetic) else name, theme, joined=False)
-        axes.set_xticks([*skews, *(place + 0.45 * i for i in range(len(real_names)))])
-        axes.set_xticklabels(
-            [f"{value:g}" for value in skews] + [name.replace(", ", ",\n") for name in real_names]
-        )
-        axes.set_xlabel("Zipf exponent of the labels" + (" | real frequencies" if real_names else ""))
-        if skews and real_names:
-            axes.axvline(place - 0.25, color=theme.grid, linewidth=1)
-        speedup_axis(axes, rows, baseline, theme)
-    legend(figure, panels, "vocabulary")
-    return figure
-
-
-@in_colours
-def speedup_heat_map(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
-    """Speedup over vocabulary x labels, the value in each cell; orange is slower, purple faster, white 1x."""
-    columns, labels = sorted(rows["n_classes"].unique()), label_order(rows)
-    figure, panels = task_panels(
-        rows, theme, height=1.3 + 0.42 * len(labels), width=1.6 + 0.95 * len(columns)
+    return Figure(
+        "Speedup against vocabulary size, a line per label distribution.",
+        rows.assign(real=rows["skew"].isna()),
+        x=_sizes(rows, "n_classes"),
+        y=_speedups(rows, baseline),
+        marks=(Marks("line", interval=_INTERVAL, dashed="real"),),
+        series=_series("labels_name", label_order(rows), "labels"),
+        rules=(_EVEN,),
+        panels=by_task(rows),
     )
+
+
+def speedup_by_skew(rows: pd.DataFrame, baseline: str = "") -> Figure:
+    """Speedup against Zipf's exponent, a line per vocabulary; real frequencies stand beside, by name.
+
+    Vocabularies stand side by side at a list of frequencies, or their intervals would hide each other.
+    """
+    at, real = places(rows), rows["skew"].isna()
+    exponents = rows["skew"].dropna()
+    ticks = {place: f"{place:g}" for place in exponents} | {
+        at[name]: name for name in rows["labels_name"][real]
+    }
+    divided = real.any() and len(exponents)
+    return Figure(
+        "Speedup against Zipf skew, a line per vocabulary.",
+        rows.assign(place=rows["labels_name"].map(at), real=real, synthetic=~real, classes=_classes(rows)),
+        x=Axis(
+            "place",
+            "Zipf exponent of the labels" + (" | real frequencies" if real.any() else ""),
+            ticks=ticks,
+        ),
+        y=_speedups(rows, baseline),
+        marks=(
+            Marks("line", where="synthetic", interval=_INTERVAL),
+            Marks("points", where="real", interval=_INTERVAL, dodge=0.07),
+        ),
+        series=_series("classes", _in_size_order(rows), "vocabulary"),
+        rules=(_EVEN, *([Rule("x", exponents.max() + 0.2, quiet=True)] if divided else [])),
+        panels=by_task(rows),
+    )
+
+
+def speedup_heat_map(rows: pd.DataFrame) -> Figure:
+    """Speedup over vocabulary x labels, the value in each cell; orange is slower, purple is faster."""
+    sizes, labels = _ticks(rows, "n_classes"), label_order(rows)
     logs = rows["speedup"].map(math.log2)
-    reach = max(1.0, float(logs.abs().max()))
-    norm = TwoSlopeNorm(0.0, -reach, reach)
-    colours = matplotlib.colormaps[SPEEDUP_SCHEME]
-    for task, axes in panels:
-        grid = rows[rows["task"] == task].pivot_table(
-            index="labels_name", columns="n_classes", values="speedup"
-        )
-        grid = grid.reindex(index=labels, columns=columns)
-        axes.imshow(grid.map(math.log2), cmap=colours, norm=norm, aspect="auto")
-        for row, label in enumerate(labels):
-            for column, classes in enumerate(columns):
-                value = grid.loc[label, classes]
-                deep = not math.isnan(value) and abs(math.log2(value)) > 0.62 * reach
-                ink = "#ffffff" if deep else theme.muted if math.isnan(value) else "#101114"
-                axes.text(column, row, factor(value), ha="center", va="center", color=ink, fontsize=10)
-        axes.set_xticks(range(len(columns)), [count(classes) for classes in columns])
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set_xlabel("vocabulary size")
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    return figure
+    return Figure(
+        "Speedup by vocabulary size and label distribution, a value in each cell.",
+        rows.assign(log2=logs, text=rows["speedup"].map(factor)),
+        x=Axis("n_classes", "vocabulary size", "category", "count", sizes),
+        y=Axis("labels_name", scale="category", ticks={name: name for name in labels}),
+        marks=(Marks("cells", value="log2", text="text", reach=max(1.0, float(logs.abs().max()))),),
+        panels=by_task(rows),
+        size=(1.6 + 0.95 * len(sizes), 1.3 + 0.42 * len(labels)),
+    )
 
 
-@in_colours
-def speedup_by_head_share(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
+def speedup_by_head_share(rows: pd.DataFrame, baseline: str) -> Figure:
     """Speedup against the share of labels that the shortlist takes; stars are real frequencies."""
     rows = rows[rows["occupancy"].map(has_items)]
-    rows = rows.assign(head_share=rows["occupancy"].map(lambda shares: shares[0]))
-    figure, panels = task_panels(rows, theme)
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, classes in enumerate(sorted(rows["n_classes"].unique())):
-            of_size = here[here["n_classes"] == classes]
-            for real, marker in ((False, MARKERS[position % len(MARKERS)]), (True, "*")):
-                points = of_size[of_size["skew"].isna() == real]
-                axes.plot(
-                    100 * points["head_share"],
-                    points["speedup"],
-                    marker,
-                    color=colour_of(theme, position),
-                    markersize=11 if real else 6,
-                    label=f"{count(classes)} classes" + (", real" if real else "") if len(points) else None,
-                )
-        axes.set_xlabel("labels that fall in the shortlist, %")
-        speedup_axis(axes, rows, baseline, theme)
-    legend(figure, panels, "vocabulary")
-    return figure
+    sizes = _in_size_order(rows)
+    names = _classes(rows)
+    stars = {f"{name}, real": Look(position, "star", 11.0) for position, name in enumerate(sizes)}
+    return Figure(
+        "Speedup against the share of labels in the shortlist.",
+        rows.assign(
+            head_percent=rows["occupancy"].map(lambda shares: 100 * shares[0]),
+            vocabulary=names.where(rows["skew"].notna(), names + ", real"),
+        ),
+        x=Axis("head_percent", "labels that fall in the shortlist, %"),
+        y=_speedups(rows, baseline),
+        marks=(Marks("points"),),
+        series=Series("vocabulary", (*sizes, *stars), "vocabulary", stars),
+        rules=(_EVEN,),
+        panels=by_task(rows),
+    )
 
 
-@in_colours
-def efficiency(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
+def efficiency(rows: pd.DataFrame) -> Figure:
     """Limit over measured time against vocabulary size, a line per implementation: 1 is the bare products."""
-    figure, panels = task_panels(rows, theme)
-    panels[0][1].set_ylabel("limit / measured")
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, name in enumerate(dict.fromkeys(rows["impl"])):
-            by_size = here[here["impl"] == name].groupby("n_classes")["efficiency"]
-            middle = by_size.median()
-            extent(axes, by_size.min(), by_size.max(), position, theme)
-            axes.plot(middle.index, middle, **series(theme, position, name))
-        axes.axhline(1.0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_ylim(0, 1.06 * max(1.0, float(rows["efficiency"].max())))
-        axes.set_xscale("log")
-        value_ticks(axes, rows["n_classes"])
-        axes.set_xlabel("vocabulary size")
-    legend(figure, panels, "implementation")
-    return figure
+    spread = rows.groupby(["task", "impl", "n_classes"], sort=False)["efficiency"]
+    return Figure(
+        "Limit over measured time against vocabulary size, a line per implementation.",
+        spread.agg(["median", "min", "max"]).reset_index(),
+        x=_sizes(rows, "n_classes"),
+        y=Axis(
+            "median", "limit / measured", limits=(0, 1.06 * max(1.0, rows["efficiency"].max())), grid=True
+        ),
+        marks=(Marks("line", interval=("min", "max")),),
+        series=_series("impl", list(dict.fromkeys(rows["impl"])), "implementation"),
+        rules=(Rule("y"),),
+        panels=by_task(rows),
+    )
 
 
-@in_colours
-def peak_memory(rows: pd.DataFrame, axis: str, *, theme: Theme = LIGHT) -> Figure:
+def peak_memory(rows: pd.DataFrame, axis: str) -> Figure:
     """Peak bytes of temporaries against `axis` ("n_classes" or "batch_size"), a line per implementation."""
-    figure, panels = task_panels(rows, theme)
-    panels[0][1].set_ylabel("peak temporary memory")
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, name in enumerate(dict.fromkeys(rows["impl"])):
-            by_size = here[here["impl"] == name].groupby(axis)["peak_bytes"]
-            middle = by_size.median()
-            axes.plot(middle.index, middle, **series(theme, position, name))
-        axes.set_xscale("log")
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-        value_ticks(axes, rows[axis])
-        axes.set_xlabel("vocabulary size" if axis == "n_classes" else "batch size")
-    legend(figure, panels, "implementation")
-    return figure
+    middle = rows.groupby(["task", "impl", axis], sort=False)["peak_bytes"].median().reset_index()
+    return Figure(
+        "Peak temporary memory, a line per implementation.",
+        middle,
+        x=_sizes(rows, axis),
+        y=Axis("peak_bytes", "peak temporary memory", "log", "bytes", grid=True),
+        marks=(Marks("line"),),
+        series=_series("impl", list(dict.fromkeys(rows["impl"])), "implementation"),
+        panels=by_task(rows),
+    )
 
 
-@in_colours
-def parity_strip(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
-    """Every comparison's error in units of its budget on a log axis, a row per implementation and dtype."""
-    rows = rows[rows["used"].notna()].assign(row=rows["impl"] + ", " + rows["dtype"])
-    names = list(dict.fromkeys(rows["row"]))[::-1]
+def parity_strip(rows: pd.DataFrame) -> Figure:
+    """Every comparison's error in units of its budget on a log axis, a row per implementation and dtype.
+
+    `rows` is what `tables.binned` returns.
+    """
+    names = list(dict.fromkeys(rows["impl"] + ", " + rows["dtype"]))
+    against = tuple(dict.fromkeys(rows["against"]))
     smallest = rows.loc[rows["used"] > 0, "used"].min()
     floor = max(_LEAST_USED, 10 ** math.floor(math.log10(smallest)) / 10) if smallest == smallest else 1e-3
-    figure = Figure(figsize=(8.2, 1.3 + 0.42 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    for position, (against, points) in enumerate(rows.groupby("against", sort=False)):
-        offset = 0.18 * (position - (rows["against"].nunique() - 1) / 2)
-        axes.plot(
-            points["used"].clip(floor, 1e6),
-            points["row"].map(names.index) + offset,
-            MARKERS[position % len(MARKERS)],
-            color=colour_of(theme, position),
-            alpha=0.35,
-            markersize=4,
-            markeredgewidth=0,
-            label=f"against {against}",
-        )
-    axes.axvline(1.0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(
-        "budget", (1.0, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points"
+    return Figure(
+        "Errors in units of their budgets, a row per implementation and data type.",
+        rows.assign(row=rows["impl"] + ", " + rows["dtype"], drawn=rows["used"].clip(floor, _MOST_USED)),
+        x=Axis(
+            "drawn",
+            f"error / budget (smaller errors, and none, are drawn at {floor:.0e})",
+            "log",
+            "power",
+            grid=True,
+        ),
+        y=Axis("row", scale="category", ticks={name: name for name in names}),
+        marks=(Marks("points", dodge=0.18, opacity=0.45),),
+        series=Series(
+            "against",
+            against,
+            "against",
+            {name: replace(Look.at(i), size=4.0) for i, name in enumerate(against)},
+        ),
+        rules=(Rule("x", 1.0, "budget"),),
+        size=(8.2, 1.3 + 0.42 * len(names)),
     )
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlabel(f"error / budget (smaller errors, and none, are drawn at {floor:.0e})")
-    axes.grid(visible=True, axis="x")
-    axes.grid(visible=False, axis="y")
-    legend(figure, [("", axes)], None)
-    return figure
 
 
-@in_colours
-def predicted_against_measured(rows: pd.DataFrame, *, theme: Theme = LIGHT) -> Figure:
+def predicted_against_measured(rows: pd.DataFrame) -> Figure:
     """The planner's predicted milliseconds against the measured ones; on the dashed line they are equal."""
-    figure, panels = task_panels(rows, theme, width=4.4, height=4.2)
-    panels[0][1].set_ylabel("predicted, ms")
-    ends = 1e3 * pd.concat([rows["predicted_s"], rows["median_s"]]).agg(["min", "max"]) * [0.8, 1.25]
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, classes in enumerate(sorted(rows["n_classes"].unique())):
-            points = here[here["n_classes"] == classes]
-            look = {**series(theme, position, f"{count(classes)} classes"), "linestyle": "none"}
-            axes.plot(1e3 * points["median_s"], 1e3 * points["predicted_s"], **look)
-        axes.plot(ends, ends, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        plain_ticks(axes.xaxis)
-        plain_ticks(axes.yaxis)
-        axes.set_xlabel("measured, ms")
-        axes.grid(visible=True, axis="both")
-    legend(figure, panels, "vocabulary")
-    return figure
+    rows = rows.assign(measured_ms=1e3 * rows["median_s"], predicted_ms=1e3 * rows["predicted_s"])
+    both = pd.concat([rows["measured_ms"], rows["predicted_ms"]])
+    ends = (0.8 * float(both.min()), 1.25 * float(both.max()))
+    return Figure(
+        "Predicted against measured time on logarithmic axes.",
+        rows.assign(vocabulary=_classes(rows)),
+        x=Axis("measured_ms", "measured, ms", "log", limits=ends, grid=True),
+        y=Axis("predicted_ms", "predicted, ms", "log", limits=ends, grid=True),
+        marks=(Marks("points"),),
+        series=_series("vocabulary", _in_size_order(rows), "vocabulary"),
+        rules=(Rule("equal"),),
+        panels=by_task(rows),
+        size=(4.4, 4.2),
+    )
 
 
-@in_colours
-def runs_beside(rows: pd.DataFrame, baseline: str, *, theme: Theme = LIGHT) -> Figure:
+def runs_beside(rows: pd.DataFrame, baseline: str) -> Figure:
     """Speedups of the same cells in several runs: a row per cell, a mark and its interval per run."""
     rows = rows.assign(cell=rows["n_classes"].map(count) + " classes, " + rows["labels_name"])
-    ordered = rows.sort_values(["n_classes", "skew"], ascending=False, na_position="first")
-    names = list(dict.fromkeys(ordered["cell"]))
-    runs = list(dict.fromkeys(rows["run"]))
-    figure, panels = task_panels(rows, theme, height=1.5 + 0.32 * len(names))
-    for task, axes in panels:
-        here = rows[rows["task"] == task]
-        for position, run in enumerate(runs):
-            points = here[here["run"] == run]
-            offset = 0.24 * (position - (len(runs) - 1) / 2)
-            spread = [
-                (points["speedup"] - points["low"]).clip(lower=0).fillna(0),
-                (points["high"] - points["speedup"]).clip(lower=0).fillna(0),
-            ]
-            look = {**series(theme, position, run), "linestyle": "none"}
-            axes.errorbar(points["speedup"], points["cell"].map(names.index) - offset, xerr=spread, **look)
-        axes.axvline(1.0, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.set_xscale("log")
-        factor_ticks(axes.xaxis, *axes.get_xlim())
-        axes.set_yticks(range(len(names)), names)
-        axes.grid(visible=True, axis="x")
-        axes.set_xlabel(f"speedup over {baseline}")
-    legend(figure, panels, "run")
-    return figure
+    names = list(dict.fromkeys(rows.sort_values(["n_classes", "skew"], na_position="last")["cell"]))
+    return Figure(
+        "Speedups of the same cells in each run, side by side.",
+        rows,
+        x=Axis("speedup", f"speedup over {baseline}", "log", "factor", grid=True),
+        y=Axis("cell", scale="category", ticks={name: name for name in names}),
+        marks=(Marks("points", interval=_INTERVAL, dodge=0.24),),
+        series=_series("run", list(dict.fromkeys(rows["run"])), "run"),
+        rules=(Rule("x"),),
+        panels=by_task(rows),
+        size=(PANEL[0], 1.5 + 0.32 * len(names)),
+    )
+
+
+def by_task(rows: pd.DataFrame) -> Panels:
+    """A panel for each task, the shared axes in one line."""
+    return Panels("task", {task: TASK_TITLES.get(task, task) for task in tasks(rows)})
 
 
 def has_items(value: object) -> bool:
     """Whether a record's field is a list with something in it."""
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+
+def _sizes(rows: pd.DataFrame, column: str) -> Axis:
+    title = "vocabulary size" if column == "n_classes" else "batch size"
+    return Axis(column, title, "log", "count", _ticks(rows, column))
+
+
+def _ticks(rows: pd.DataFrame, column: str) -> dict[int, str]:
+    return {int(value): count(value) for value in sorted(rows[column].unique())}
+
+
+def _speedups(rows: pd.DataFrame, baseline: str) -> Axis:
+    """In powers of two, with space around the intervals and for break-even."""
+    reach = pd.concat([rows["speedup"], rows["low"], rows["high"]]).dropna()
+    limits = min(float(reach.min()), 0.9) / 1.15, max(float(reach.max()), 1.1) * 1.15
+    title = f"speedup over\n{baseline}" if baseline else "speedup"
+    return Axis("speedup", title, "log", "factor", limits=limits, grid=True)
+
+
+def _series(column: str, known: Sequence[Any], title: str) -> Series:
+    """As many of the known series as can be told apart; the title says how many of how many where some are left."""
+    drawn = evenly(known, MOST_SERIES)
+    return Series(
+        column, tuple(drawn), title if len(drawn) == len(known) else f"{title} ({len(drawn)} of {len(known)})"
+    )
+
+
+def _classes(rows: pd.DataFrame) -> pd.Series:
+    return rows["n_classes"].map(count) + " classes"
+
+
+def _in_size_order(rows: pd.DataFrame) -> list[str]:
+    return [f"{count(classes)} classes" for classes in sorted(rows["n_classes"].unique())]

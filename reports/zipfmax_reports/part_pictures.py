@@ -47,7 +47,7 @@ def occupancy(rows: pd.DataFrame, name: str) -> Picture:
         "head and for the tail that its label is in.",
         description="Stacked bars: the more skewed the labels, the larger the head's share.",
         caption=f"As drawn for {name} in the timed batches." + tables.left_out(first, drawn),
-        draw=lambda theme: part_figures.occupancy(drawn, theme=theme),
+        figure=part_figures.occupancy(drawn),
         table=Table.of("Occupancy of head and tails", first, columns),
         command=sweep_command(first, [name]),
     )
@@ -91,7 +91,7 @@ def time_split(rows: pd.DataFrame, name: str, caption: str) -> list[Picture]:
             reading=HOW_SPLIT,
             description="Stacked bars: the share of a step's time in the head, each tail, and the rest.",
             caption=f"{name}; {caption}" + tables.left_out(whole, drawn),
-            draw=lambda theme: part_figures.time_split(drawn, theme=theme),
+            figure=part_figures.time_split(drawn),
             table=Table.of(f"The time of {name} by head and tails", listed, columns),
             command=sweep_command(rows, [name]),
         )
@@ -147,7 +147,7 @@ def _roofline(rows: pd.DataFrame, caption: str) -> Picture:
         "same run. The table splits each cell into head and tails.",
         description="Achieved operations a second against arithmetic intensity, with the measured limit.",
         caption=caption + tables.left_out(rows, drawn),
-        draw=lambda theme: part_figures.roofline(drawn, theme=theme),
+        figure=part_figures.roofline(drawn),
         table=Table.of(caption, each, columns),
         command=sweep_command(rows, list(dict.fromkeys(rows["impl"]))),
     )
@@ -179,7 +179,7 @@ def _part_roofline(rows: pd.DataFrame, name: str, caption: str) -> list[Picture]
             "weights that it reads.",
             description="Operations a second of head and tails against their arithmetic intensity.",
             caption=f"{name}; {caption}" + tables.left_out(split, drawn),
-            draw=lambda theme: part_figures.part_roofline(drawn, theme=theme),
+            figure=part_figures.roofline(drawn, "part", "part"),
             table=Table.of(f"Rooflines of the parts of {name}", split, columns),
             command=sweep_command(rows, [name]),
         )

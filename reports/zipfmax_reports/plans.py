@@ -63,7 +63,7 @@ def proof_picture(proof: pd.DataFrame) -> Picture:
         "the literature's cutoffs and full softmax take. Left of 1 the plan beat the search.",
         description=f"Times over the best of the search on a logarithmic axis. {caption}",
         caption=caption,
-        draw=lambda theme: proof_figure(rows, theme=theme),
+        figure=proof_figure(rows),
         table=Table.of(caption, rows, columns),
         command="python -m zipfmax_bench.plan_proof",
     )
@@ -96,7 +96,7 @@ def _curve(plans: pd.DataFrame) -> Picture:
         "tails; the star is the plan, the dashed line full softmax.",
         description="Curves of predicted time against the first cutoff, each with a minimum.",
         caption=f"{record['labels']}, {count(record['n_classes'])} classes.",
-        draw=lambda theme: plan_figure(fields, theme=theme),
+        figure=plan_figure(fields),
         table=Table.of("Every plan of the run", plans, columns),
         command=shlex.join(["zipfmax", "plan", *chosen]),
     )
@@ -121,7 +121,7 @@ def _predictions(rows: pd.DataFrame) -> Picture:
         reading="A mark for each planned cell; on the dashed line the prediction was exact.",
         description=f"Predicted against measured time on logarithmic axes. {caption}",
         caption=caption,
-        draw=lambda theme: figures.predicted_against_measured(rows, theme=theme),
+        figure=figures.predicted_against_measured(rows),
         table=Table.of(caption, rows, columns),
         command=sweep_command(rows, [tables.subject(rows)]),
     )

@@ -9,6 +9,7 @@ from zipfmax.errors import UsageError
 from zipfmax_reports.elements import Picture
 from zipfmax_reports.page import Page
 from zipfmax_reports.runs import read_run
+from zipfmax_reports.static import draw
 from zipfmax_reports.style import THEMES
 from zipfmax_reports.svg import standalone_svg
 
@@ -51,11 +52,11 @@ def write_report(
 def _draw(picture: Picture, folder: Path) -> None:
     """NAME-light.svg, NAME-dark.svg and the same as PNG."""
     for theme in THEMES:
-        figure = picture.draw(theme)
+        drawing = draw(picture.figure, theme)
         path = folder / f"{picture.name}-{theme.name}.svg"
-        _write(path, standalone_svg(figure, picture.name, picture.title, picture.description))
+        _write(path, standalone_svg(drawing, picture.name, picture.title, picture.description))
         try:
-            figure.savefig(path.with_suffix(".png"), dpi=_PNG_DPI, bbox_inches="tight")
+            drawing.savefig(path.with_suffix(".png"), dpi=_PNG_DPI, bbox_inches="tight")
         except OSError as error:
             raise UsageError(f"cannot write {path.with_suffix('.png')}: {error.strerror or error}") from error
 

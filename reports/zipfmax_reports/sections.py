@@ -59,7 +59,7 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
         reading="A line for each distribution of the labels; real word frequencies are dashed.",
         description=f"Lines of speedup against vocabulary size, one per label distribution. {extremes}",
         caption=caption + tables.left_out(rows, drawn),
-        draw=lambda theme: figures.speedup_by_vocabulary(drawn, other, theme=theme),
+        figure=figures.speedup_by_vocabulary(drawn, other),
         table=data,
         command=command,
         chart="vocabulary" if baseline == "full" else None,
@@ -72,7 +72,7 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
         reading="A line for each vocabulary. Word-frequency lists have no exponent: they stand at the right.",
         description=f"Lines of speedup against the Zipf exponent, one per vocabulary size. {extremes}",
         caption=caption + tables.left_out(rows, drawn),
-        draw=lambda theme: figures.speedup_by_skew(drawn, other, theme=theme),
+        figure=figures.speedup_by_skew(drawn, other),
         table=data,
         command=command,
         chart="skew",
@@ -83,7 +83,7 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
         reading="Purple is faster, white is break-even, orange is slower; the number is the speedup.",
         description=f"A grid of speedups, label distributions down, vocabulary sizes across. {extremes}",
         caption=caption + tables.left_out(rows, drawn),
-        draw=lambda theme: figures.speedup_heat_map(drawn, theme=theme),
+        figure=figures.speedup_heat_map(drawn),
         table=_grid(rows, caption),
         command=command,
         chart="heat",
@@ -98,7 +98,7 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
                 "real word frequencies, the other points Zipf's law.",
                 description=f"Speedup against the share of labels in the shortlist. {extremes}",
                 caption=caption + tables.left_out(rows, drawn),
-                draw=lambda theme: figures.speedup_by_head_share(drawn, other, theme=theme),
+                figure=figures.speedup_by_head_share(drawn, other),
                 table=Table.of(
                     caption,
                     rows.assign(
@@ -163,7 +163,7 @@ def _efficiency(rows: pd.DataFrame, caption: str) -> Picture:
         "distributions.",
         description="Limit over measured time against vocabulary size, a line per implementation.",
         caption=caption,
-        draw=lambda theme: figures.efficiency(rows, theme=theme),
+        figure=figures.efficiency(rows),
         table=Table.of(caption, rows, columns),
         command=sweep_command(rows, names),
     )
@@ -194,7 +194,7 @@ def _memory(table: pd.DataFrame, condition: pd.Series) -> Picture:
         reading="The most bytes that a step allocates beyond weights, their gradients and the input's.",
         description=f"Peak temporary memory against {word}, a line per implementation; logarithmic axes.",
         caption=caption,
-        draw=lambda theme: figures.peak_memory(rows, axis, theme=theme),
+        figure=figures.peak_memory(rows, axis),
         table=Table.of(caption, rows, columns),
         command=sweep_command(rows, list(dict.fromkeys(rows["impl"]))),
     )

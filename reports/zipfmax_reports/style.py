@@ -6,24 +6,33 @@ Series are told apart by colour and by marker, and the hues are safe for the com
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec
-
-import matplotlib
-from matplotlib.figure import Figure
-
-P = ParamSpec("P")
+from typing import Any, Literal, NamedTuple
 
 SPEEDUP_SCHEME = "PuOr"
 """Matplotlib's name of the diverging map: orange is slower, purple is faster."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Matplotlib's markers, by position of the series; `VEGA_SHAPES` are the same for Vega."""
 
-VEGA_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "wedge")
+class Marker(NamedTuple):
+    """A marker's name, or its outline, for each of the two renderers."""
+
+    matplotlib: str
+    vega: str
+
+
+MARKERS = {
+    "circle": Marker("o", "circle"),
+    "square": Marker("s", "square"),
+    "triangle": Marker("^", "triangle-up"),
+    "diamond": Marker("D", "diamond"),
+    "triangle-down": Marker("v", "triangle-down"),
+    "plus": Marker("P", "cross"),
+    "wedge": Marker("X", "wedge"),
+    "star": Marker("*", "M0,-1L.22,-.31H.95L.36,.12L.59,.81L0,.38L-.59,.81L-.36,.12L-.95,-.31H-.22Z"),
+    "dash": Marker("_", "stroke"),
+}
+"""The same in both renderers, by the name that a figure's description gives."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,12 @@ class Theme:
     bad: str
     mixed: str
     series: tuple[str, ...]
+
+    def colour(self, of: int | Literal["ink", "muted"]) -> str:
+        """The colour of the series at a position, or of text."""
+        if isinstance(of, int):
+            return self.series[of % len(self.series)]
+        return self.ink if of == "ink" else self.muted
 
 
 LIGHT = Theme(
@@ -97,19 +112,6 @@ def settings(theme: Theme) -> dict[Any, Any]:
         "lines.linewidth": 1.8,
         "lines.markersize": 6,
     }
-
-
-def in_colours(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw under Matplotlib's settings for the keyword `theme`, LIGHT where it is left out."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        theme = kwargs.get("theme", LIGHT)
-        assert isinstance(theme, Theme)
-        with matplotlib.rc_context(settings(theme)):
-            return draw(*args, **kwargs)
-
-    return drawn
 
 
 def factor(value: float | None) -> str:

@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import matplotlib
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from zipfmax_reports.style import LIGHT
 
@@ -19,14 +19,14 @@ ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", _XLINK)
 
 
-def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
+def inline_svg(drawing: Drawing, name: str, title: str, description: str) -> str:
     """The figure, drawn in the light theme, as SVG to stand in a page.
 
     Its ids start with `name`, so several figures share a page; its colours become the page's custom
     properties (`var(--ink)`, `var(--series-1)`, ...), so it follows the page's scheme; a title and a
     description are read out by screen readers.
     """
-    root = ElementTree.fromstring(_draw(figure, text_as="none"))
+    root = ElementTree.fromstring(_text(drawing, text_as="none"))
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
     _rename_ids(root, name)
@@ -38,18 +38,18 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     return _follow_page(ElementTree.tostring(root, encoding="unicode"))
 
 
-def standalone_svg(figure: Figure, name: str, title: str, description: str) -> str:
+def standalone_svg(drawing: Drawing, name: str, title: str, description: str) -> str:
     """The figure as the text of an SVG file, with its own colours, a title and a description."""
-    root = ElementTree.fromstring(_draw(figure, text_as="path"))
+    root = ElementTree.fromstring(_text(drawing, text_as="path"))
     _describe(root, name, title, description)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _draw(figure: Figure, text_as: str) -> str:
+def _text(drawing: Drawing, text_as: str) -> str:
     """SVG text: "none" leaves text as text in the reader's font, "path" draws its outlines."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "zipfmax", "svg.fonttype": text_as}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -164,7 +164,7 @@ def _strip(rows: pd.DataFrame, run: Run) -> Picture:
         description=f"Errors of {count(len(rows))} comparisons; the largest is "
         f"{percent(rows['used'].max())} of its budget.",
         caption=f"{count(len(rows))} comparisons.",
-        draw=lambda theme: figures.parity_strip(drawn, theme=theme),
+        figure=figures.parity_strip(drawn),
         table=Table.of("Errors in units of their budgets, the largest first.", points, columns, most=600),
         command=str(run.meta.get("command") or "zipfmax verify"),
         chart="strip",

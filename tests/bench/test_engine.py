@@ -14,7 +14,7 @@ import pytest
 from zipfmax_bench import protocol
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, worker_environment
-from zipfmax_bench.records import timing_line
+from zipfmax_bench.timings import timing_of
 from zipfmax_reference.runs.case import Case
 
 FAULTY = Path(__file__).parent / "faulty.py"
@@ -175,20 +175,20 @@ def test_throttling_is_recorded_as_true_false_or_unknown_and_its_samples_are_lef
     engine = Engine({"full": [Throttled(*states)]})
     found = engine.prepare({"full": CASE}, POLICY)
     engine.sample(found, SamplingPolicy(rounds=2), count_work=False)
-    line = timing_line(CASE, "full", found, None, threads=1)
-    assert line["throttled"] is expected
-    assert line["throttled_samples"] == left_out
-    assert len(line["samples_s"]) == 2 - left_out
+    line = timing_of(CASE, "full", found, None, threads=1)
+    assert line.throttled is expected
+    assert line.throttled_samples == left_out
+    assert len(line.samples_s) == 2 - left_out
 
 
 def test_a_line_holds_what_was_set_and_whether_gradients_are_exact():
     workers = {"full:cce": [Throttled(False)], "full": [Noted()]}
     engine = Engine(workers)
     found = engine.prepare(dict.fromkeys(workers, CASE), POLICY)
-    inexact, exact = (timing_line(CASE, name, found, None, threads=1) for name in workers)
-    assert (inexact["settings"], exact["settings"]) == ("chunk_size=4", None)
-    assert (inexact["exact"], exact["exact"]) == (False, True)
-    assert "filter_eps" in inexact["exact_why"]
+    inexact, exact = (timing_of(CASE, name, found, None, threads=1) for name in workers)
+    assert (inexact.settings, exact.settings) == ("chunk_size=4", None)
+    assert (inexact.exact, exact.exact) == (False, True)
+    assert "filter_eps" in inexact.exact_why
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [((0.1, 0.001), 5), ((0.1, 0.05), 1)])

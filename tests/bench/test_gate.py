@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_bench import baseline, gate, gate_report, judge
-from zipfmax_reference.records import RunDirectory, Timing
+from zipfmax_bench import baseline, gate, gate_report
+from zipfmax_reference.records import Finding, RunDirectory, Timing
 from zipfmax_reference.runs.invocation import invocation
 
 MACHINE = {"cpu": "here", "gpus": [], "threads": 1, "torch": "2", "numpy": "2", "triton": None}
@@ -21,8 +21,9 @@ MACHINE = {"cpu": "here", "gpus": [], "threads": 1, "torch": "2", "numpy": "2", 
 
 def record(
     case: str = "train-a", impl: str = "zipfmax", ratio: float = 2.0, width: float = 0.01, **more
-) -> dict:
+) -> Timing:
     line = {
+        "n_classes": 60, "in_features": 8, "batch_size": 16, "cutoffs": [10], "labels": "uniform", "task": "train",
         "case": case, "impl": impl, "status": "ok", "reason": None, "threads": 1,
         "peak_bytes": 1000, "flops": 5000, "launches": 30, "synchronisations": 2,
     }  # fmt: skip
@@ -31,21 +32,20 @@ def record(
         line[f"speedup_vs_{reference}_low"] = ratio * math.exp(-width)
         line[f"speedup_vs_{reference}_high"] = ratio * math.exp(width)
         line[f"speedup_vs_{reference}_floor"] = None
-    return {**line, **more}
+    return Timing(**{**line, **more})
 
 
-def write(directory: RunDirectory, *lines: dict) -> None:
-    shape = {"n_classes": 60, "in_features": 8, "batch_size": 16, "cutoffs": [10], "labels": "uniform"}
-    directory.write(*(Timing(**shape, task="train", **line) for line in lines))
+def keyed(*timings: Timing) -> dict:
+    return {(timing.case, timing.impl): timing for timing in timings}
 
 
-def keyed(*lines: dict) -> dict:
-    return {(line["case"], line["impl"]): line for line in lines}
+def changed(timing: Timing, **fields) -> Timing:
+    return timing.model_copy(update=fields)
 
 
-def examine(*lines: dict, rerun=None, threshold: float = 0.05) -> list[judge.Finding]:
+def examine(*timings: Timing, rerun=None, threshold: float = 0.05) -> list[Finding]:
     expected = baseline.baseline_of([record("train-a"), record("train-b")], MACHINE)
-    return gate.examine(expected, keyed(*lines), threshold, rerun)
+    return gate.examine(expected, keyed(*timings), threshold, rerun)
 
 
 def outcomes(findings) -> list[str]:
@@ -76,8 +76,7 @@ def test_a_cell_is_slower_only_if_it_surely_is_and_by_more_than_the_threshold(ra
 
 
 def test_what_replicates_of_one_program_differ_by_is_no_slowdown():
-    noisy = record("train-a", ratio=1.8)
-    noisy["speedup_vs_full_floor"] = noisy["speedup_vs_torch_floor"] = 0.2
+    noisy = record("train-a", ratio=1.8, speedup_vs_full_floor=0.2, speedup_vs_torch_floor=0.2)
     assert outcomes(examine(noisy, record("train-b"))) == ["ok", "ok"]
 
 
@@ -85,10 +84,12 @@ def test_what_replicates_of_one_program_differ_by_is_no_slowdown():
 def test_a_time_is_judged_against_the_reference_that_varies_least(steady, outcome):
     mixed = record("train-a", ratio=1.8, width=0.03)
     for suffix in ("", "_low", "_high"):
-        mixed[f"speedup_vs_full{suffix}"] = record(width=0.03)[f"speedup_vs_full{suffix}"]
+        field = f"speedup_vs_full{suffix}"
+        mixed = changed(mixed, **{field: getattr(record(width=0.03), field)})
     narrow = record(ratio=2.0 if steady == "full" else 1.8, width=0.01)
     for suffix in ("_low", "_high"):
-        mixed[f"speedup_vs_{steady}{suffix}"] = narrow[f"speedup_vs_{steady}{suffix}"]
+        field = f"speedup_vs_{steady}{suffix}"
+        mixed = changed(mixed, **{field: getattr(narrow, field)})
     assert outcomes(examine(mixed, record("train-b"))) == [outcome, "ok"]
 
 
@@ -104,7 +105,7 @@ def test_a_slowdown_counts_only_if_it_recurs():
     assert "not confirmed" in passed[0].text
 
 
-def answering(*answers: dict):
+def answering(*answers: Timing):
     """A rerun that gives the records in turn, and the cells that it was asked for."""
     asked, left = [], list(answers)
 
@@ -146,16 +147,16 @@ def test_a_baseline_is_made_of_ratios_that_are_known_well_enough():
     rerun, asked = answering(record("train-a", ratio=1.9), record("train-c", status="failed"))
     found = gate.sharpened(keyed(blurred, record("train-b"), failed, peer), rerun)
     assert asked == [[CELL, ("train-c", "zipfmax")]]
-    assert [line["speedup_vs_full"] for line in found.values()] == [1.9, 2.0, 2.0, 2.0]
-    assert all(line["status"] == "ok" for line in found.values())
+    assert [timing.speedup_vs_full for timing in found.values()] == [1.9, 2.0, 2.0, 2.0]
+    assert all(timing.status == "ok" for timing in found.values())
 
 
 @pytest.mark.parametrize("figure", baseline.FIGURES)
 @pytest.mark.parametrize("change", [-1, 1, None])
 def test_a_counted_figure_that_differs_fails_in_both_directions(figure, change):
-    changed = record("train-a")
-    changed[figure] = None if change is None else changed[figure] + change
-    finding = examine(changed, record("train-b"))[0]
+    first = record("train-a")
+    other = changed(first, **{figure: None if change is None else getattr(first, figure) + change})
+    finding = examine(other, record("train-b"))[0]
     assert finding.outcome == "changed"
     assert finding.failed
     assert figure in finding.text
@@ -176,8 +177,8 @@ def test_a_renamed_cell_is_missing():
 
 
 def test_a_run_without_the_references_fails():
-    alone = {name: value for name, value in record("train-a").items() if not name.startswith("speedup")}
-    finding = examine(alone, record("train-b"))[0]
+    ratios = [name for name in Timing.model_fields if name.startswith("speedup")]
+    finding = examine(changed(record("train-a"), **dict.fromkeys(ratios)), record("train-b"))[0]
     assert finding.failed
     assert "reference" in finding.text
 
@@ -217,7 +218,7 @@ def test_a_file_that_is_no_baseline_is_refused_in_one_line(tmp_path, content, wo
 @pytest.fixture
 def run(tmp_path):
     directory = RunDirectory.start(tmp_path / "run", invocation({}))
-    write(directory, record("train-a"), record("train-b"), record("train-a", "torch"))
+    directory.write(record("train-a"), record("train-b"), record("train-a", "torch"))
     return directory
 
 
@@ -252,7 +253,7 @@ def test_a_failure_names_the_cell_the_figures_and_the_line_to_update(run, tmp_pa
     file, junit = tmp_path / "baseline.jsonl", tmp_path / "junit.xml"
     invoke(run.path, "--baseline", file, "--update")
     other = RunDirectory.start(tmp_path / "other", invocation({}))
-    write(other, record("train-a", flops=5001), record("train-b"))
+    other.write(record("train-a", flops=5001), record("train-b"))
     status, output = invoke(other.path, "--baseline", file, "--junit", junit)
     assert status == 1
     assert "FAILED: 1 changed, 1 ok" in output
@@ -264,7 +265,7 @@ def test_a_run_of_another_machine_is_judged_as_it_is(run, tmp_path, monkeypatch)
     file = tmp_path / "baseline.jsonl"
     invoke(run.path, "--baseline", file, "--update")
     other = RunDirectory.start(tmp_path / "other", invocation({}))
-    write(other, record("train-a", ratio=1.5), record("train-b"))
+    other.write(record("train-a", ratio=1.5), record("train-b"))
     monkeypatch.setattr(gate, "measure_again", lambda found: answering(record(ratio=2.0))[0])
     assert invoke(other.path, "--baseline", file)[0] == 0  # what is here disagrees
     there = {**gate.machine.describe(), "cpu": "another"}
@@ -283,11 +284,11 @@ def test_a_benchmark_json_is_read_like_a_run_directory(tmp_path):
     file = tmp_path / "benchmark.json"
     content = {
         "machine_info": {"zipfmax": {"cpu": "here", "gpus": [], "versions": {"torch": "2"}}},
-        "benchmarks": [{"extra_info": record("train-a")}],
+        "benchmarks": [{"extra_info": {**record("train-a").model_dump(), "parity_error": 0.5}}],
     }
     file.write_text(json.dumps(content))
     found = gate.read_run(file)
-    assert found.records == keyed(record("train-a"))
+    assert found.cells == keyed(record("train-a"))
     assert found.machine["torch"] == "2"
 
 
@@ -300,7 +301,7 @@ def test_a_benchmark_json_is_read_like_a_run_directory(tmp_path):
         ('{"benchmarks": [], "machine_info": {"zipfmax": {"versions": {}}}}', "holds no timing"),
         (
             '{"benchmarks": [{"extra_info": {}}], "machine_info": {"zipfmax": {"versions": {}}}}',
-            "lacks a case",
+            "benchmark 1 is not a timing of zipfmax: see n_classes",
         ),
         (None, "no run at"),
     ],
@@ -356,8 +357,9 @@ def test_options_that_do_not_go_together_are_refused(arguments):
 
 
 def test_a_summary_stays_under_the_limit_with_the_failures_first():
-    many = [judge.Finding(f"case-{i}", "zipfmax", "ok", "x" * 200) for i in range(1000)]
-    text = gate_report.summary([*many, judge.Finding("worst", "zipfmax", "slower", "very")], [])
+    many = [Finding(case=f"case-{i}", impl="zipfmax", outcome="ok", text="x" * 200) for i in range(1000)]
+    worst = Finding(case="worst", impl="zipfmax", outcome="slower", text="very")
+    text = gate_report.summary([*many, worst], [])
     assert len(text.encode()) <= gate_report.SUMMARY_LIMIT
     assert text.index("worst") < text.index("case-0")
     assert "more cells, left out" in text

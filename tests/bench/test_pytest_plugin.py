@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from zipfmax_bench.suite import Cell, Clock
+from zipfmax_reference.records import Timing
+from zipfmax_reference.runs.case import Case
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -110,6 +112,18 @@ def test_a_cell_leaves_the_samples_to_pytest_benchmark():
                 function()
             self.calls += rounds
 
-    benchmark, cell = Benchmark(), Cell({"samples_s": [1.0, 2.0, 3.0], "impl": "torch"})
+    case = Case(60, 12, 9, (7, 20))
+    timing = Timing(
+        **case.to_fields(),
+        case=case.id,
+        impl="torch",
+        status="ok",
+        samples_s=[1.0, 2.0, 3.0],
+        samples_round=[0, 1, 2],
+    )
+    benchmark, cell = Benchmark(), Cell(timing, parity_error=0.5)
     cell.hand_to(benchmark)
-    assert (benchmark.calls, benchmark.extra_info, cell.clock()) == (3, {"impl": "torch"}, 6.0)
+    assert (benchmark.calls, cell.clock()) == (3, 6.0)
+    noted = benchmark.extra_info
+    assert (noted["case"], noted["impl"], noted["parity_error"]) == (case.id, "torch", 0.5)
+    assert not any(name.startswith("samples_") for name in noted)

@@ -7,17 +7,20 @@ from dataclasses import replace
 import pytest
 
 from zipfmax_bench import selftest
-from zipfmax_bench.judge import Finding
 from zipfmax_bench.selftest import CASES, KINDS, OURS, Kind
-from zipfmax_reference.records import RunDirectory, SelfTest, SelfTestRun
+from zipfmax_reference.records import Finding, RunDirectory, SelfTest, SelfTestRun
 
 KIND = {kind.name: kind for kind in KINDS}
 SAME, SLOWER = KIND["the same code"], KIND["one cell made 10 % slower"]
 TEMPORARY, CONTROL = KIND["one more temporary"], KIND["a layer with nothing planted"]
 
 
+def finding_of(case: str, impl: str, outcome: str, text: str = "") -> Finding:
+    return Finding(case=case, impl=impl, outcome=outcome, text=text)
+
+
 def found(outcome: str, kind: Kind = TEMPORARY, cell: int = 0, text: str = "peak_bytes 1 -> 2") -> Finding:
-    return Finding(CASES[cell].id, kind.stand_in, outcome, text)
+    return finding_of(CASES[cell].id, kind.stand_in, outcome, text)
 
 
 def test_the_figures_are_those_that_were_asked_for():
@@ -40,9 +43,9 @@ def test_a_score_holds_up_to_its_bound(kind, failures, holds):
 
 
 def test_any_failing_cell_is_a_false_alarm():
-    ours = [Finding(case.id, OURS, "ok", "") for case in CASES]
+    ours = [finding_of(case.id, OURS, "ok") for case in CASES]
     assert not selftest.failed(SAME, ours)
-    assert selftest.failed(SAME, [*ours, Finding(CASES[1].id, "zipfmax:eager", "slower", "")])
+    assert selftest.failed(SAME, [*ours, finding_of(CASES[1].id, "zipfmax:eager", "slower")])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from zipfmax_bench.table import headings, show, timing_tables
+from zipfmax_reference.records import Timing
 from zipfmax_reference.runs.case import Case
 
 NAMES = [
@@ -21,14 +22,19 @@ NAMES = [
 
 def test_a_pipe_gets_every_column_in_one_line_each():
     case = Case(267_735, 256, 512, (20_000, 60_000))
-    base = {**case.to_fields(), "status": "ok", "exact": True}
-    lines = [
-        {**base, "impl": name, "median_s": 0.001 * position, "speedup_vs_full": 1000.0 + position}
+    base = {**case.to_fields(), "case": case.id}
+    timings = [
+        Timing(
+            **base,
+            impl=name,
+            status="implausible" if position == 4 else "ok",
+            median_s=0.001 * position,
+            speedup_vs_full=1000.0 + position,
+        )
         for position, name in enumerate(NAMES, 1)
     ]
-    lines[3]["status"] = "implausible"
     out = io.StringIO()
-    show(Console(file=out, width=40), timing_tables(lines, NAMES))
+    show(Console(file=out, width=40), timing_tables(timings, NAMES))
     (header,) = [line for line in out.getvalue().splitlines() if "labels" in line]
     assert header.split() == [
         "labels",

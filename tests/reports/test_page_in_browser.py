@@ -6,14 +6,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zipfmax_reports import tables
+from zipfmax_reports import interactive, tables
+from zipfmax_reports.page import Page
 from zipfmax_reports.report import write_report
 from zipfmax_reports.runs import read_run
+from zipfmax_reports.static import draw
 from zipfmax_reports.style import DARK, LIGHT, factor, percent, seconds
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -358,6 +361,31 @@ def test_axe_finds_no_serious_violation(reader: Reader, page_path: Path, theme: 
     ]
     assert serious == []
     assert len(found["passes"]) > 10
+
+
+DRAW = """([spec, rows]) => {
+    const place = document.createElement("div");
+    document.querySelector("main").append(place);
+    spec.datasets = { rows };
+    spec.width = 700;
+    const look = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, logLevel: vega.Error };
+    return vegaEmbed(place, spec, look).then(() => place.querySelectorAll("[aria-roledescription]").length);
+}"""
+
+
+def test_every_figure_can_be_drawn_by_both_renderers(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    pictures = Page.of([read_run(page_path.parent)]).pictures
+    assert len(pictures) >= 8
+    for picture in pictures:
+        panel = next(iter(picture.figure.panels.titles)) if picture.figure.panels else None
+        shown = replace(picture.figure, rows=picture.figure.rows_of(panel))
+        columns = {axis.column for axis in (shown.x, shown.y)}
+        rows = json.loads(shown.rows.assign(said="a mark").to_json(orient="records"))
+        drawable = [row for row in rows if all(row[column] is not None for column in columns)]
+        marks = page.evaluate(DRAW, [interactive.spec(shown, data="rows", says="said"), rows])
+        assert marks >= len(drawable) > 0, picture.name
+        assert draw(picture.figure).axes, picture.name
 
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

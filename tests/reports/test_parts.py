@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from zipfmax_reports import part_figures, part_pictures, tables
+from zipfmax_reports import part_pictures, tables
 from zipfmax_reports.part_figures import OTHER
 from zipfmax_reports.parts import timed_parts
 from zipfmax_reports.runs import read_run
+from zipfmax_reports.static import draw
 from zipfmax_reports.style import count, percent, seconds
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
@@ -87,7 +88,7 @@ def test_the_table_of_the_split_holds_each_part_and_the_rest(rows: pd.DataFrame)
 
 def test_a_bar_is_as_long_as_its_part_of_the_step_and_bars_end_at_the_whole(rows: pd.DataFrame) -> None:
     picture = part_pictures.time_split(rows, "zipfmax", "")[0]
-    axes = picture.draw(part_figures.LIGHT).axes[0]
+    axes = draw(picture.figure).axes[0]
     head, *_, last = axes.containers
     assert [bar.get_width() for bar in head] == pytest.approx([50.0] * 5)
     assert [bar.get_x() + bar.get_width() for bar in last] == pytest.approx([100.0] * 5)
@@ -99,7 +100,7 @@ def test_parts_that_share_work_are_drawn_in_proportion_to_their_sum(
 ) -> None:
     found = edited(run_directory, edit_lines, parts_s=[2e-3, 1e-3, 1e-3], parts_whole_s=2e-3)
     picture = part_pictures.time_split(found[found["dtype"] == "float32"], "zipfmax", "")[0]
-    head, *_, last = picture.draw(part_figures.LIGHT).axes[0].containers
+    head, *_, last = draw(picture.figure).axes[0].containers
     assert [bar.get_width() for bar in head] == pytest.approx([50.0] * 5)
     assert [bar.get_width() for bar in last] == pytest.approx([0.0] * 5)
 
@@ -107,7 +108,7 @@ def test_parts_that_share_work_are_drawn_in_proportion_to_their_sum(
 def test_the_roofline_of_a_part_is_its_products_over_its_time(rows: pd.DataFrame) -> None:
     picture = part_pictures.rooflines(rows, "zipfmax", "")[1]
     train = rows[rows["task"] == "train"]
-    axes = picture.draw(part_figures.LIGHT).axes[0]
+    axes = draw(picture.figure).axes[0]
     lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
     for place, name in enumerate(PARTS):
         expected = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from zipfmax_reference.records.base import Part, Record
+
+Outcome = Literal["ok", "slower", "faster", "changed", "missing", "unmeasured"]
+"""What became of a cell of the baseline."""
 
 
 class Finding(Part):
@@ -12,13 +15,17 @@ class Finding(Part):
 
     case: str
     impl: str
-    outcome: str
-    """ok, slower, faster, changed, missing or unmeasured."""
+    outcome: Outcome
     text: str
     update: str | None = None
     """The line that would make the baseline agree, for counted figures that changed."""
     doubtful: bool = False
     """Whether a sharper measurement might well say "slower"."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the gate."""
+        return self.outcome not in ("ok", "faster")
 
 
 class SelfTestRun(Record):

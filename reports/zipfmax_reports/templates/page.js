@@ -14,7 +14,7 @@
   const speedup = (point) => {
     const other = data.controls.baseline.options.find((option) => option.value === point.baseline).label;
     const cell = data.cells[point.case].implementations.find((item) => item.impl === point.impl);
-    point.name = `${point.classes} classes, ${point.labels_name}: ${point.text} over ${other}`;
+    point.name = `${point.classes}, ${point.labels_name}: ${point.text} over ${other}`;
     point.lines = [`median ${cell.median} of ${cell.n_samples} samples${replays(cell)}`];
     if (point.interval) point.lines.push(`95 % interval of the speedup: ${point.interval}`);
     if (cell.occupancy !== "–") point.lines.push(`head, then tails: ${cell.occupancy}`);
@@ -30,7 +30,7 @@
   };
   const points = data.points ? records(data.points).map(speedup) : [];
   const parity = data.parity ? records(data.parity).map(comparison) : [];
-  const figures = [...document.querySelectorAll("figure[data-chart]")].filter((figure) => data.charts[figure.dataset.chart]);
+  const figures = [...document.querySelectorAll("figure[data-chart]")].filter((figure) => data.charts.light[figure.dataset.chart]);
   const steered = figures.filter((figure) => figure.dataset.chart !== "strip");
   const choices = Object.fromEntries(Object.entries(data.controls || {}).map(([name, control]) => [name, control.selected]));
   const views = new Map();
@@ -84,7 +84,7 @@
     const container = figure.querySelector(".interactive");
     figure.querySelector(".static").hidden = true;
     container.hidden = false;
-    const spec = structuredClone(data.charts[name]);
+    const spec = structuredClone(data.charts[scheme()][name]);
     spec.datasets = { points, parity };
     for (const parameter of spec.params || []) {
       const control = parameter.name.replace("chosen_", "");
@@ -93,7 +93,7 @@
     }
     if (views.has(name)) views.get(name).finalize();
     const { view } = await vegaEmbed(container, spec, {
-      mode: "vega-lite", renderer: "svg", actions: false, ast: true, logLevel: vega.Error, config: data.themes[scheme()],
+      mode: "vega-lite", renderer: "svg", actions: false, ast: true, logLevel: vega.Error,
       tooltip: (_, event, item, value) => (value ? showTip(item.datum, event.target.getBoundingClientRect()) : hideTip()),
     });
     views.set(name, view);
@@ -218,39 +218,22 @@
     panel.querySelector("h3").focus();
     panel.scrollIntoView({ block: "nearest" });
     const values = cell.implementations.flatMap((item) => (item.samples_ms || []).map((ms) => ({ impl: item.impl, ms })));
-    await embed(strip, {
-      height: 50 + 26 * cell.implementations.length, data: { values },
-      description: "Samples of each implementation in this cell, in milliseconds.",
-      mark: { type: "tick", thickness: 2, aria: false },
-      encoding: {
-        x: { field: "ms", type: "quantitative", scale: { type: "log", nice: false, padding: 10 }, axis: { title: "milliseconds", tickCount: 6 } },
-        y: { field: "impl", type: "nominal", sort: null, axis: { title: null } },
-        color: { field: "impl", type: "nominal", sort: null, legend: null },
-      },
-    });
+    await embed(strip, "samples", values, 50 + 26 * cell.implementations.length);
     for (const drawing of drawings) await drawing();
   }
-  const embed = (place, spec) => vegaEmbed(place, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit", contains: "padding" }, ...spec },
-    { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: data.themes[scheme()] });
+  const embed = (place, name, values, height) => {
+    const spec = structuredClone(data.charts[scheme()][name]);
+    spec.data = { values };
+    if (height) spec.height = height;
+    return vegaEmbed(place, spec, { mode: "vega-lite", renderer: "svg", actions: false, ast: true });
+  };
   const sampled = (cell) => {
     const thinned = cell.implementations.filter((item) => item.samples_ms && item.samples_ms.length < item.n_samples);
     const left = thinned.map((item) => `${item.samples_ms.length} of ${item.n_samples} of ${item.impl}`);
     return `Samples, each a tick${left.length ? ` (evenly chosen by size: ${left.join(", ")})` : ""}:`;
   };
   // Head, tails and the rest of one step as one stacked bar; the table below it holds the numbers.
-  const drawSplit = (place, { impl, split }) => {
-    const names = split.lines.map(({ part }) => part);
-    const values = names.map((part, place) => ({ part, place, ms: split.ms[place], text: split.lines[place]["of the step"] }));
-    const stack = { field: "ms", type: "quantitative", stack: "zero", axis: { title: "milliseconds", tickCount: 6, grid: false } };
-    return embed(place, {
-      description: `The step of ${impl} by head and tails, in milliseconds.`, height: 92, data: { values },
-      mark: { type: "bar", aria: false, height: 24 },
-      encoding: {
-        x: stack, order: { field: "place" },
-        color: { field: "part", type: "nominal", sort: null, scale: { domain: names }, legend: { title: null, orient: "top" } },
-      },
-    });
-  };
+  const drawSplit = (place, { impl, split }) => embed(place, "split", split.lines.map(({ part }, index) => ({ impl, part, ms: split.ms[index] })));
   const linesTable = (rows, title) => {
     const table = element("table");
     const head = table.createTHead().insertRow();

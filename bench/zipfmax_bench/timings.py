@@ -1,4 +1,4 @@
-"""The timing line of one cell, made from what was measured of its case."""
+"""The timing record of one cell, made from what was measured of its case."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from zipfmax_bench import ratios
 from zipfmax_bench.engine import Measurement
 from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.records import Timing
 from zipfmax_reference.runs.case import Case
 
 # Every speedup is against one of these, measured in the same rounds.
@@ -22,13 +23,13 @@ STEADY = (*REFERENCES, LIMIT)
 FINDINGS = {"parity_failed": "parity failed", "failed": "failed", "implausible": "implausible"}
 """Statuses that are a fault of the implementation, in words."""
 
-Record = dict[str, Any]
+Fields = dict[str, Any]
 
 
-def timing_line(
+def timing_of(
     case: Case, name: str, found: Mapping[str, Measurement], limit: Measurement | None, threads: int
-) -> Record:
-    """The line of `timings.jsonl` for an implementation on a case.
+) -> Timing:
+    """The record of an implementation on a case.
 
     Args:
         case: the case.
@@ -38,7 +39,7 @@ def timing_line(
         threads: of every worker.
     """
     own, gradients = found[name], registry.gradients(name)
-    line: Record = {
+    fields: Fields = {
         **case.to_fields(),
         "case": case.id,
         "impl": name,
@@ -54,13 +55,16 @@ def timing_line(
         **_work(own),
     }
     for reference in REFERENCES:
-        line |= _speedup(f"speedup_vs_{reference}", found.get(reference), own)
-    line |= _speedup(f"speedup_vs_{LIMIT}", limit, own)
+        fields |= _speedup(f"speedup_vs_{reference}", found.get(reference), own)
+    fields |= _speedup(f"speedup_vs_{LIMIT}", limit, own)
     limit_s = _median(limit) if limit is not None and limit.ok and own.ok else None
-    line["limit_s"] = limit_s
-    line |= _parts(own, limit)
-    line["efficiency"] = limit_s / line["median_s"] if limit_s and line["median_s"] else None
-    return line
+    efficiency = limit_s / fields["median_s"] if limit_s and fields["median_s"] else None
+    return Timing(**fields, **_parts(own, limit), limit_s=limit_s, efficiency=efficiency)
+
+
+def interval_of(timing: Timing, reference: str) -> list[float | None]:
+    """A cell's speedup against one of `STEADY`: [ratio, low, high], None for what it lacks."""
+    return [getattr(timing, f"speedup_vs_{reference}{end}") for end in ("", "_low", "_high")]
 
 
 def occupancy(case: Case, measurement: Measurement) -> list[float] | None:
@@ -94,7 +98,7 @@ def precise(found: Mapping[str, Measurement], precision: float) -> bool:
     return bool(references)
 
 
-def _times(own: Measurement) -> Record:
+def _times(own: Measurement) -> Fields:
     timed = own.ok
     return {
         "median_s": _median(own) if timed else None,
@@ -112,7 +116,7 @@ def _times(own: Measurement) -> Record:
     }
 
 
-def _work(own: Measurement) -> Record:
+def _work(own: Measurement) -> Fields:
     return {
         "peak_bytes": own.work.peak_bytes,
         "flops": own.work.flops,
@@ -123,7 +127,7 @@ def _work(own: Measurement) -> Record:
     }
 
 
-def _parts(own: Measurement, limit: Measurement | None) -> Record:
+def _parts(own: Measurement, limit: Measurement | None) -> Fields:
     """The time split by head and tails, of one batch; `limit_parts_s` are the bare products' of the same."""
     parts = own.parts if own.ok else None
     bare = limit.parts if parts is not None and limit is not None and limit.ok else None
@@ -136,7 +140,7 @@ def _parts(own: Measurement, limit: Measurement | None) -> Record:
     }
 
 
-def _speedup(field: str, reference: Measurement | None, own: Measurement) -> Record:
+def _speedup(field: str, reference: Measurement | None, own: Measurement) -> Fields:
     ratio = measured_ratio(reference, own)
     return {
         field: ratio.estimate if ratio else None,
