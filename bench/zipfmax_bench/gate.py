@@ -17,7 +17,7 @@ from zipfmax_bench import gate_report, judge, timings
 from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
-from zipfmax_bench.protocol import LIMIT
+from zipfmax_bench.messages import LIMIT
 from zipfmax_reference.records import RUN_FILE, Finding, RunDirectory, Timing
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case

@@ -16,8 +16,8 @@ import torch
 
 from zipfmax_bench import presets
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.timings import timing_of
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import RunDirectory, Timing

@@ -20,10 +20,10 @@ from zipfmax.errors import UsageError
 from zipfmax_bench import timings
 from zipfmax_bench.engine import Engine, Measurement
 from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.prediction import RunTimePredictor, product_flops
 from zipfmax_bench.progress import SweepProgress
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
 from zipfmax_bench.table import show, timing_tables

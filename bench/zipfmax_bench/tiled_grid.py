@@ -24,8 +24,8 @@ from rich.progress import track
 from zipfmax.errors import UsageError
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.timings import timing_of
 from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case

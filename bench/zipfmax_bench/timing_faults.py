@@ -20,8 +20,8 @@ from rich.table import Table
 
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.table import show
 from zipfmax_bench.timings import FINDINGS, timing_of
 from zipfmax_reference.records import RunDirectory, TimingFault
