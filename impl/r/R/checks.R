@@ -74,14 +74,19 @@ check_labels <- function(target, n_classes) {
     torch <- python_module("torch")
     range <- c(from_tensor(torch$amin(target)), from_tensor(torch$amax(target)))
     if (range[1] < 1 || range[2] > n_classes) {
-      stop(should, sprintf("its values reach from %g to %g", range[1], range[2]), call. = FALSE)
+      stop(should, "its values reach from ", plain(range[1]), " to ", plain(range[2]), call. = FALSE)
     }
   } else if (!is.numeric(target)) {
     stop(should, "is ", class(target)[1], call. = FALSE)
   } else {
     wrong <- which(is.na(target) | target != floor(target) | target < 1 | target > n_classes)
     if (length(wrong) > 0) {
-      stop(should, sprintf("target[%d] is %s", wrong[1], format(target[wrong[1]])), call. = FALSE)
+      stop(should, "target[", plain(wrong[1]), "] is ", plain(target[wrong[1]]), call. = FALSE)
     }
   }
+}
+
+# A number as it was given: 1000001, not 1e+06.
+plain <- function(number) {
+  format(number, digits = 15, scientific = FALSE)
 }

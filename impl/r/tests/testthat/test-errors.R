@@ -14,6 +14,13 @@ test_that("labels outside 1 to n_classes are named in R's numbering", {
   expect_silent(case$layer(case$input, with_third(50)))
 })
 
+test_that("a label of a large label space is named with all its digits", {
+  skip_without_zipfmax()
+  layer <- nn_adaptive_log_softmax_with_loss(4, 1e6, 10, div_value = 4)
+  expect_error(layer(matrix(0, 1, 4), 1e6 + 1), "from 1 to 1000000, .*target\\[1\\] is 1000001")
+  expect_error(layer(matrix(0, 1, 4), to_tensor(1e6 + 1, "int64")), "reach from 1000001 to 1000001")
+})
+
 test_that("shapes that do not go together are named", {
   skip_without_zipfmax()
   case <- new_case()
@@ -36,6 +43,13 @@ test_that("arguments of no layer are errors", {
   expect_error(layer(12, NA, 6), "n_classes should be")
   expect_error(layer(12, 50, 6, div_value = "a"), "div_value should be a number")
   expect_error(layer(12, 50, 6, head_bias = NA), "head_bias should be TRUE or FALSE")
+})
+
+test_that("a layer shows its arguments and gives its members by [[ too", {
+  skip_without_zipfmax()
+  case <- new_case()
+  expect_output(print(case$layer), "in_features=12, n_classes=50, cutoffs=\\[6, 20\\]")
+  expect_identical(case$layer[["predict"]](case$input), case$layer$predict(case$input))
 })
 
 test_that("a member that a layer lacks is an error that lists those it has", {
