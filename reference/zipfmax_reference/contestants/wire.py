@@ -19,17 +19,21 @@ def send(value: Any, stream: IO[bytes]) -> None:
     """
     arrays: list[bytes] = []
 
-    def encode(part: Any) -> Any:
-        if isinstance(part, np.generic):
-            return part.item()
-        if not isinstance(part, np.ndarray):
-            raise TypeError(f"a {type(part).__name__} cannot be sent")
-        buffer = io.BytesIO()
-        np.save(buffer, part, allow_pickle=False)
-        arrays.append(buffer.getvalue())
-        return {_ARRAY: len(arrays) - 1}
+    def plain(part: Any) -> Any:
+        if isinstance(
+            part, (np.ndarray, np.generic)
+        ):  # NumPy's float64 is a float too, and would arrive as one
+            buffer = io.BytesIO()
+            np.save(buffer, np.asarray(part), allow_pickle=False)
+            arrays.append(buffer.getvalue())
+            return {_ARRAY: len(arrays) - 1}
+        if isinstance(part, dict):
+            return {key: plain(value) for key, value in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [plain(value) for value in part]
+        return part
 
-    text = json.dumps(value, default=encode).encode()
+    text = json.dumps(plain(value)).encode()
     header = json.dumps([len(text), *map(len, arrays)]).encode()
     stream.write(header + b"\n" + text + b"".join(arrays))
     stream.flush()
