@@ -20,7 +20,7 @@ from rich.table import Table
 
 from zipfmax import backends
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants import isolated, registry, saved
+from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -91,8 +91,7 @@ def run(
             that cannot be used.
     """
     implementations = [isolated.implementation(name) for name in options.implementations()]
-    for name in options.references():
-        registry.implementation(name)
+    against = [isolated.implementation(name) for name in options.references()]
     if options.matmul_precision not in PRECISIONS:
         raise UsageError(
             f"unknown precision {options.matmul_precision!r}; choose one of: {', '.join(PRECISIONS)}"
@@ -108,7 +107,7 @@ def run(
     tally = Tally()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
-        for record in _records(cases, implementations, options.references(), directory, save_results):
+        for record in _records(cases, implementations, against, directory, save_results):
             tally.add(record)
     except KeyboardInterrupt:
         hint = f"; go on with --out {out} --resume" if out is not None else ""
@@ -123,7 +122,7 @@ def run(
 def _records(
     cases: Sequence[Case],
     implementations: Sequence[Implementation],
-    against: Sequence[str],
+    against: Sequence[Implementation],
     directory: RunDirectory | None,
     save_results: Path | None,
 ) -> Iterable[Record]:

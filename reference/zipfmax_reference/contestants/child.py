@@ -25,7 +25,8 @@ from zipfmax_reference.runs.arrays import Array, Labels, Results
 
 LAST_WORDS = 5.0
 """Seconds that a process has to end after it closed its output."""
-MOST_DEATHS = 5
+MOST_DEATHS, MOST_LATE = 5, 2
+"""Ends, and calls without an answer in time, after which a process is not started again."""
 
 
 class ChildError(RuntimeError):
@@ -58,6 +59,7 @@ class Child:
         self._place, self._limit = place, limit
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths: list[str] = []
+        self._late = 0
         self._released: list[int] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
 
@@ -111,6 +113,7 @@ class Child:
             else f"its process died with status {status}{last}"
         )
         self._deaths.append(how)
+        self._late += late
         return ChildDiedError(how)
 
     def build(self, *arguments: Any) -> ChildRunner:
@@ -122,8 +125,8 @@ class Child:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            if len(self._deaths) >= MOST_DEATHS:
-                raise ChildDiedError(f"{self._deaths[-1]}; it is not started again after {MOST_DEATHS} times")
+            if len(self._deaths) >= MOST_DEATHS or self._late >= MOST_LATE:
+                raise ChildDiedError(self._deaths[-1])
             # Thread counts are read when the framework is imported.
             environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
             command = [sys.executable, "-m", "zipfmax_reference.contestants.child", self._place]

@@ -7,7 +7,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.contestants.child import Child, ChildRunner
+from zipfmax_reference.contestants.child import Child, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import missing_device
 from zipfmax_reference.contestants.use import Use
@@ -38,6 +38,8 @@ class IsolatedLayer:
     def __init__(self, name: str) -> None:
         self.name = name
         self._child = Child("zipfmax_reference.contestants.isolated:make", LIMIT)
+        self._refused: ChildError | None = None
+        self._asked = False
 
     def unsupported_reason(self, case: Case) -> str | None:
         """The device is absent."""
@@ -45,11 +47,23 @@ class IsolatedLayer:
 
     def build(self, case: Case, inputs: Inputs) -> ChildRunner:
         """A runner in the child."""
-        return self._child.build(self.name, False, case, inputs)
+        return self._imported().build(self.name, "build", case, inputs)
 
     def use(self, case: Case, inputs: Inputs) -> Use:
         """A module in use in the child."""
-        return cast(Use, _RemoteUse(self._child.build(self.name, True, case, inputs)))
+        return cast(Use, _RemoteUse(self._imported().build(self.name, "use", case, inputs)))
+
+    def _imported(self) -> Child:
+        """The child, which has imported the user's module once; an import that failed is not tried again."""
+        if not self._asked:
+            self._asked = True
+            try:
+                self._child.build(self.name)
+            except ChildError as error:
+                self._refused = error
+        if self._refused is not None:
+            raise type(self._refused)(str(self._refused))
+        return self._child
 
 
 class _RemoteUse:
@@ -62,10 +76,10 @@ class _RemoteUse:
         return partial(self._runner.call, name)
 
 
-def make(name: str, in_use: bool, case: Case, inputs: Inputs) -> Any:
-    """What the child keeps: a runner, or a module in use."""
-    made = _imported(name)
-    return made.use(case, inputs) if in_use else made.build(case, inputs)  # type: ignore[attr-defined]
+def make(name: str, how: str | None = None, *of: Any) -> Any:
+    """What the child keeps: a runner by "build", a module in use by "use", or what makes them."""
+    made = _made(name)
+    return made if how is None else getattr(made, how)(*of)
 
 
-_imported = cache(registry.implementation)
+_made = cache(registry.implementation)

@@ -47,7 +47,11 @@ class Use(Protocol):
     def backward(
         self, name: str, grad_output: Array | None, grad_loss: float | None, retain: bool = False
     ) -> None:
-        """Differentiate a call's results, with these gradients coming in; None for a result that is left out."""
+        """Differentiate a call's results, with these gradients coming in; None for a result that is left out.
+
+        Raises:
+            NotPromisedError: the layer refuses to be differentiated again, by a kept graph.
+        """
 
     def curvature(self, batch: str) -> Array:
         """Gradient by the input of half the squared norm of the loss's gradient by the input.
@@ -94,6 +98,7 @@ class TorchUse:
         self._module, self._case = module, case
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
         self._calls: dict[str, tuple[Tensor, Tensor]] = {}
+        self._differentiated: set[str] = set()
 
     def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True) -> None:
         """Make a batch's tensors."""
@@ -114,6 +119,7 @@ class TorchUse:
         with nullcontext() if record else torch.no_grad():
             output, loss = self._module(*self._batches[batch])
         self._calls[name] = output, loss
+        self._differentiated.discard(name)
         return self.read(name)
 
     def read(self, name: str) -> Results:
@@ -149,7 +155,13 @@ class TorchUse:
         if grad_loss is not None:
             results.append(loss)
             upstream.append(torch.full_like(loss, grad_loss))
-        torch.autograd.backward(results, upstream, retain_graph=retain)
+        try:
+            torch.autograd.backward(results, upstream, retain_graph=retain)
+        except RuntimeError as error:
+            if name in self._differentiated:
+                raise NotPromisedError(str(error)) from error
+            raise
+        self._differentiated.add(name)
 
     def curvature(self, batch: str) -> Array:
         """By two backwards."""

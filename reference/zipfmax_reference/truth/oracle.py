@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants import isolated
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
@@ -38,7 +38,9 @@ Record = dict[str, Any]
 
 
 def check(
-    case: Case, implementation: Implementation | str, against: Sequence[str] = ("definition", "torch")
+    case: Case,
+    implementation: Implementation | str,
+    against: Sequence[str | Implementation] = ("definition", "torch"),
 ) -> list[Record]:
     """Parity records of one implementation on one case; see `Oracle.check`."""
     return Oracle(case, against).check(_resolved(implementation))
@@ -65,7 +67,7 @@ def assert_parity(
         implementation: Implementation = _module(layer)
         cases = grids.of_layer(layer) if cases is None else cases
     elif isinstance(layer, str):
-        implementation = registry.implementation(layer)
+        implementation = isolated.implementation(layer)
     else:
         implementation = users_layer(getattr(layer, "__name__", "layer"), layer)
     faults, judged = [], False
@@ -104,16 +106,20 @@ class Oracle:
 
     Args:
         case: the cell.
-        against: names of the references.
+        against: the references: names, or implementations that several cases share.
         inputs: weights and batch; by default the case's own.
         explain: whether a likely cause of each failure is looked for.
     """
 
     def __init__(
-        self, case: Case, against: Sequence[str], inputs: Inputs | None = None, explain: bool = True
+        self,
+        case: Case,
+        against: Sequence[str | Implementation],
+        inputs: Inputs | None = None,
+        explain: bool = True,
     ) -> None:
         self.case = case
-        self._against = tuple(against)
+        self._against = {one if isinstance(one, str) else one.name: one for one in against}
         self._given = inputs
         self._explain = explain
         self._truths: dict[Family, Truth] = {}
@@ -222,7 +228,7 @@ class Oracle:
         return self._references[key]
 
     def _evaluated(self, name: str, family: Family) -> Truth | str:
-        implementation = registry.implementation(name)
+        implementation = _resolved(self._against[name])
         if implementation.family != family:
             return f"computes {implementation.family} softmax, which is another function"
         if (reason := implementation.unsupported_reason(self.case)) is not None:
@@ -263,9 +269,7 @@ def precision(case: Case) -> str:
 
 
 def _resolved(implementation: Implementation | str) -> Implementation:
-    if isinstance(implementation, str):
-        return registry.implementation(implementation)
-    return implementation
+    return isolated.implementation(implementation) if isinstance(implementation, str) else implementation
 
 
 def _module(module: nn.Module) -> Implementation:
