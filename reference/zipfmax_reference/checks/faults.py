@@ -20,6 +20,8 @@ class Control(nn.Module):
     """Adaptive softmax in plain torch operations, with torch.nn's constructor and parameter names."""
 
     fault = "none: this one is right"
+    breaks: str | None = None
+    """Rule of the protocol of calls that a fault in use breaks."""
 
     def __init__(
         self,
@@ -144,9 +146,14 @@ def planted(fault: str, among: dict[str, type[Control]] = FAULTS) -> Callable[[_
     return enter
 
 
-def in_use(fault: str) -> Callable[[_Fault], _Fault]:
-    """Enter a class among those that the protocol of calls has to catch."""
-    return planted(fault, IN_USE)
+def in_use(fault: str, breaks: str) -> Callable[[_Fault], _Fault]:
+    """Enter a class among those that the protocol of calls has to catch, with the rule that it breaks."""
+
+    def enter(cls: _Fault) -> _Fault:
+        cls.breaks = breaks
+        return planted(fault, IN_USE)(cls)
+
+    return enter
 
 
 def scaled_gradient(value: Tensor, factor: float) -> Tensor:

@@ -19,6 +19,8 @@ class Early(Control):
     """The last call's context."""
 
     def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return super().forward(hidden, target)
         weights = dict(self.named_parameters())
         results: tuple[Tensor, Tensor] = _Step.apply(  # type: ignore[no-untyped-call]
             self, tuple(weights), hidden, target, *weights.values()
@@ -93,34 +95,34 @@ class _Step(torch.autograd.Function):
         )
 
 
-@in_use("the incoming gradient of the loss is taken for 1")
+@in_use("the incoming gradient of the loss is taken for 1", breaks="the-incoming-gradient-counts")
 class IncomingIgnored(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         one = None if grad_loss is None else torch.ones_like(grad_loss)
         return super().combined(step, grad_output, one)
 
 
-@in_use("the incoming gradient's sign is lost")
+@in_use("the incoming gradient's sign is lost", breaks="the-incoming-gradient-counts")
 class IncomingSignLost(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         return super().combined(step, grad_output, None if grad_loss is None else grad_loss.abs())
 
 
-@in_use("the incoming gradient reaches the input only")
+@in_use("the incoming gradient reaches the input only", breaks="the-incoming-gradient-counts")
 class IncomingReachesInputOnly(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         right = super().combined(step, grad_output, grad_loss)
         return right if grad_output is not None else [right[0], *step.gradients[1:]]
 
 
-@in_use("the incoming gradient is rounded to 8 bits")
+@in_use("the incoming gradient is rounded to 8 bits", breaks="output-and-loss-can-be-differentiated-together")
 class IncomingRounded(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         rounded = None if grad_loss is None else grad_loss.bfloat16().to(grad_loss)
         return super().combined(step, grad_output, rounded)
 
 
-@in_use("gradients through output are dropped")
+@in_use("gradients through output are dropped", breaks="output-can-be-differentiated")
 class OutputGradientDropped(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         if grad_loss is None:
@@ -128,27 +130,27 @@ class OutputGradientDropped(Early):
         return super().combined(step, None, grad_loss)
 
 
-@in_use("gradients through output are averaged over the rows")
+@in_use("gradients through output are averaged over the rows", breaks="output-can-be-differentiated")
 class OutputGradientAveraged(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         mean = None if grad_output is None else torch.full_like(grad_output, float(grad_output.mean()))
         return super().combined(step, mean, grad_loss)
 
 
-@in_use("of output and loss together only output is differentiated")
+@in_use("of output and loss together only output is differentiated", breaks="output-and-loss-can-be-differentiated-together")
 class OutputOnly(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         return super().combined(step, grad_output, grad_loss if grad_output is None else None)
 
 
-@in_use("of output and loss together the loss counts twice")
+@in_use("of output and loss together the loss counts twice", breaks="output-and-loss-can-be-differentiated-together")
 class LossTwice(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         twice = grad_loss if grad_output is None or grad_loss is None else 2 * grad_loss
         return super().combined(step, grad_output, twice)
 
 
-@in_use("after a backward through output the loss's gradients are zero")
+@in_use("after a backward through output the loss's gradients are zero", breaks="output-and-loss-can-be-differentiated-together")
 class OutputTurnsLossOff(Early):
     seen = False
 
@@ -159,13 +161,13 @@ class OutputTurnsLossOff(Early):
         return [torch.zeros_like(gradient) for gradient in step.gradients] if off else right
 
 
-@in_use("backward works on what the last call saved")
+@in_use("backward works on what the last call saved", breaks="backwards-may-come-later-and-in-any-order")
 class LastCallSaved(Early):
     def saved(self, step: Any) -> Any:
         return self.last if len(self.last.target) == len(step.target) else step
 
 
-@in_use("the gradients of all calls add up in the layer")
+@in_use("the gradients of all calls add up in the layer", breaks="gradients-accumulate")
 class GradientsAddUp(Early):
     total: Gradients | None = None
 
@@ -177,7 +179,7 @@ class GradientsAddUp(Early):
         return right
 
 
-@in_use("a weight that already has a gradient gets no more")
+@in_use("a weight that already has a gradient gets no more", breaks="gradients-accumulate")
 class NoAccumulation(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         right = super().combined(step, grad_output, grad_loss)
@@ -188,7 +190,7 @@ class NoAccumulation(Early):
         ]
 
 
-@in_use("a second backward through a kept graph scales twice")
+@in_use("a second backward through a kept graph scales twice", breaks="a-graph-that-is-kept-can-be-used-twice")
 class KeptGraphScaledTwice(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         if grad_loss is not None:
@@ -201,7 +203,7 @@ class KeptGraphScaledTwice(Early):
         return self.again(step, grad_output, None)
 
 
-@in_use("the second derivative lacks the softmax's own")
+@in_use("the second derivative lacks the softmax's own", breaks="a-second-derivative-is-right")
 class SecondDerivativeCut(Control):
     def normalised(self, logits: Tensor) -> Tensor:
         return _LogSoftmax.apply(logits)  # type: ignore[no-untyped-call, no-any-return]

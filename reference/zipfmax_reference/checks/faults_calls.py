@@ -29,19 +29,19 @@ class Counting(Control):
 # Results.
 
 
-@in_use("only the first call is right")
+@in_use("only the first call is right", breaks="later-calls-are-right")
 class FirstCallOnly(Counting):
     def returned(self, output: Tensor, target: Tensor) -> Tensor:
         return output - 0.01 if self.calls else output
 
 
-@in_use("only the first call's gradients are right")
+@in_use("only the first call's gradients are right", breaks="a-dropped-gradient-comes-back-new")
 class FirstGradientsOnly(Counting):
     def head_logits(self, hidden: Tensor) -> Tensor:
         return super().head_logits(hidden.detach() if self.calls else hidden)
 
 
-@in_use("the output is handed out in one buffer")
+@in_use("the output is handed out in one buffer", breaks="an-earlier-result-stays")
 class OutputInOneBuffer(Control):
     buffer: Tensor | None = None
 
@@ -49,10 +49,10 @@ class OutputInOneBuffer(Control):
         if self.buffer is None or self.buffer.shape != output.shape:
             self.buffer = torch.empty_like(output)
         self.buffer.data.copy_(output.data)
-        return _with_value(output, self.buffer)
+        return with_value(output, self.buffer)
 
 
-@in_use("the loss is handed out in one buffer")
+@in_use("the loss is handed out in one buffer", breaks="an-earlier-result-stays")
 class LossInOneBuffer(Control):
     buffer: Tensor | None = None
 
@@ -60,10 +60,10 @@ class LossInOneBuffer(Control):
         loss = super().loss(output, target)
         self.buffer = torch.empty_like(loss) if self.buffer is None else self.buffer
         self.buffer.data.copy_(loss.data)
-        return _with_value(loss, self.buffer)
+        return with_value(loss, self.buffer)
 
 
-@in_use("the loss is a running mean over calls")
+@in_use("the loss is a running mean over calls", breaks="later-calls-are-right")
 class LossIsRunningMean(Control):
     last: Tensor | None = None
 
@@ -74,7 +74,7 @@ class LossIsRunningMean(Control):
         return found
 
 
-@in_use("a smaller batch's loss is divided by the largest batch's rows")
+@in_use("a smaller batch's loss is divided by the largest batch's rows", breaks="later-calls-are-right")
 class DividedByTheLargestBatch(Control):
     most = 0
 
@@ -83,7 +83,7 @@ class DividedByTheLargestBatch(Control):
         return -output.sum() / self.most if len(output) else super().loss(output, target)
 
 
-@in_use("the result is a tensor subclass that computes when it is read")
+@in_use("the result is a tensor subclass that computes when it is read", breaks="a-result-is-a-plain-tensor-in-the-graph")
 class LazyResult(Control):
     def returned(self, output: Tensor, target: Tensor) -> Tensor:
         return output.as_subclass(_Lazy)
@@ -93,7 +93,7 @@ class _Lazy(Tensor):
     pass
 
 
-@in_use("the output cannot be differentiated")
+@in_use("the output cannot be differentiated", breaks="a-result-is-a-plain-tensor-in-the-graph")
 class OutputDetached(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         output, loss = super().forward(hidden, target)
@@ -103,7 +103,7 @@ class OutputDetached(Control):
 # What is recognised by its address or its size.
 
 
-@in_use("results are kept by the input's address")
+@in_use("results are kept by the input's address", breaks="new-values-in-the-same-tensors-count")
 class KeptByAddress(Control):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,10 +112,10 @@ class KeptByAddress(Control):
     def head_logits(self, hidden: Tensor) -> Tensor:
         logits = super().head_logits(hidden)
         known = self.kept.setdefault(hidden.data_ptr(), logits.detach())
-        return logits if known.shape != logits.shape else _with_value(logits, known)
+        return logits if known.shape != logits.shape else with_value(logits, known)
 
 
-@in_use("which rows belong to a tail is kept by the targets' address")
+@in_use("which rows belong to a tail is kept by the targets' address", breaks="new-labels-for-the-same-input-count")
 class RoutesKeptByAddress(Control):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,7 +127,7 @@ class RoutesKeptByAddress(Control):
         return known if known.shape == member.shape else member
 
 
-@in_use("which rows belong to a tail is kept for batches of one size")
+@in_use("which rows belong to a tail is kept for batches of one size", breaks="later-calls-are-right")
 class RoutesKeptBySize(Control):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -137,7 +137,7 @@ class RoutesKeptBySize(Control):
         return self.kept.setdefault((tail.index, len(target)), super().member(tail, target))
 
 
-@in_use("a cluster that the first batch lacked stays away")
+@in_use("a cluster that the first batch lacked stays away", breaks="later-calls-are-right")
 class AbsentClusterStaysAway(Control):
     seen: set[int] | None = None
 
@@ -160,7 +160,7 @@ class AbsentClusterStaysAway(Control):
 # The caller's tensors.
 
 
-@in_use("the caller's targets are zeroed")
+@in_use("the caller's targets are zeroed", breaks="the-callers-tensors-stay")
 class TargetZeroed(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         results = super().forward(hidden, target.clone())
@@ -168,7 +168,7 @@ class TargetZeroed(Control):
         return results
 
 
-@in_use("the caller's targets are sorted in place")
+@in_use("the caller's targets are sorted in place", breaks="the-callers-tensors-stay")
 class TargetSorted(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         results = super().forward(hidden, target.clone())
@@ -176,7 +176,7 @@ class TargetSorted(Control):
         return results
 
 
-@in_use("the caller's input is written to")
+@in_use("the caller's input is written to", breaks="the-callers-tensors-stay")
 class InputWritten(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         results = super().forward(hidden.clone(), target)
@@ -184,7 +184,7 @@ class InputWritten(Control):
         return results
 
 
-@in_use("predict writes to its input")
+@in_use("predict writes to its input", breaks="the-callers-tensors-stay")
 class PredictWrites(Control):
     def predict(self, hidden: Tensor) -> Tensor:
         found = super().predict(hidden)
@@ -192,7 +192,7 @@ class PredictWrites(Control):
         return found
 
 
-@in_use("log_prob moves the weights")
+@in_use("log_prob moves the weights", breaks="other-methods-leave-a-call-alone")
 class LogProbMovesWeights(Control):
     def log_prob(self, hidden: Tensor) -> Tensor:
         found = super().log_prob(hidden)
@@ -203,25 +203,25 @@ class LogProbMovesWeights(Control):
 # Targets out of range.
 
 
-@in_use("a target beyond the last class is taken for the last")
+@in_use("a target beyond the last class is taken for the last", breaks="a-target-out-of-range-raises")
 class LargeTargetClamped(Control):
     def checked(self, target: Tensor) -> Tensor:
         return super().checked(target.clamp(max=self.layout.n_classes - 1))
 
 
-@in_use("a negative target is taken for class 0")
+@in_use("a negative target is taken for class 0", breaks="a-target-out-of-range-raises")
 class NegativeTargetClamped(Control):
     def checked(self, target: Tensor) -> Tensor:
         return super().checked(target.clamp(min=0))
 
 
-@in_use("a target out of range is left out of the loss")
+@in_use("a target out of range is left out of the loss", breaks="a-target-out-of-range-raises")
 class WrongTargetIgnored(Control):
     def checked(self, target: Tensor) -> Tensor:
         return target % self.layout.n_classes
 
 
-@in_use("after an error the layer stays broken")
+@in_use("after an error the layer stays broken", breaks="a-target-out-of-range-raises")
 class BrokenByAnError(Control):
     broken = False
 
@@ -239,13 +239,13 @@ class BrokenByAnError(Control):
 # Modes and global state.
 
 
-@in_use("evaluation mode softens the distribution")
+@in_use("evaluation mode softens the distribution", breaks="evaluation-mode-is-the-same-function")
 class EvaluationSoftens(Control):
     def normalised(self, logits: Tensor) -> Tensor:
         return super().normalised(logits if self.training else 0.99 * logits)
 
 
-@in_use("a call under no_grad turns gradients off for good")
+@in_use("a call under no_grad turns gradients off for good", breaks="a-call-without-gradients-is-the-same-function")
 class NoGradStays(Control):
     off = False
 
@@ -254,7 +254,7 @@ class NoGradStays(Control):
         return super().forward(hidden.detach() if self.off else hidden, target)
 
 
-@in_use("a call under no_grad skips the tails")
+@in_use("a call under no_grad skips the tails", breaks="a-call-without-gradients-is-the-same-function")
 class NoGradSkipsTails(Control):
     def joint(self, tail: Cluster, prior: Tensor, within: Tensor) -> Tensor:
         mixed = not torch.is_grad_enabled() and getattr(self, "trained", False)
@@ -262,7 +262,7 @@ class NoGradSkipsTails(Control):
         return prior if mixed else prior + within
 
 
-@in_use("a call leaves the grad mode off")
+@in_use("a call leaves the grad mode off", breaks="the-surroundings-stay")
 class GradModeLeaks(Control):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         loss = super().loss(output, target)
@@ -270,7 +270,7 @@ class GradModeLeaks(Control):
         return loss
 
 
-@in_use("a call leaves another default dtype")
+@in_use("a call leaves another default dtype", breaks="the-surroundings-stay")
 class DefaultDtypeLeaks(Control):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         torch.set_default_dtype(
@@ -279,21 +279,21 @@ class DefaultDtypeLeaks(Control):
         return super().loss(output, target)
 
 
-@in_use("a call sets the seed")
+@in_use("a call sets the seed", breaks="the-surroundings-stay")
 class SeedLeaks(Control):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         torch.manual_seed(0)
         return super().loss(output, target)
 
 
-@in_use("a call leaves NumPy's errors off")
+@in_use("a call leaves NumPy's errors off", breaks="the-surroundings-stay")
 class NumpyErrorsLeak(Control):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         np.seterr(all="ignore")
         return super().loss(output, target)
 
 
-@in_use("predict draws random numbers")
+@in_use("predict draws random numbers", breaks="the-surroundings-stay")
 class PredictDraws(Control):
     def predict(self, hidden: Tensor) -> Tensor:
         torch.rand(1)
@@ -312,30 +312,30 @@ class Keeping(Control):
         """The copy, with the weight's own gradient."""
         if self.kept is None:
             self.kept = {}
-        return _with_value(weight, self.kept.setdefault(name, weight.detach().clone()))
+        return with_value(weight, self.kept.setdefault(name, weight.detach().clone()))
 
 
-@in_use("the head's weight is copied at the first call")
+@in_use("the head's weight is copied at the first call", breaks="weights-written-in-place-count")
 class HeadWeightCopied(Keeping):
     def head_logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.keep("head", self.head.weight), self.head.bias)
 
 
-@in_use("the head's bias is copied at the first call")
+@in_use("the head's bias is copied at the first call", breaks="an-optimizer-step-counts")
 class HeadBiasCopied(Keeping):
     def head_logits(self, hidden: Tensor) -> Tensor:
         bias = self.head.bias
         return F.linear(hidden, self.head.weight, None if bias is None else self.keep("bias", bias))
 
 
-@in_use("the tails' projections are copied at the first call")
+@in_use("the tails' projections are copied at the first call", breaks="weights-written-in-place-count")
 class ProjectionsCopied(Keeping):
     def weights(self, tail: Cluster) -> Pair:
         projection, output = super().weights(tail)
         return self.keep(f"{tail.index}", projection), output
 
 
-@in_use("the last tail's output weight is copied at the first call")
+@in_use("the last tail's output weight is copied at the first call", breaks="an-optimizer-step-counts")
 class LastTailCopied(Keeping):
     def weights(self, tail: Cluster) -> Pair:
         projection, output = super().weights(tail)
@@ -343,7 +343,7 @@ class LastTailCopied(Keeping):
         return projection, self.keep("last", output) if last else output
 
 
-@in_use("log_prob works on weights of its first call")
+@in_use("log_prob works on weights of its first call", breaks="log-prob-follows-the-weights")
 class LogProbKeepsWeights(Keeping):
     inside = False
 
@@ -358,14 +358,14 @@ class LogProbKeepsWeights(Keeping):
         return F.linear(hidden, weight, self.head.bias)
 
 
-@in_use("loading a state dict leaves the first tail's output weight")
+@in_use("loading a state dict leaves the first tail's output weight", breaks="loaded-weights-count")
 class LoadingLeavesOut(Control):
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         own = {name: value for name, value in state_dict.items() if name != "tail.0.1.weight"}
         return super().load_state_dict({**self.state_dict(), **own}, *args, **kwargs)
 
 
-@in_use("all layers of the class share the first one's projections")
+@in_use("all layers of the class share the first one's projections", breaks="two-layers-share-nothing")
 class SharedByTheClass(Control):
     first: ClassVar[dict[tuple[int, ...], Tensor]] = {}
     made: ClassVar[int] = 0
@@ -379,10 +379,10 @@ class SharedByTheClass(Control):
         if self.owner:
             others[key] = projection
             return projection, output
-        return _with_value(projection, others[key].detach()), output
+        return with_value(projection, others[key].detach()), output
 
 
-@in_use("frozen weights are trained all the same")
+@in_use("frozen weights are trained all the same", breaks="frozen-weights-leave-the-inputs-gradient")
 class FrozenTrained(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         if torch.is_grad_enabled():
@@ -390,7 +390,7 @@ class FrozenTrained(Control):
         return super().forward(hidden, target)
 
 
-@in_use("with frozen weights the input gets no gradient")
+@in_use("with frozen weights the input gets no gradient", breaks="frozen-weights-leave-the-inputs-gradient")
 class FrozenStopsTheInput(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         frozen = not any(parameter.requires_grad for parameter in self.parameters())
@@ -398,14 +398,14 @@ class FrozenStopsTheInput(Control):
         return (output, loss + 0 * hidden.sum() - 0.5 * (loss - loss.detach())) if frozen else (output, loss)
 
 
-@in_use("where the input needs no gradient the tails' weights get none")
+@in_use("where the input needs no gradient the tails' weights get none", breaks="an-input-without-gradient-leaves-those-of-the-weights")
 class DetachedInputStopsTheTails(Control):
     def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:
         logits = super().tail_logits(tail, hidden)
         return logits if hidden.requires_grad or not torch.is_grad_enabled() else logits.detach()
 
 
-def _with_value(tensor: Tensor, value: Tensor) -> Tensor:
+def with_value(tensor: Tensor, value: Tensor) -> Tensor:
     """A tensor that lies where `value` lies, with the gradient of `tensor`."""
     return _Value.apply(tensor, value)  # type: ignore[no-untyped-call, no-any-return]
 

@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from zipfmax.errors import UsageError
+
 # Importing these modules plants their faults.
 from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
     faults_forward,
     faults_results,
+    faults_use,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.contestants.torch_nn import users_layer
@@ -39,6 +42,7 @@ class Outcome:
     mutant: str
     fault: str
     cells: int = 0
+    """In which it was judged."""
     cells_failed: int = 0
     caught: bool = False
     tensor: str | None = None
@@ -50,6 +54,9 @@ class Outcome:
 
     def note(self, records: Sequence[Record]) -> None:
         """Count a cell's records."""
+        if all(record["status"] == "skipped" for record in records):
+            self.reason = records[0]["reason"]
+            return
         self.cells += 1
         failed = [record for record in records if record["status"] == "fail"]
         if not failed:
@@ -72,6 +79,9 @@ def run(
 
     Returns:
         0 where every mutant is caught and the control passes, otherwise 1.
+
+    Raises:
+        UsageError: an unknown grid, a pattern that matches no cell, or no cell that can be judged here.
     """
     cases = grids.grid(grid, device)
     if cells is not None:
@@ -92,9 +102,11 @@ def run(
         outcomes = examine(cases, classes)
         if directory is not None:
             directory.write(*(Mutant(**vars(outcome)) for outcome in outcomes))
+    control = next(o for o in outcomes if o.mutant == CONTROL)
+    if not control.cells:
+        raise UsageError(f"nothing was judged: {control.reason}")
     _show(outcomes)
     survivors = [o.mutant for o in outcomes if o.mutant != CONTROL and not o.caught]
-    control = next(o for o in outcomes if o.mutant == CONTROL)
     print(f"{len(outcomes) - 1 - len(survivors)} of {len(outcomes) - 1} planted faults caught")
     if survivors:
         print(f"FAILED: not caught: {', '.join(survivors)}")

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -26,13 +27,12 @@ from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
-from zipfmax_reference.truth.oracle import WHOLE, Oracle, Record, fault
+from zipfmax_reference.truth import protocol
+from zipfmax_reference.truth.oracle import WHOLE, Attempts, Oracle, Record, fault
 
 REFERENCES = ("definition", "torch", "paddle")
 PRECISIONS = ("highest", "high", "medium")
 INTERRUPTED = 130
-HOPELESS = 3
-"""Cells in a row, from the first on, in which an implementation raises the same: then it is not tried any more."""
 WIDTH = 120
 """Columns of a table that goes to a file."""
 
@@ -129,13 +129,18 @@ def _records(
     """Records of every cell: those that the directory already holds, then the others as they are made."""
     wanted = {(case.id, implementation.name) for case in cases for implementation in implementations}
     finished: set[tuple[str, str]] = set()
+    known: list[Record] = []
     if directory is not None:
         known = directory.rows(Parity)
         finished = {(record["case"], record["impl"]) for record in known} & wanted
         if known:
             # The cell written last may have been cut off between two of its lines: it is run again.
             finished.discard((known[-1]["case"], known[-1]["impl"]))
-        yield from (record for record in known if (record["case"], record["impl"]) in finished)
+        known = [record for record in known if (record["case"], record["impl"]) in finished]
+        yield from known
+    attempts = {implementation.name: Attempts() for implementation in implementations}
+    for (_, name), of_cell in groupby(known, key=lambda record: (record["case"], record["impl"])):
+        attempts[name].note(list(of_cell))
     progress = Progress(
         TextColumn("verify"),
         BarColumn(),
@@ -148,15 +153,11 @@ def _records(
     with progress:
         bar = progress.add_task("verify", total=len(cases), failed=0)
         failed = 0
-        raised: dict[str, list[str | None]] = {implementation.name: [] for implementation in implementations}
         for case in cases:
             oracle = Oracle(case, against)
             for implementation in implementations:
-                told = raised[implementation.name]
-                given_up = (
-                    len(told) >= HOPELESS and None not in told[:HOPELESS] and len({*told[:HOPELESS]}) == 1
-                )
-                if given_up or (case.id, implementation.name) in finished:
+                hopeless = attempts[implementation.name].hopeless
+                if hopeless or (case.id, implementation.name) in finished:
                     continue
                 records = oracle.check(implementation)
                 if save_results is not None and all(r["tensor"] != WHOLE for r in records):
@@ -164,9 +165,7 @@ def _records(
                 if directory is not None:
                     directory.write(*(Parity(**record) for record in records))
                 failed += any(record["status"] == "fail" for record in records)
-                if records[0]["status"] != "skipped":
-                    whole = records[0]["tensor"] == WHOLE
-                    told.append(records[0]["reason"] if whole else None)
+                attempts[implementation.name].note(records)
                 yield from records
             progress.update(bar, advance=1, failed=failed)
 
@@ -188,7 +187,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], _Row] = {}
-        self._skips: dict[tuple[str, str, str], set[str]] = {}
+        self._skips: dict[tuple[str, str], set[str]] = {}
         self.failures: list[Record] = []
 
     def add(self, record: Record) -> None:
@@ -197,7 +196,11 @@ class Tally:
         row = self._rows.setdefault((impl, dtype), _Row())
         row.cells.add(case)
         if record["status"] == "skipped":
-            self._skips.setdefault((impl, record["against"], record["reason"]), set()).add(case)
+            if record["tensor"].startswith(protocol.PREFIX):
+                what = f"skipped: {impl}, {record['tensor'].removeprefix(protocol.PREFIX).replace('-', ' ')}"
+            else:
+                what = f"skipped: {impl} against {record['against']}"
+            self._skips.setdefault((what, record["reason"]), set()).add(case)
             return
         row.judged.add(case)
         row.tensors += record["tensor"] != WHOLE
@@ -215,7 +218,7 @@ class Tally:
 
     def first_reason(self) -> str:
         """Why a cell was skipped."""
-        return next((reason for _, _, reason in self._skips), "the grid has no cell")
+        return next((reason for _, reason in self._skips), "the grid has no cell")
 
     def show(self, console: Console, options: Options) -> None:
         """Print the table, what was skipped and why, and every failure with its command."""
@@ -237,9 +240,9 @@ class Tally:
                 style="red" if row.failed else None,
             )
         console.print(table)
-        for (impl, against, reason), cells in self._skips.items():
+        for (what, reason), cells in self._skips.items():
             console.print(
-                f"skipped: {impl} against {against}, {len(cells)} cells: {reason}",
+                f"{what}, {_count(cells)}: {reason}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -251,8 +254,8 @@ class Tally:
                 whole.setdefault((record["impl"], record["reason"]), set()).add(record["case"])
         for (impl, reason), cells in whole.items():
             known = {cell for (name, dtype), row in self._rows.items() if name == impl for cell in row.cells}
-            more = "; it was not tried in others" if known == cells and len(cells) == HOPELESS else ""
-            print(f"FAILED {impl}: {reason} ({len(cells)} cells{more})")
+            more = "; it was not tried in others" if known == cells and len(cells) == Attempts.CELLS else ""
+            print(f"FAILED {impl}: {reason} ({_count(cells)}{more})")
             print(f"  {options.rerun(impl, min(cells))}")
         for record in self.failures:
             if record["tensor"] == WHOLE:
@@ -263,6 +266,10 @@ class Tally:
                 print(f"  {options.rerun(*cell)}")
                 shown.add(cell)
         sys.stdout.flush()
+
+
+def _count(cells: set[str]) -> str:
+    return f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
 
 
 def _share(record: Record) -> float:

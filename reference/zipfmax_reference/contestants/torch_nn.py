@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax_reference.contestants.implementation import Family
-from zipfmax_reference.contestants.use import TorchUse
+from zipfmax_reference.contestants.use import TorchUse, plain
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 
@@ -195,13 +195,6 @@ class Batches:
 
     def _labels(self, target: Labels) -> Tensor:
         return torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
-
-
-def plain(value: Tensor) -> Tensor:
-    """The tensor, or what a tensor subclass holds, read to the host and back."""
-    if type(value) is Tensor:
-        return value
-    return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
 
 
 def torch_layer() -> TorchModule:

@@ -7,9 +7,9 @@ are kept under names; arrays go in and come out, so that a layer may live in ano
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,14 @@ from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
 
 
+CallMode = Literal["record", "no_grad", "inference"]
+_CONTEXTS: dict[CallMode, Callable[[], AbstractContextManager[Any]]] = {
+    "record": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
+
+
 class NotPromisedError(RuntimeError):
     """The layer does not do this, and says so."""
 
@@ -26,28 +34,36 @@ class NotPromisedError(RuntimeError):
 class Use(Protocol):
     """A module with a case's weights."""
 
-    def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True) -> None:
-        """Make a batch's tensors; a `leaf` input takes a gradient."""
+    def batch(
+        self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False
+    ) -> None:
+        """Make a batch's tensors; a `leaf` input takes a gradient, and with `gaps` they are not contiguous."""
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
         """Write other values into a batch's tensors."""
 
-    def call(self, name: str, batch: str, record: bool = True) -> Results:
-        """Call the module on a batch, recording gradients or not: output and loss."""
+    def call(self, name: str, batch: str, mode: CallMode = "record", through: bool = False) -> Results:
+        """Call the module on a batch: output and loss. With `through` the input is computed from the batch's."""
 
     def read(self, name: str) -> Results:
         """Output and loss of an earlier call, from the tensors that it returned."""
 
     def form(self, name: str) -> str | None:
-        """What is wrong with the tensors that a recorded call returned, or None."""
+        """What is wrong with the tensors that a call returned, or None."""
 
     def evaluate(self, method: str, batch: str) -> Array:
         """`log_prob` or `predict` of a batch, without recording."""
 
     def backward(
-        self, name: str, grad_output: Array | None, grad_loss: float | None, retain: bool = False
+        self,
+        name: str,
+        grad_output: Array | float | None,
+        grad_loss: float | None,
+        retain: bool = False,
     ) -> None:
         """Differentiate a call's results, with these gradients coming in; None for a result that is left out.
+
+        One number for output stands for all rows, as where output is summed: it is in memory once.
 
         Raises:
             NotPromisedError: the layer refuses to be differentiated again, by a kept graph.
@@ -65,6 +81,12 @@ class Use(Protocol):
 
     def clear(self) -> None:
         """Drop every gradient."""
+
+    def keep(self, batch: str) -> None:
+        """Keep the tensors that `gradients` reads, as a user does who compares them with later ones."""
+
+    def kept(self) -> Results:
+        """What the kept tensors hold now."""
 
     def weights(self) -> Results:
         """What the parameters hold now."""
@@ -99,11 +121,18 @@ class TorchUse:
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
         self._calls: dict[str, tuple[Tensor, Tensor]] = {}
         self._differentiated: set[str] = set()
+        self._unrecorded: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
 
-    def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True) -> None:
+    def batch(
+        self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False
+    ) -> None:
         """Make a batch's tensors."""
         made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
         labels = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
+        if gaps:  # what lies between is another input's, and shows where it is read
+            made = torch.stack([made, made + 1], dim=2)[:, :, 0]
+            labels = torch.stack([labels, (labels + 1) % self._case.n_classes], dim=1)[:, 0]
         self._batches[name] = made.requires_grad_(leaf), labels
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
@@ -113,13 +142,15 @@ class TorchUse:
             own.copy_(torch.from_numpy(np.array(hidden)))
             labels.copy_(torch.from_numpy(np.array(target)))
 
-    def call(self, name: str, batch: str, record: bool = True) -> Results:
+    def call(self, name: str, batch: str, mode: CallMode = "record", through: bool = False) -> Results:
         """Call the module."""
         # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
-        with nullcontext() if record else torch.no_grad():
-            output, loss = self._module(*self._batches[batch])
+        with _CONTEXTS[mode]():
+            hidden, target = self._batches[batch]
+            output, loss = self._module(hidden * 1.0 if through else hidden, target)
         self._calls[name] = output, loss
         self._differentiated.discard(name)
+        (self._unrecorded.discard if mode == "record" else self._unrecorded.add)(name)
         return self.read(name)
 
     def read(self, name: str) -> Results:
@@ -128,13 +159,13 @@ class TorchUse:
         return {"output": _array(output), "loss": _array(loss)}
 
     def form(self, name: str) -> str | None:
-        """Type, dtype and place in the graph of a recorded call's results."""
+        """Type, dtype and, of a recorded call, place in the graph of the results."""
         for what, result in zip(("output", "loss"), self._calls[name], strict=True):
             if type(result) is not Tensor:
                 return f"{what} is a {type(result).__name__}, not a tensor"
             if result.dtype != getattr(torch, self._case.dtype):
                 return f"{what} has dtype {result.dtype}"
-            if not result.requires_grad:
+            if not result.requires_grad and name not in self._unrecorded:
                 return f"{what} cannot be differentiated"
         return None
 
@@ -144,14 +175,18 @@ class TorchUse:
             return _array(getattr(self._module, method)(self._batches[batch][0]))
 
     def backward(
-        self, name: str, grad_output: Array | None, grad_loss: float | None, retain: bool = False
+        self,
+        name: str,
+        grad_output: Array | float | None,
+        grad_loss: float | None,
+        retain: bool = False,
     ) -> None:
         """One backward."""
         output, loss = self._calls[name]
         results, upstream = [], []
         if grad_output is not None:
             results.append(output)
-            upstream.append(torch.from_numpy(grad_output).to(output))
+            upstream.append(torch.as_tensor(grad_output).to(output).expand_as(output))
         if grad_loss is not None:
             results.append(loss)
             upstream.append(torch.full_like(loss, grad_loss))
@@ -177,11 +212,25 @@ class TorchUse:
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
-        leaves = {"input": self._batches[batch][0], **dict(self._module.named_parameters())}
         return {
             f"grad.{name}": _array(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-            for name, leaf in leaves.items()
+            for name, leaf in self._leaves(batch).items()
         }
+
+    def keep(self, batch: str) -> None:
+        """Keep the gradients of a batch's input and of the weights."""
+        self._kept = {
+            f"grad.{name}": leaf.grad
+            for name, leaf in self._leaves(batch).items()
+            if leaf.grad is not None
+        }
+
+    def kept(self) -> Results:
+        """What they hold now."""
+        return {name: _array(gradient) for name, gradient in self._kept.items()}
+
+    def _leaves(self, batch: str) -> dict[str, Tensor]:
+        return {"input": self._batches[batch][0], **dict(self._module.named_parameters())}
 
     def clear(self) -> None:
         """Unset every gradient."""
@@ -251,8 +300,15 @@ def surroundings_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _array(value: Any) -> Array:
+def plain(value: Tensor) -> Tensor:
+    """The tensor, or what a tensor subclass holds, read to the host and back."""
+    if type(value) is Tensor:
+        return value
+    return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
+
+
+def _array(value: Tensor) -> Array:
     """A copy on the host; bfloat16 widened to float32."""
-    value = cast(Tensor, value).detach().cpu()
+    value = plain(value.detach()).cpu()
     array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
     return array

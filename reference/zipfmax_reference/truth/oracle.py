@@ -55,13 +55,15 @@ def assert_parity(
 
     Args:
         layer: a class with torch.nn's constructor and parameter names; or a module made by one, which is
-            copied, never changed; or the name of an implementation.
+            copied, never changed; or the name of an implementation. A class or module runs in this process, whose
+            global state it may change; a class given by name, as "path/file.py:Class", in one of its own.
         cases: what to compute; by default `grid.small` for a class or a name, and for a module
             its own partition with several batches and labels.
         against: names of references.
 
     Raises:
-        AssertionError: what is wrong, a line for each tensor of each case.
+        AssertionError: what is wrong, a line for each tensor of each case; one line for what a layer raises in
+            every case.
     """
     if isinstance(layer, nn.Module):
         implementation: Implementation = _module(layer)
@@ -70,9 +72,14 @@ def assert_parity(
         implementation = isolated.implementation(layer)
     else:
         implementation = users_layer(getattr(layer, "__name__", "layer"), layer)
-    faults, judged = [], False
+    peers = [_resolved(one) for one in against]
+    faults, judged, attempts = [], False, Attempts()
     for case in grids.small() if cases is None else cases:
-        for record in check(case, implementation, against):
+        records = check(case, implementation, peers)
+        attempts.note(records)
+        if attempts.hopeless:
+            raise AssertionError(f"{implementation.name} cannot be used: {attempts.reason}, in every case")
+        for record in records:
             judged |= record["status"] != "skipped"
             if record["status"] == "fail":
                 faults.append(
@@ -82,6 +89,30 @@ def assert_parity(
         raise AssertionError(f"{implementation.name} was not judged: {record['reason']}")
     if faults:
         raise AssertionError(f"{implementation.name} does not match the reference:\n" + "\n".join(faults))
+
+
+class Attempts:
+    """Whether an implementation raises the same in each of its first cells: then it is not tried in others."""
+
+    CELLS = 3
+
+    def __init__(self) -> None:
+        self._raised: list[str | None] = []
+
+    def note(self, records: Sequence[Record]) -> None:
+        """Take a cell's records; those of a cell that was skipped say nothing."""
+        if len(self._raised) < self.CELLS and records[0]["status"] != "skipped":
+            self._raised.append(records[0]["reason"] if records[0]["tensor"] == WHOLE else None)
+
+    @property
+    def reason(self) -> str | None:
+        """What the first cell raised."""
+        return self._raised[0] if self._raised else None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether enough cells have raised, and the same."""
+        return len(self._raised) == self.CELLS and self.reason is not None and len({*self._raised}) == 1
 
 
 def fault(record: Record) -> str:

@@ -7,7 +7,7 @@ a second derivative, is skipped where the layer refuses it, and must be right wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,8 @@ not asked: their own error is as large as a fault's."""
 
 Rule = Callable[[CallSession], None]
 RULES: dict[str, Rule] = {}
+PREFIX = "protocol."
+"""Before a rule's name, where records have a tensor's."""
 
 
 def rule(function: Rule) -> Rule:
@@ -49,9 +51,9 @@ def later_calls_are_right(s: CallSession) -> None:
 def an_earlier_result_stays(s: CallSession) -> None:
     """What a call returned holds its values through later calls and their backwards."""
     before = s.use.call("first", "a")
-    for name, batch in (("second", "b"), ("third", "c")):
-        s.use.call(name, batch)
-        s.use.backward(name, None, 1.0)
+    for call, batch in enumerate("bcab"):
+        s.use.call(f"call {call}", batch)
+        s.use.backward(f"call {call}", None, 1.0)
     s.use.evaluate("log_prob", "b")
     s.same("the {} of an earlier call", before, s.use.read("first"))
 
@@ -62,7 +64,7 @@ def the_callers_tensors_stay(s: CallSession) -> None:
     inputs, weights = s.use.inputs("a"), s.use.weights()
     s.use.call("x", "a")
     s.use.backward("x", s.upstream("a"), 1.0)
-    s.use.call("y", "a", record=False)
+    s.use.call("y", "a", "no_grad")
     s.use.evaluate("log_prob", "a")
     s.use.evaluate("predict", "a")
     s.same("the caller's {}", inputs, s.use.inputs("a"))
@@ -92,21 +94,40 @@ def new_labels_for_the_same_input_count(s: CallSession) -> None:
 
 @rule
 def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
-    """Of the input's dtype, differentiable, no subclass that computes when it is read."""
-    s.use.call("x", "a")
-    if (fault := s.use.form("x")) is not None:
-        s.fail(fault)
+    """Of the input's dtype, differentiable where it is recorded, no subclass that computes when it is read."""
+    for mode in ("no_grad", "record"):
+        s.use.call(mode, "a", mode)
+        if (fault := s.use.form(mode)) is not None:
+            s.fail(fault)
+
+
+@rule
+def batches_may_have_gaps(s: CallSession) -> None:
+    """Input and targets that are columns of wider tensors."""
+    s.use.batch("a", *s.batches["a"], gaps=True)
+    s.called("x", "a")
+    s.differentiated("x", "a")
+    s.judge_log_prob(s.use.evaluate("log_prob", "a"))
 
 
 @rule
 def a_call_without_gradients_is_the_same_function(s: CallSession) -> None:
     """Under no_grad, and between a call and its backward."""
     s.called("x", "a")
-    s.called("y", "b", record=False)
-    s.called("z", "a", record=False)
+    s.called("y", "b", "no_grad")
+    s.called("z", "a", "no_grad")
     s.differentiated("x", "a")
     s.called("w", "b")
     s.differentiated("w", "b")
+
+
+@rule
+def a_call_in_inference_mode_is_the_same_function(s: CallSession) -> None:
+    """As the first one of all, before training, and between a call and its backward."""
+    s.called("x", "a", "inference")
+    s.called("y", "b")
+    s.called("z", "b", "inference")
+    s.differentiated("y", "b")
 
 
 @rule
@@ -224,6 +245,15 @@ def an_input_without_gradient_leaves_those_of_the_weights(s: CallSession) -> Non
     s.verdicts += [(name, truth.judge(name, value)) for name, value in found.items() if name != "grad.input"]
 
 
+@rule
+def the_input_may_be_computed(s: CallSession) -> None:
+    """From a tensor that takes the gradient, as where a trunk is below."""
+    s.called("x", "a", through=True)
+    s.differentiated("x", "a")
+    s.called("y", "b", through=True)
+    s.differentiated("y", "b", s.upstream("b"), 0.5)
+
+
 # Backward.
 
 
@@ -241,6 +271,15 @@ def output_can_be_differentiated(s: CallSession) -> None:
     for call in "xy":
         s.called(call, "a")
         s.differentiated(call, "a", s.upstream("a"), None)
+
+
+@rule
+def output_can_be_summed(s: CallSession) -> None:
+    """All rows' gradient is one number in memory then; only output, and with the loss."""
+    s.called("x", "a")
+    s.differentiated("x", "a", -0.25, None)
+    s.called("y", "b")
+    s.differentiated("y", "b", 0.125, 0.5)
 
 
 @rule
@@ -275,12 +314,16 @@ def backwards_may_come_later_and_in_any_order(s: CallSession) -> None:
 
 @rule
 def a_dropped_gradient_comes_back_new(s: CallSession) -> None:
-    """What a user keeps of a gradient stays, whatever the next step does."""
+    """And what a user keeps of it stays, whatever the next steps do."""
     s.called("x", "a")
     s.differentiated("x", "a")
+    s.use.keep("a")
+    kept = s.use.kept()
     for call, batch in enumerate("bca"):
+        s.use.clear()
         s.called(f"call {call}", batch)
         s.differentiated(f"call {call}", batch)
+    s.same("the {} that was kept", kept, s.use.kept())
 
 
 @rule
@@ -343,18 +386,19 @@ def the_surroundings_stay(s: CallSession) -> None:
             s.fail(f"a call changes {name}")
 
 
-def check(case: Case, make: Callable[[Inputs], Use]) -> dict[str, Verdict]:
-    """The verdict on each rule, by its name: "protocol.second-call" and so on.
+def check(case: Case, make: Callable[[Inputs], Use], rules: Sequence[str] = ()) -> dict[str, Verdict]:
+    """The verdict on each rule, by its name: "protocol.later-calls-are-right" and so on.
 
     Args:
         case: its task is of no matter.
         make: makes a fresh module with the given weights.
+        rules: names of those to check; all by default.
     """
     training = replace(case, task="train")
     return {
-        f"protocol.{name}": _verdict(one, training, make)
-        for name, one in RULES.items()
-        if one is not a_second_derivative_is_right or case.dtype in CURVATURE_ERROR
+        f"{PREFIX}{name}": _verdict(RULES[name], training, make)
+        for name in rules or RULES
+        if RULES[name] is not a_second_derivative_is_right or case.dtype in CURVATURE_ERROR
     }
 
 

@@ -8,11 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from zipfmax_reference.contestants.use import Use
+from zipfmax_reference.contestants.use import CallMode, Use
 from zipfmax_reference.runs.arrays import Array, Inputs, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
 from zipfmax_reference.truth.judgement import Truth, Verdict
+
+
+Upstream = Array | float | None
+"""A gradient that comes in: of each row, the same of all, or none."""
 
 
 class CallSession:
@@ -48,9 +52,16 @@ class CallSession:
         """A random gradient of a batch's output."""
         return np.random.default_rng(7).standard_normal(len(self.batches[batch][1]))
 
-    def called(self, name: str, batch: str, record: bool = True, use: Use | None = None) -> Results:
+    def called(
+        self,
+        name: str,
+        batch: str,
+        mode: CallMode = "record",
+        through: bool = False,
+        use: Use | None = None,
+    ) -> Results:
         """Call, and judge output and loss."""
-        results = (use or self.use).call(name, batch, record)
+        results = (use or self.use).call(name, batch, mode, through)
         self.judge(results, batch)
         return results
 
@@ -62,7 +73,7 @@ class CallSession:
         self,
         name: str,
         batch: str,
-        grad_output: Array | None = None,
+        grad_output: Upstream = None,
         grad_loss: float | None = 1.0,
         retain: bool = False,
     ) -> None:
@@ -72,7 +83,7 @@ class CallSession:
         self.judge_gradients(batch, [(batch, grad_output, grad_loss)])
 
     def judge_gradients(
-        self, batch: str, backwards: Sequence[tuple[str, Array | None, float | None]], use: Use | None = None
+        self, batch: str, backwards: Sequence[tuple[str, Upstream, float | None]], use: Use | None = None
     ) -> None:
         """Judge what lies in the leaves: the weights' sums over backwards, and the input's of one batch."""
         truths = [(of, self.truth(of, output, loss)) for of, output, loss in backwards]
@@ -83,12 +94,12 @@ class CallSession:
             verdicts["grad.input"] = _sum(own).judge("grad.input", found["grad.input"])
         self._add(verdicts)
 
-    def truth(self, batch: str, grad_output: Array | None = None, grad_loss: float | None = 1.0) -> Truth:
+    def truth(self, batch: str, grad_output: Upstream = None, grad_loss: float | None = 1.0) -> Truth:
         """The definition on a batch and the present weights, for these incoming gradients."""
         n_rows = len(self.batches[batch][1])
-        row_weight = (
-            np.zeros(n_rows) if grad_output is None else np.asarray(grad_output, dtype=np.float64).copy()
-        )
+        row_weight = np.zeros(n_rows)
+        if grad_output is not None:
+            row_weight += grad_output
         if grad_loss is not None:
             row_weight -= grad_loss / n_rows
         return _truth(self.case, self.inputs(batch), row_weight)

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from zipfmax.errors import UsageError
 from zipfmax_reference.checks import faults_forward, faults_results, mutants
 from zipfmax_reference.checks.faults import FAULTS, Control
 from zipfmax_reference.records import Mutant, RunDirectory
@@ -63,6 +64,12 @@ def test_a_control_that_is_found_wrong_gives_status_1(monkeypatch, capsys):
     monkeypatch.setattr(mutants, "Control", faults_forward.BiasDropped)
     assert mutants.run(cells="V60-*-div4-bias") == 1
     assert "the control" in capsys.readouterr().out
+
+
+def test_mutants_that_cannot_be_judged_here_are_no_success(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="nothing was judged: no CUDA"):
+        mutants.run(cells="predict-V60-*-div4-bias", device="cuda")
 
 
 def test_the_outcomes_are_left_in_the_run_directory(tmp_path, monkeypatch):

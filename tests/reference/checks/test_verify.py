@@ -148,6 +148,20 @@ def test_wrong_use_is_told_in_one_line_with_status_2(arguments, monkeypatch, cap
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_a_rule_that_is_not_promised_is_named(capsys):
+    promises_less = "zipfmax_reference.checks.faults_backward:Early"
+    case = Case(40, 12, 17, (7, 20), task=PROTOCOL)
+    tally = verify.Tally()
+    for record in oracle.check(case, registry.implementation(promises_less), ONE):
+        tally.add(record)
+    tally.show(Console(width=200), options())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        f"skipped: {promises_less}, a second derivative is right, 1 cell: not promised: "
+    )
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not empty"):

@@ -252,6 +252,25 @@ def test_a_wrong_layer_is_told_by_tensor_reference_and_case():
         assert_parity(Wrong(24, 60, [7, 20, 45]))
 
 
+def test_a_class_that_cannot_be_made_is_one_finding():
+    class NoArguments(Layer):
+        def __init__(self):
+            super().__init__(8, 20, [4])
+
+    with pytest.raises(AssertionError, match="NoArguments cannot be used: raised TypeError") as raised:
+        assert_parity(NoArguments)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_layer_that_raises_in_some_cases_only_is_told_case_by_case():
+    class NoPredict(Layer):
+        def predict(self, hidden):
+            raise ValueError("no such luck")
+
+    with pytest.raises(AssertionError, match="raised ValueError: no such luck, in predict-V60"):
+        assert_parity(NoPredict, grids.matching(grids.small(), "V60-*-div4-bias"), ("definition",))
+
+
 def test_parity_is_a_fixture_of_pytest(pytester):
     pytester.makepyfile(
         """
