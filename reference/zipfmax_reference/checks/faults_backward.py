@@ -137,20 +137,29 @@ class OutputGradientAveraged(Early):
         return super().combined(step, mean, grad_loss)
 
 
-@in_use("of output and loss together only output is differentiated", breaks="output-and-loss-can-be-differentiated-together")
+@in_use(
+    "of output and loss together only output is differentiated",
+    breaks="output-and-loss-can-be-differentiated-together",
+)
 class OutputOnly(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         return super().combined(step, grad_output, grad_loss if grad_output is None else None)
 
 
-@in_use("of output and loss together the loss counts twice", breaks="output-and-loss-can-be-differentiated-together")
+@in_use(
+    "of output and loss together the loss counts twice",
+    breaks="output-and-loss-can-be-differentiated-together",
+)
 class LossTwice(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         twice = grad_loss if grad_output is None or grad_loss is None else 2 * grad_loss
         return super().combined(step, grad_output, twice)
 
 
-@in_use("after a backward through output the loss's gradients are zero", breaks="output-and-loss-can-be-differentiated-together")
+@in_use(
+    "after a backward through output the loss's gradients are zero",
+    breaks="output-and-loss-can-be-differentiated-together",
+)
 class OutputTurnsLossOff(Early):
     seen = False
 
@@ -190,7 +199,9 @@ class NoAccumulation(Early):
         ]
 
 
-@in_use("a second backward through a kept graph scales twice", breaks="a-graph-that-is-kept-can-be-used-twice")
+@in_use(
+    "a second backward through a kept graph scales twice", breaks="a-graph-that-is-kept-can-be-used-twice"
+)
 class KeptGraphScaledTwice(Early):
     def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
         if grad_loss is not None:

@@ -83,7 +83,10 @@ class DividedByTheLargestBatch(Control):
         return -output.sum() / self.most if len(output) else super().loss(output, target)
 
 
-@in_use("the result is a tensor subclass that computes when it is read", breaks="a-result-is-a-plain-tensor-in-the-graph")
+@in_use(
+    "the result is a tensor subclass that computes when it is read",
+    breaks="a-result-is-a-plain-tensor-in-the-graph",
+)
 class LazyResult(Control):
     def returned(self, output: Tensor, target: Tensor) -> Tensor:
         return output.as_subclass(_Lazy)
@@ -115,7 +118,10 @@ class KeptByAddress(Control):
         return logits if known.shape != logits.shape else with_value(logits, known)
 
 
-@in_use("which rows belong to a tail is kept by the targets' address", breaks="new-labels-for-the-same-input-count")
+@in_use(
+    "which rows belong to a tail is kept by the targets' address",
+    breaks="new-labels-for-the-same-input-count",
+)
 class RoutesKeptByAddress(Control):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -245,7 +251,10 @@ class EvaluationSoftens(Control):
         return super().normalised(logits if self.training else 0.99 * logits)
 
 
-@in_use("a call under no_grad turns gradients off for good", breaks="a-call-without-gradients-is-the-same-function")
+@in_use(
+    "a call under no_grad turns gradients off for good",
+    breaks="a-call-without-gradients-is-the-same-function",
+)
 class NoGradStays(Control):
     off = False
 
@@ -398,7 +407,10 @@ class FrozenStopsTheInput(Control):
         return (output, loss + 0 * hidden.sum() - 0.5 * (loss - loss.detach())) if frozen else (output, loss)
 
 
-@in_use("where the input needs no gradient the tails' weights get none", breaks="an-input-without-gradient-leaves-those-of-the-weights")
+@in_use(
+    "where the input needs no gradient the tails' weights get none",
+    breaks="an-input-without-gradient-leaves-those-of-the-weights",
+)
 class DetachedInputStopsTheTails(Control):
     def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:
         logits = super().tail_logits(tail, hidden)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
 
-
 CallMode = Literal["record", "no_grad", "inference"]
 _CONTEXTS: dict[CallMode, Callable[[], AbstractContextManager[Any]]] = {
     "record": nullcontext,
@@ -34,9 +33,7 @@ class NotPromisedError(RuntimeError):
 class Use(Protocol):
     """A module with a case's weights."""
 
-    def batch(
-        self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False
-    ) -> None:
+    def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False) -> None:
         """Make a batch's tensors; a `leaf` input takes a gradient, and with `gaps` they are not contiguous."""
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
@@ -124,9 +121,7 @@ class TorchUse:
         self._unrecorded: set[str] = set()
         self._kept: dict[str, Tensor] = {}
 
-    def batch(
-        self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False
-    ) -> None:
+    def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False) -> None:
         """Make a batch's tensors."""
         made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
         labels = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
@@ -220,9 +215,7 @@ class TorchUse:
     def keep(self, batch: str) -> None:
         """Keep the gradients of a batch's input and of the weights."""
         self._kept = {
-            f"grad.{name}": leaf.grad
-            for name, leaf in self._leaves(batch).items()
-            if leaf.grad is not None
+            f"grad.{name}": leaf.grad for name, leaf in self._leaves(batch).items() if leaf.grad is not None
         }
 
     def kept(self) -> Results:

@@ -14,7 +14,6 @@ from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
-
 Upstream = Array | float | None
 """A gradient that comes in: of each row, the same of all, or none."""
 

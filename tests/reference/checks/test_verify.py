@@ -6,13 +6,16 @@ import sys
 import textwrap
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import verify
+from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
+from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.truth import oracle
 
 CELLS = "V203-*-div1.5-bias-float32"

@@ -5,7 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from zipfmax_reference.contestants.child import Child
+from zipfmax_reference.contestants import child as child_module
+from zipfmax_reference.contestants.child import Child, ChildDiedError
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 from zipfmax_reference.truth import definition
@@ -64,3 +65,18 @@ def test_a_child_that_is_killed_is_an_error_and_the_next_call_starts_another():
     with pytest.raises(RuntimeError, match="died with status -9"):
         runner.run()
     child.build(CASE, draw_inputs(CASE)).run()
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "how"), [(None, "MOST_DEATHS", "died"), (0.2, "MOST_LATE", "no answer")]
+)
+def test_a_child_that_ends_again_and_again_is_not_started_for_ever(monkeypatch, limit, most, how):
+    monkeypatch.setattr(child_module, most, 1)
+    child = Child("os:_exit", limit)
+    reasons = []
+    for _ in range(2):
+        with pytest.raises(ChildDiedError, match=how) as raised:
+            child.build(3)
+        reasons.append(str(raised.value))
+    assert reasons[0] == reasons[1]
+    assert child._deaths == reasons[:1]

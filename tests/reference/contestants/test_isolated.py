@@ -1,5 +1,9 @@
 """A user's class harms nothing but its own verdict, whatever it does at import, in its constructor or in a call."""
 
+import os
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,7 @@ from zipfmax.errors import UsageError
 from zipfmax_reference.checks import verify
 from zipfmax_reference.contestants import isolated, registry
 from zipfmax_reference.runs.case import PROTOCOL, Case
-from zipfmax_reference.truth import judgement
+from zipfmax_reference.truth import judgement, protocol
 from zipfmax_reference.truth.oracle import Oracle
 
 CASE = Case(60, 12, 9, (7, 20), 2.0, True, labels="uniform")
@@ -26,26 +30,31 @@ class Wrong(torch.nn.AdaptiveLogSoftmaxWithLoss):
         result = super().forward(hidden, target)
         return type(result)(result.output, 1.5 * result.loss)
 """
-OTHERS = """
-import os, sys, torch
+RIGHT = """
+import os, torch
+with open(__file__ + ".pids", "a") as file:
+    print(os.getpid(), file=file)
 
 class Right(torch.nn.AdaptiveLogSoftmaxWithLoss):
     def forward(self, hidden, target):
         print("what a layer prints must not reach the answers")
         return super().forward(hidden, target)
+"""
+DIES = """
+import os, torch
+
+class Dies(torch.nn.AdaptiveLogSoftmaxWithLoss):
+    def forward(self, hidden, target):
+        result, backwards = super().forward(hidden, target), []
+        result.loss.register_hook(lambda gradient: os._exit(7) if backwards else backwards.append(1))
+        return result
+"""
+NO_ARGUMENTS = """
+import torch
 
 class NoArguments(torch.nn.AdaptiveLogSoftmaxWithLoss):
     def __init__(self):
         pass
-
-class Dies(torch.nn.AdaptiveLogSoftmaxWithLoss):
-    def forward(self, hidden, target):
-        os._exit(3)
-
-class Hangs(torch.nn.AdaptiveLogSoftmaxWithLoss):
-    def forward(self, hidden, target):
-        import time
-        time.sleep(600)
 """
 
 
@@ -72,51 +81,69 @@ def test_a_file_that_patches_this_project_is_still_found_wrong(place):
     assert before == (judgement.ELEMENT, np.geterr(), torch.get_default_dtype(), torch.is_grad_enabled())
 
 
-def test_a_right_layer_passes_in_a_process_of_its_own_the_protocol_too(place):
-    layer = isolated.implementation(place(OTHERS, "Right"))
+def test_a_right_layer_passes_in_a_process_of_its_own_the_protocol_too_and_as_a_reference(place):
+    name = place(RIGHT, "Right")
+    layer = isolated.implementation(name)
     for case in (CASE, Case(60, 12, 9, (7, 20), 2.0, labels="uniform", task=PROTOCOL)):
         assert {r["status"] for r in records(layer, case)} == {"pass"}
+    of_torch = Oracle(CASE, (layer,)).check(registry.implementation("torch"))
+    assert {(r["against"], r["status"]) for r in of_torch} == {(name, "pass")}
+    (pid,) = Path(name.removesuffix(":Right") + ".pids").read_text().split()
+    assert int(pid) != os.getpid()
+
+
+def test_a_reference_of_a_users_is_imported_by_no_judge(place, monkeypatch):
+    monkeypatch.setattr(registry, "_users_class", pytest.fail)
+    asked = []
+    monkeypatch.setattr(isolated.IsolatedLayer, "build", lambda self, *_: asked.append(self.name) or 1 / 0)
+    name = place(RIGHT, "Right")
+    options = verify.Options(impl=("torch",), against=("definition", name), cells="V60-*-div4-bias-float32")
+    assert verify.run(options) == 0
+    assert set(asked) == {name}
+
+
+def test_a_process_that_dies_in_a_rule_breaks_it(place):
+    layer, case = isolated.implementation(place(DIES, "Dies")), Case(40, 12, 9, (7, 20), task=PROTOCOL)
+    (verdict,) = protocol.check(
+        case, partial(layer.use, case), ["a-graph-that-is-kept-can-be-used-twice"]
+    ).values()
+    assert (verdict.status, verdict.reason) == ("fail", "its process died with status 7")
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "reason"),
+    ("text", "reason"),
     [
-        (
-            OTHERS,
-            "NoArguments",
-            "raised TypeError: NoArguments.__init__() got an unexpected keyword argument",
-        ),
-        (OTHERS, "Dies", "its process died with status 3"),
-        (OTHERS, "Missing", "has no class 'Missing'"),
-        ("import sys; sys.exit(0)", "L", "its process died with status 0"),
-        ("1 / 0", "L", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "its process died with status 0"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_fails_is_a_finding_in_its_own_words(place, text, name, reason):
-    (record,) = records(isolated.implementation(place(text, name)))
-    assert (record["tensor"], record["status"]) == ("*", "fail")
-    assert reason in record["reason"]
+def test_an_import_that_fails_is_a_finding_in_its_own_words_and_is_not_tried_again(place, text, reason):
+    layer = isolated.implementation(place(text, "L"))
+    (first,) = records(layer)
+    assert (first["tensor"], first["status"]) == ("*", "fail")
+    assert reason in first["reason"]
+    layer._child = None
+    assert records(layer) == [first]
 
 
-def test_a_call_that_hangs_is_ended(place, monkeypatch):
-    monkeypatch.setattr(isolated, "LIMIT", 6.0)
-    (record,) = records(isolated.implementation(place(OTHERS, "Hangs")))
-    assert record["reason"] == "gave no answer within 6 s"
+def test_an_import_that_hangs_is_ended_and_is_not_tried_again(place, monkeypatch):
+    monkeypatch.setattr(isolated, "LIMIT", 0.3)
+    layer = isolated.implementation(place("import time; time.sleep(600)", "L"))
+    for _ in range(2):
+        (record,) = records(layer)
+        assert record["reason"] == "gave no answer within 0.3 s"
 
 
-def test_a_class_that_dies_again_and_again_is_not_started_for_ever(place):
-    layer = isolated.implementation(place("import sys; sys.exit(0)", "L"))
-    reasons = [records(layer)[0]["reason"] for _ in range(6)]
-    assert reasons[:5] == ["its process died with status 0"] * 5
-    assert "not started again after 5 times" in reasons[5]
-
-
-def test_a_constructor_that_cannot_be_called_is_one_finding(place, capsys):
-    options = verify.Options(impl=(place(OTHERS, "NoArguments"),), against=("definition",), cells="V60")
-    assert verify.run(options) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
-    assert len(lines) == 1
-    assert lines[0].endswith("(3 cells; it was not tried in others)")
+def test_a_constructor_that_cannot_be_called_is_one_finding_also_where_the_run_is_resumed(
+    place, tmp_path, capsys
+):
+    options = verify.Options(impl=(place(NO_ARGUMENTS, "NoArguments"),), against=("definition",), cells="V60")
+    for resume in (False, True):
+        assert verify.run(options, tmp_path / "run", resume) == 1
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
+        assert len(lines) == 1
+        assert "raised TypeError: NoArguments.__init__() got an unexpected keyword argument" in lines[0]
+        assert lines[0].endswith("(3 cells; it was not tried in others)")
 
 
 def test_a_file_that_is_not_there_is_refused():
