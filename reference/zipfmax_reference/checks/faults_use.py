@@ -21,10 +21,10 @@ class OutputInFourBuffers(Control):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.buffers: dict[tuple[int, torch.Size], Tensor] = {}
+        self.ring: dict[tuple[int, torch.Size], Tensor] = {}
 
     def returned(self, output: Tensor, target: Tensor) -> Tensor:
-        buffer = self.buffers.setdefault((self.calls % 4, output.shape), torch.empty_like(output))
+        buffer = self.ring.setdefault((self.calls % 4, output.shape), torch.empty_like(output))
         self.calls += 1
         buffer.data.copy_(output.data)
         return with_value(output, buffer)
@@ -39,7 +39,9 @@ class GradientsOverwritten(Control):
         super().__init__(*args, **kwargs)
         self.handed: list[Tensor] = []
         for parameter in self.parameters():
-            parameter.register_post_accumulate_grad_hook(lambda p: self.handed.append(p.grad))  # type: ignore[arg-type]
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda p: self.handed.append(p.grad)
+            )
 
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         if all(parameter.grad is None for parameter in self.parameters()):
@@ -95,7 +97,9 @@ class InputGradientWritten(Control):
     def forward(self, hidden: Tensor, target: Tensor) -> Pair:
         own = hidden.detach()
         if hidden.requires_grad and torch.is_grad_enabled():
-            own.requires_grad_().register_hook(lambda gradient: _accumulate(hidden, gradient))
+            own.requires_grad_().register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: _accumulate(hidden, gradient)
+            )
         return super().forward(own, target)
 
 
