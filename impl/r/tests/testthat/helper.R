@@ -33,7 +33,7 @@ definition_of <- function(case, dtype) {
   weights <- lapply(case$layer$parameters, function(weight) as_numpy(from_tensor(weight)))
   hidden <- as_numpy(case$input)
   target <- as_numpy(case$target - 1, "int64")
-  rounding <- reticulate::py_get_item(truth("budgets")$ROUNDING, dtype)
+  rounding <- reticulate::py_get_item(truth("rounding")$ROUNDING, dtype)
   row_weight <- as_numpy(rep(-1 / nrow(case$input), nrow(case$input)))
 
   results <- truth("definition")$adaptive(layout, weights, hidden, target)
