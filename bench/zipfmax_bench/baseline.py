@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zipfmax.errors import UsageError
-from zipfmax_bench.records import STEADY
+from zipfmax_bench.timing_lines import STEADY
 from zipfmax_reference.contestants import registry
 
 FORMAT = 1

@@ -23,7 +23,7 @@ from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.gate import write
 from zipfmax_bench.judge import Change, Finding
-from zipfmax_bench.records import seconds_by_round
+from zipfmax_bench.timing_lines import seconds_by_round
 from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"

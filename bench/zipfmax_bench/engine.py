@@ -17,8 +17,8 @@ from statistics import median
 from types import TracebackType
 from typing import IO, Self
 
-from zipfmax import timing
-from zipfmax_bench import plausibility, protocol
+from zipfmax import timers
+from zipfmax_bench import messages, plausibility
 from zipfmax_bench.executors import Executor, WorkerProcess
 from zipfmax_bench.verification import Verifications, Verifier
 from zipfmax_reference.runs.case import Case
@@ -71,8 +71,8 @@ class Measurement:
     run_s: float = math.inf
     """Wall time of the shortest of the runs that came before the samples."""
     rows: list[tuple[int, ...]] = field(default_factory=list)
-    work: protocol.Work = field(default_factory=protocol.Work)
-    parts: protocol.PartTimes | None = None
+    work: messages.Work = field(default_factory=messages.Work)
+    parts: messages.PartTimes | None = None
     verified: int = 0
     """Samples whose results were compared with the definition."""
     empty_trips_s: list[float] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Measurement:
     @property
     def runs_per_sample(self) -> int:
         """Runs whose median is one sample: several where a run is so short that a neighbour's blink shows."""
-        return timing.runs_per_sample(self.run_s)
+        return timers.runs_per_sample(self.run_s)
 
     @property
     def was_throttled(self) -> bool | None:
@@ -295,7 +295,7 @@ class Engine:
             going = [name for name, own in found.items() if own.ok and not policy.enough(done, own.spent_s)]
             return [] if satisfied and done >= policy.least_rounds and satisfied(found) else going
 
-        for round, name in timing.rounds(active, self._order):
+        for round, name in timers.rounds(active, self._order):
             self._take_turn(name, round, found, policy, plan)
         for measurement in found.values():
             if verifier is not None and measurement.ok and (fault := plausibility.clock_fault(measurement)):
@@ -309,46 +309,46 @@ class Engine:
     def _make_ready(
         self, executor: Executor, case: Case, measurement: Measurement, policy: SamplingPolicy
     ) -> None:
-        reply = executor.ask(protocol.Prepare(case), _ALLOWANCE_S)
-        if isinstance(reply, protocol.Prepared):
+        reply = executor.ask(messages.Prepare(case), _ALLOWANCE_S)
+        if isinstance(reply, messages.Prepared):
             measurement.settings |= {reply.settings} if reply.settings else set()
             longest_s = policy.budget_s / policy.least_rounds
             # On a GPU the first run compiles kernels, unless this machine has them already.
             compiles = case.device != "cpu"
-            reply = executor.ask(protocol.WarmUp(), longest_s + (_ALLOWANCE_S if compiles else 0.0))
-            if isinstance(reply, protocol.Timed):
+            reply = executor.ask(messages.WarmUp(), longest_s + (_ALLOWANCE_S if compiles else 0.0))
+            if isinstance(reply, messages.Timed):
                 measurement.warm_up_s = reply.wall_s
                 if compiles or reply.wall_s < PERHAPS_COLD_S:
-                    reply = executor.ask(protocol.WarmUp(), longest_s)
+                    reply = executor.ask(messages.WarmUp(), longest_s)
         match reply:
-            case protocol.Timed(_, wall_s, _):
+            case messages.Timed(_, wall_s, _):
                 measurement.run_s = min(measurement.run_s, wall_s)
-            case protocol.Lacking(reason):
+            case messages.Lacking(reason):
                 measurement.end("skipped", reason)
-            case protocol.Failure("over_budget", reason):
+            case messages.Failure("over_budget", reason):
                 least = policy.least_rounds
                 measurement.end(
                     "over_budget",
                     f"first run: {reason}; {least} rounds should take at most {policy.budget_s:g} s",
                 )
-            case protocol.Failure(status, reason):
+            case messages.Failure(status, reason):
                 measurement.end(status, reason)
 
     def _split(self, executor: Executor, measurement: Measurement, policy: SamplingPolicy) -> None:
         share_s = SPLIT_SHARE * policy.seconds
-        match executor.ask(protocol.Split(share_s, measurement.replayed > 0), policy.budget_s + _ALLOWANCE_S):
-            case protocol.PartTimes() as parts:
+        match executor.ask(messages.Split(share_s, measurement.replayed > 0), policy.budget_s + _ALLOWANCE_S):
+            case messages.PartTimes() as parts:
                 measurement.parts = parts
-            case protocol.Failure(status, reason):
+            case messages.Failure(status, reason):
                 measurement.end(status, f"while head and tails were timed apart: {reason}")
 
     def _count_work(self, executor: Executor, measurement: Measurement, policy: SamplingPolicy) -> None:
-        match executor.ask(protocol.Weigh(), policy.budget_s + _ALLOWANCE_S):
-            case protocol.Work() as work:
+        match executor.ask(messages.Weigh(), policy.budget_s + _ALLOWANCE_S):
+            case messages.Work() as work:
                 measurement.work = work
-            case protocol.Failure(status, reason):
+            case messages.Failure(status, reason):
                 # The times stand: an implementation may do what cannot be counted.
-                measurement.work = protocol.Work(uncounted=f"{status}: {reason}")
+                measurement.work = messages.Work(uncounted=f"{status}: {reason}")
 
     def _take_turn(
         self,
@@ -363,28 +363,28 @@ class Engine:
         started = self._clock()
         runs = own.runs_per_sample
         verified = plan.runs_of(round, name, [each for each, one in found.items() if one.ok], runs)
-        taken: list[tuple[protocol.Timed, float]] = []
+        taken: list[tuple[messages.Timed, float]] = []
         rows, replayed, verifying_s = [], False, 0.0
         if plan.on:
             began = self._clock()
-            executor.ask(protocol.TakeSample(empty=True), policy.budget_s)
+            executor.ask(messages.TakeSample(empty=True), policy.budget_s)
             own.empty_trips_s.append(self._clock() - began)
         for run in range(runs):
             batch = _batch_number(round, run)
             warm = _batch_number(round, -1) if run == 0 else None
-            loaded = executor.ask(protocol.Load(batch, warm, policy.replay), policy.budget_s)
+            loaded = executor.ask(messages.Load(batch, warm, policy.replay), policy.budget_s)
             began = self._clock()
             reply = (
-                executor.ask(protocol.TakeSample(), policy.budget_s)
-                if isinstance(loaded, protocol.Loaded)
+                executor.ask(messages.TakeSample(), policy.budget_s)
+                if isinstance(loaded, messages.Loaded)
                 else loaded
             )
             trip_s = self._clock() - began
-            if isinstance(reply, protocol.Failure):
+            if isinstance(reply, messages.Failure):
                 own.end(reply.status, reply.reason)
                 break
-            assert isinstance(loaded, protocol.Loaded)
-            assert isinstance(reply, protocol.Timed)
+            assert isinstance(loaded, messages.Loaded)
+            assert isinstance(reply, messages.Timed)
             taken.append((reply, trip_s))
             rows.append(loaded.occupancy)
             replayed = loaded.replayed
@@ -402,7 +402,7 @@ class Engine:
             self._note(own, round, taken)
         own.spent_s += self._clock() - started - verifying_s
 
-    def _note(self, own: Measurement, round: int, taken: Sequence[tuple[protocol.Timed, float]]) -> None:
+    def _note(self, own: Measurement, round: int, taken: Sequence[tuple[messages.Timed, float]]) -> None:
         states = [timed.throttled for timed, _ in taken]
         own.unknown_throttle += None in states
         if True in states:
@@ -417,4 +417,4 @@ class Engine:
 
 def _batch_number(round: int, run: int) -> int:
     """A batch of its own for each run of a sample, and for the untimed one before, which is -1."""
-    return 1 + round * (timing.RUNS_OF_A_SHORT_SAMPLE + 1) + run + 1
+    return 1 + round * (timers.RUNS_OF_A_SHORT_SAMPLE + 1) + run + 1

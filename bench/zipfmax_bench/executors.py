@@ -19,8 +19,8 @@ from typing import IO, Any, Protocol, get_args
 
 import torch
 
-from zipfmax import timing
-from zipfmax_bench import protocol
+from zipfmax import timers
+from zipfmax_bench import messages
 from zipfmax_bench.worker import Session, failure
 from zipfmax_reference.runs.machine import Throttle
 
@@ -46,7 +46,7 @@ class Executor(Protocol):
     def start(self) -> None:
         """Begin to start, where that takes time; returns at once."""
 
-    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+    def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """The answer, or a `Failure`."""
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class WorkerProcess:
             )
         self._connection = Connection(ours.detach())
 
-    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+    def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """The answer, or a `Failure` if the process raised, died or took longer than `timeout_s`."""
         self.start()
         assert self._connection is not None
@@ -108,14 +108,14 @@ class WorkerProcess:
             self._connection.send(request)
             if not self._connection.poll(timeout_s):
                 self.close()
-                return protocol.Failure("over_budget", f"no answer within {timeout_s:g} s")
+                return messages.Failure("over_budget", f"no answer within {timeout_s:g} s")
             reply = plain_reply(self._connection.recv_bytes())
         except (EOFError, OSError):
             return self._post_mortem()
         except pickle.UnpicklingError as error:
             self.close()
-            return protocol.Failure("failed", str(error))
-        if isinstance(reply, protocol.Failure):
+            return messages.Failure("failed", str(error))
+        if isinstance(reply, messages.Failure):
             self.close()  # what raised may have left anything behind
         return reply
 
@@ -128,44 +128,44 @@ class WorkerProcess:
             self._process.wait()
         self._process = self._connection = None
 
-    def _post_mortem(self) -> protocol.Failure:
+    def _post_mortem(self) -> messages.Failure:
         assert self._process is not None
         status = self._process.wait()
         self.close()
         if status == -signal.SIGKILL:
-            return protocol.Failure(
+            return messages.Failure(
                 "out_of_memory", "killed by SIGKILL, as the kernel does when memory runs out"
             )
         if status < 0:
-            return protocol.Failure("failed", f"killed by {signal.Signals(-status).name}")
-        return protocol.Failure("failed", f"ended with exit status {status}")
+            return messages.Failure("failed", f"killed by {signal.Signals(-status).name}")
+        return messages.Failure("failed", f"ended with exit status {status}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """Makes the answers of `protocol` and nothing else: a worker runs code of others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class of the protocol.
+        """A class of the messages.
 
         Raises:
             pickle.UnpicklingError: anything else.
         """
-        if module == protocol.__name__ and name in _REPLIES:
+        if module == messages.__name__ and name in _REPLIES:
             return _REPLIES[name]
         raise pickle.UnpicklingError(f"the worker answered with {module}.{name}, which is no plain value")
 
 
-_REPLIES = {reply.__name__: reply for reply in get_args(protocol.Reply)}
+_REPLIES = {reply.__name__: reply for reply in get_args(messages.Reply)}
 
 
-def plain_reply(data: bytes) -> protocol.Reply:
+def plain_reply(data: bytes) -> messages.Reply:
     """The answer that a worker pickled.
 
     Raises:
         pickle.UnpicklingError: it is not made of the protocol's classes and plain values.
     """
     reply = _PlainUnpickler(io.BytesIO(data)).load()
-    if not isinstance(reply, protocol.Reply):
+    if not isinstance(reply, messages.Reply):
         raise pickle.UnpicklingError(f"the worker answered with a {type(reply).__name__}")
     return reply
 
@@ -184,7 +184,7 @@ class InProcess:
     def start(self) -> None:
         """Nothing to start."""
 
-    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+    def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """The answer, or a `Failure` if the implementation raised."""
         try:
             self._session = self._session or Session(self.name)
@@ -209,33 +209,33 @@ class RunHere:
 
     def __init__(
         self,
-        run: timing.Run,
+        run: timers.Run,
         device: torch.device,
-        work: Callable[[], protocol.Work] = protocol.Work,
+        work: Callable[[], messages.Work] = messages.Work,
     ) -> None:
         self._run, self._work = run, work
-        self._timer, self._throttle = timing.timer_for(device), Throttle.of(device)
+        self._timer, self._throttle = timers.timer_for(device), Throttle.of(device)
 
     def start(self) -> None:
         """Nothing to start."""
 
-    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+    def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """The answer; a run cannot be broken off in its own process, so the time limit is not kept."""
         try:
             match request:
-                case protocol.Prepare():
-                    return protocol.Prepared()
-                case protocol.WarmUp():
-                    return protocol.Timed(*self._timer(self._run))
-                case protocol.Load():
-                    return protocol.Loaded()
-                case protocol.TakeSample():
-                    return protocol.Timed(*self._timer(self._run), self._throttle.state())
-                case protocol.Weigh():
+                case messages.Prepare():
+                    return messages.Prepared()
+                case messages.WarmUp():
+                    return messages.Timed(*self._timer(self._run))
+                case messages.Load():
+                    return messages.Loaded()
+                case messages.TakeSample():
+                    return messages.Timed(*self._timer(self._run), self._throttle.state())
+                case messages.Weigh():
                     return self._work()
         except Exception as error:
             return failure(error)
-        return protocol.Lacking(f"a function cannot answer {type(request).__name__}")
+        return messages.Lacking(f"a function cannot answer {type(request).__name__}")
 
     def close(self) -> None:
         """Forget the function, and what it holds."""

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
-from zipfmax_bench import gate_report, judge, records
+from zipfmax_bench import gate_report, judge, timing_lines
 from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.judge import Finding
-from zipfmax_bench.protocol import LIMIT
+from zipfmax_bench.messages import LIMIT
 from zipfmax_reference.records import RUN_FILE, RunDirectory, Timing
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
@@ -125,12 +125,12 @@ def measure_again(found: Mapping[Key, Record]) -> Rerun:
         for key in keys:
             first = found[key]
             case = Case.from_fields(first)
-            names = [key[1], *(name for name in records.STEADY if first.get(f"speedup_vs_{name}"))]
+            names = [key[1], *(name for name in timing_lines.STEADY if first.get(f"speedup_vs_{name}"))]
             threads = first.get("threads") or usable_cores()
             with Engine.of_processes(names, threads, RERUN_PROCESSES) as engine:
                 measured = engine.measure(dict.fromkeys(names, case), RERUN_POLICY)
             limit = measured.pop(LIMIT, None)
-            again[key] = records.timing_line(case, key[1], measured, limit, threads)
+            again[key] = timing_lines.timing_line(case, key[1], measured, limit, threads)
         return again
 
     return rerun

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
-from zipfmax.timing import replayed
+from zipfmax.timers import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, training_step, zipf_labels
 from zipfmax_bench.work import count
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zipfmax_bench import protocol
+from zipfmax_bench import messages
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import RunHere
 from zipfmax_reference.runs.case import Case
@@ -61,8 +61,8 @@ def measured(runs: dict[str, Run], case: Record, rounds: int = 15, seconds: floa
         seconds: no run takes part in a further round once it has spent so many.
     """
 
-    def work(name: str) -> Callable[[], protocol.Work]:
-        return lambda: protocol.Work(peak_bytes=0 if "graph" in name else temporaries(runs[name]))
+    def work(name: str) -> Callable[[], messages.Work]:
+        return lambda: messages.Work(peak_bytes=0 if "graph" in name else temporaries(runs[name]))
 
     executors = {name: [RunHere(run, DEVICE, work(name))] for name, run in runs.items()}
     policy = SamplingPolicy(seconds=seconds, least=1, most=rounds)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
-from zipfmax.timing import replayed
+from zipfmax.timers import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import build_for_timing, settings_of

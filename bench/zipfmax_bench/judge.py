@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from zipfmax_bench.baseline import FIGURES, cell_of, interval_of
-from zipfmax_bench.records import STEADY
+from zipfmax_bench.timing_lines import STEADY
 
 THRESHOLD = 0.05
 """Slowdown that is let pass, relative, however surely it was seen."""

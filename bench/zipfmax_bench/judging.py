@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipfmax_bench import protocol
+from zipfmax_bench import messages
 from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import torch_layer
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_full_weight, draw_weights
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 from zipfmax_reference.truth.judgement import Truth, Verdict
-from zipfmax_reference.truth.parity import WHOLE, Oracle, precision
+from zipfmax_reference.truth.oracle import WHOLE, Oracle, precision
 
 REFERENCES: Mapping[Family, tuple[str, ...]] = {
     "adaptive": ("definition", "torch"),
@@ -93,7 +93,7 @@ class Judge:
         self._oracles: dict[Family, tuple[tuple[Case, int], Oracle]] = {}
         self._truths: dict[Family, tuple[tuple[Case, int], Results]] = {}
 
-    def lines(self, request: protocol.Judge) -> list[dict[str, Any]]:
+    def lines(self, request: messages.Judge) -> list[dict[str, Any]]:
         """Parity lines of saved results.
 
         Raises:
@@ -112,7 +112,7 @@ class Judge:
             return self._some_rows(request, saved)
         return self._compare(request, saved)
 
-    def _some_rows(self, request: protocol.Judge, saved: Saved) -> list[dict[str, Any]]:
+    def _some_rows(self, request: messages.Judge, saved: Saved) -> list[dict[str, Any]]:
         """The contract's lines on a random part of the rows, which do not depend on each other."""
         case = request.case
         share = DEFINITION_FLOPS / product_flops(request.family, case)
@@ -143,7 +143,7 @@ class Judge:
             weights[FULL_WEIGHT] = draw_full_weight(case)
         return Inputs(*draw_batch(case, batch), weights)
 
-    def _compare(self, request: protocol.Judge, saved: Saved) -> list[dict[str, Any]]:
+    def _compare(self, request: messages.Judge, saved: Saved) -> list[dict[str, Any]]:
         key, family = (request.case, request.batch), request.family
         inputs = self._inputs(*key, family)
         if family not in self._truths or self._truths[family][0] != key:
@@ -173,7 +173,7 @@ class Judge:
         return lines
 
     def _in_part(
-        self, request: protocol.Judge, results: Results, inputs: Inputs, output: Array, wanted: set[str]
+        self, request: messages.Judge, results: Results, inputs: Inputs, output: Array, wanted: set[str]
     ) -> Iterator[tuple[str, Verdict]]:
         """The contract's verdicts on some rows and some classes, drawn anew each time."""
         case, exactness = request.case, precision(request.case)
@@ -269,7 +269,7 @@ def _blocks(case: Case) -> Iterator[slice]:
 
 
 def _line(
-    request: protocol.Judge,
+    request: messages.Judge,
     tensor: str,
     status: str,
     reason: str | None = None,

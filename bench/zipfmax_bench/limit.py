@@ -25,8 +25,8 @@ from zipfmax.backends.tiled_products import add_product, has_faster_linear, line
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import missing_device, torch_dtype
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 # Of a buffer that stays in a CPU's cache, 4 MiB in float32, and is still long for a GPU's launch.
 _CHUNK_ELEMENTS = 2**20

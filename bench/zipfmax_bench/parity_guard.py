@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from zipfmax_bench import protocol
+from zipfmax_bench import messages
 from zipfmax_bench.executors import Executor, WorkerProcess
 from zipfmax_bench.judging import DEFINITION_FLOPS
 from zipfmax_bench.prediction import product_flops
@@ -42,7 +42,7 @@ class ParityGuard:
         self._directory = directory
         self._threads = threads
         self._log = log.open("ab")
-        self._judge = WorkerProcess(protocol.CHECKER, threads, self._log)
+        self._judge = WorkerProcess(messages.CHECKER, threads, self._log)
         self._subjects: dict[str, WorkerProcess] = {}
         # Of each implementation and case: by tensor, the fault against each reference, or None.
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
@@ -106,7 +106,7 @@ class ParityGuard:
     def timed_fault(self, name: str, case: Case, batch: int, executor: Executor) -> tuple[str, str] | None:
         """Status and reason where what an executor computed in its last timed run is wrong."""
         lines = self._judged(name, case, batch, executor)
-        if not isinstance(lines, protocol.Parity):
+        if not isinstance(lines, messages.ParityLines):
             return _refusal(lines, "while a timed run was verified")
         tensors: dict[str, list[str | None]] = {}
         for line in lines.lines:
@@ -124,25 +124,25 @@ class ParityGuard:
     def _check(self, name: str, case: Case) -> None:
         key = (name, case.id)
         worker = self._subjects.setdefault(name, WorkerProcess(name, self._threads, self._log))
-        reply = worker.ask(protocol.Prepare(case, fastest=False), TIMEOUT_S)
-        if isinstance(reply, protocol.Prepared):
+        reply = worker.ask(messages.Prepare(case, fastest=False), TIMEOUT_S)
+        if isinstance(reply, messages.Prepared):
             reply = self._judged(name, case, 0, worker)
-            worker.ask(protocol.Forget())
+            worker.ask(messages.Forget())
         match reply:
-            case protocol.Parity(lines):
+            case messages.ParityLines(lines):
                 self._directory.write(*(Parity.model_validate(line) for line in lines))
                 for line in lines:
                     self._remember(line)
             case _:
                 self._refused[key] = _refusal(reply, "while its parity was checked")
 
-    def _judged(self, name: str, case: Case, batch: int, executor: Executor) -> protocol.Reply:
+    def _judged(self, name: str, case: Case, batch: int, executor: Executor) -> messages.Reply:
         with tempfile.TemporaryDirectory(prefix="zipfmax-") as folder:
-            kept = executor.ask(protocol.Keep(folder), TIMEOUT_S)
-            if not isinstance(kept, protocol.Kept):
+            kept = executor.ask(messages.Keep(folder), TIMEOUT_S)
+            if not isinstance(kept, messages.Kept):
                 return kept
             family = registry.family(name)
-            request = protocol.Judge(name, family, case, batch, folder, kept.mismatches)
+            request = messages.Judge(name, family, case, batch, folder, kept.mismatches)
             return self._judge.ask(request, TIMEOUT_S)
 
     def _remember(self, line: Mapping[str, Any]) -> None:
@@ -153,7 +153,7 @@ class ParityGuard:
 
 def judged(name: str) -> bool:
     """Whether results of a name are judged: the bare products have none, and inexact ones are labelled."""
-    return name != protocol.LIMIT and registry.gradients(name).exact
+    return name != messages.LIMIT and registry.gradients(name).exact
 
 
 def _note(tensors: dict[str, list[str | None]], line: Mapping[str, Any]) -> None:
@@ -171,11 +171,11 @@ def _verdict(tensors: Mapping[str, list[str | None]]) -> str | None:
     return f"{wrong[0][0]}" + (f" (and {len(wrong) - 1} more tensors)" if len(wrong) > 1 else "")
 
 
-def _refusal(reply: protocol.Reply, when: str) -> tuple[str, str]:
+def _refusal(reply: messages.Reply, when: str) -> tuple[str, str]:
     match reply:
-        case protocol.Lacking(reason):
+        case messages.Lacking(reason):
             return "skipped", reason
-        case protocol.Failure(status, reason):
+        case messages.Failure(status, reason):
             return status, f"{when}: {reason}"
     raise TypeError(f"unexpected answer {type(reply).__name__}")
 

@@ -21,7 +21,7 @@ from zipfmax.steps import TASKS
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
-from zipfmax_bench.records import measured_ratio
+from zipfmax_bench.timing_lines import measured_ratio
 from zipfmax_reference.runs import labels
 from zipfmax_reference.runs.case import Case
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zipfmax_bench import protocol, ratios
+from zipfmax_bench import messages, ratios
 from zipfmax_bench.limit import products
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
@@ -47,7 +47,7 @@ def fault(case: Case, name: str, own: Measurement, limit: Measurement | None) ->
         own: what came of it.
         limit: the bare products measured in the same rounds, if they were.
     """
-    if name == protocol.LIMIT or case.task not in TASKS or not own.ok or not registry.gradients(name).exact:
+    if name == messages.LIMIT or case.task not in TASKS or not own.ok or not registry.gradients(name).exact:
         return None
     if registry.family(name) != "adaptive":
         return None  # the limit is that of adaptive softmax, and fused losses use operators without a count
@@ -111,7 +111,7 @@ def least_flops(case: Case) -> int:
 
 def end_implausible(found: Mapping[str, Measurement], cases: Mapping[str, Case]) -> None:
     """End every measurement that cannot be."""
-    limit = found.get(protocol.LIMIT)
+    limit = found.get(messages.LIMIT)
     for name, own in found.items():
         reason = fault(cases[name], name, own, limit)
         if reason is not None:

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import judge, presets, protocol, records
+from zipfmax_bench import judge, messages, presets, timing_lines
 from zipfmax_bench.baseline import Baseline, cell_of
 from zipfmax_bench.engine import Engine
 from zipfmax_bench.executors import WorkerProcess
@@ -39,7 +39,7 @@ AXES = presets.PRESETS["gate"]
 # other costs nothing.
 CASES = tuple(case for case in presets.cases(AXES) if case.task == "forward")
 OURS = "zipfmax"
-REFERENCES = ("torch", protocol.LIMIT)
+REFERENCES = ("torch", messages.LIMIT)
 THREADS = 1
 PROCESSES = 6
 
@@ -206,7 +206,7 @@ class Bench:
 
     def _measure(
         self, case: Case, name: str, workers: Mapping[str, Sequence[WorkerProcess]]
-    ) -> records.Record:
+    ) -> timing_lines.Record:
         """Timing line of an implementation, measured beside the references."""
         together = (name, *REFERENCES)
         engine = Engine({each: workers[each] for each in together}, self._random)
@@ -216,7 +216,7 @@ class Bench:
                 raise UsageError(
                     f"the self-test cannot measure {each} here: {measurement.status}: {measurement.reason}"
                 )
-        return records.timing_line(case, name, found, found[protocol.LIMIT], THREADS)
+        return timing_lines.timing_line(case, name, found, found[messages.LIMIT], THREADS)
 
     def _sides(self, kind: Kind) -> tuple[dict[str, list[WorkerProcess]], dict[str, list[WorkerProcess]]]:
         """Ready workers of every name for the baseline and for the run, none of them in both."""
@@ -230,7 +230,7 @@ class Bench:
         for worker in fresh:
             worker.start()
         for worker in fresh:
-            worker.ask(protocol.Prepare(CASES[0]))
+            worker.ask(messages.Prepare(CASES[0]))
         drawn = {name: self._random.sample(self._pools[name], size) for name, size in sizes.items()}
         return (
             {name: workers[PROCESSES:] for name, workers in drawn.items()},

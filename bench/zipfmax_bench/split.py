@@ -13,13 +13,13 @@ from collections.abc import Callable
 import numpy as np
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.timing import Timer
+from zipfmax.timers import Timer
 from zipfmax_bench.limit import LimitRunner
-from zipfmax_bench.protocol import PartTimes
+from zipfmax_bench.messages import PartTimes
 from zipfmax_reference.contestants.implementation import Runner
+from zipfmax_reference.runs.arrays import Array, Labels
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch
-from zipfmax_reference.runs.inputs import Array, Labels
 
 TASKS = ("forward", "train")
 """The tasks in which the labels decide which tails are computed."""

@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import torch
 
-from zipfmax_bench import presets, records
+from zipfmax_bench import presets, timing_lines
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import RunDirectory
 from zipfmax_reference.runs.case import Case
@@ -74,7 +74,7 @@ class Clock:
 class Cell:
     """A measured cell, to be handed to pytest-benchmark with everything that its own statistics lack."""
 
-    def __init__(self, record: records.Record) -> None:
+    def __init__(self, record: timing_lines.Record) -> None:
         self.record = record
         self.clock = Clock(record["samples_s"])
 
@@ -115,7 +115,7 @@ class Suite:
         self._guard.__exit__(kind, error, trace)
         self._engine.__exit__(kind, error, trace)
 
-    def record(self, case: Case, name: str, together_with: Sequence[str]) -> records.Record:
+    def record(self, case: Case, name: str, together_with: Sequence[str]) -> timing_lines.Record:
         """The timing line of an implementation on a case, which is measured with others at the first call."""
         if case.id not in self._found:
             subjects = dict.fromkeys([*together_with, LIMIT], case)
@@ -124,7 +124,7 @@ class Suite:
             )
         found = self._found[case.id]
         adaptive = registry.family(name) == "adaptive"
-        line = records.timing_line(case, name, found, found[LIMIT] if adaptive else None, self.threads)
+        line = timing_lines.timing_line(case, name, found, found[LIMIT] if adaptive else None, self.threads)
         return {**line, "parity_error": self.parity_error(case, name)}
 
     def parity_error(self, case: Case, name: str) -> float | None:

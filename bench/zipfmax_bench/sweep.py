@@ -17,13 +17,13 @@ from pathlib import Path
 from rich.console import Console
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import records
+from zipfmax_bench import timing_lines
 from zipfmax_bench.engine import Engine, Measurement
 from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.prediction import RunTimePredictor, product_flops
 from zipfmax_bench.progress import SweepProgress
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
 from zipfmax_bench.table import show, timing_tables
@@ -70,15 +70,19 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
     _say(console, "\nmilliseconds (times faster than full softmax)")
     show(console, timing_tables(lines, plan.implementations))
     _say(console, f"run directory: {path}")
-    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in records.FINDINGS]
+    causes = [f"{line['impl']}: {cause(line)}" for line in lines if line["status"] in timing_lines.FINDINGS]
     for text, cells in Counter(causes).items():
         print(f"zipfmax: {text}" + (f" ({cells} cells)" if cells > 1 else ""), file=sys.stderr)
-    return 1 if any(line["status"] in records.FINDINGS and line["impl"] not in PEERS for line in lines) else 0
+    return (
+        1
+        if any(line["status"] in timing_lines.FINDINGS and line["impl"] not in PEERS for line in lines)
+        else 0
+    )
 
 
-def cause(line: records.Record) -> str:
+def cause(line: timing_lines.Record) -> str:
     """Why a cell has no time, without the name of the case, so that equal causes are told once."""
-    return f"{records.FINDINGS[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
+    return f"{timing_lines.FINDINGS[line['status']]}: {str(line['reason']).partition(', on ')[0]}"
 
 
 def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: Ranks) -> ResolvedSweep:
@@ -144,7 +148,7 @@ class Sweep:
     def _case(self, case: Case, missing: Sequence[str], engine: Engine, guard: ParityGuard) -> None:
         # A resumed case measures its references again: a speedup needs both in the same rounds.
         wanted = [
-            name for name in self._plan.implementations if name in missing or name in records.REFERENCES
+            name for name in self._plan.implementations if name in missing or name in timing_lines.REFERENCES
         ]
         refused = {name: refusal for name in wanted if (refusal := self._refusal(name, case))}
         ready = [name for name in wanted if name not in refused]
@@ -153,7 +157,7 @@ class Sweep:
             dict.fromkeys([*ready, LIMIT] if ready else [], case),
             self._plan.policy,
             judge=guard.fault,
-            satisfied=None if precision is None else partial(records.precise, precision=precision),
+            satisfied=None if precision is None else partial(timing_lines.precise, precision=precision),
             split=self._to_split(case),
             verifier=guard,
         )
@@ -162,7 +166,7 @@ class Sweep:
         lines = []
         for name in missing:
             own_limit = limit if self._families[name] == "adaptive" else None
-            lines.append(records.timing_line(case, name, found, own_limit, self._plan.threads))
+            lines.append(timing_lines.timing_line(case, name, found, own_limit, self._plan.threads))
             self._learn(lines[-1])
         self._plan.directory.write(*(Timing(**line) for line in lines))
 
@@ -190,7 +194,7 @@ class Sweep:
             return Measurement("over_budget", reason)
         return None
 
-    def _learn(self, line: records.Record) -> None:
+    def _learn(self, line: timing_lines.Record) -> None:
         seconds = line["median_s"]
         if line["status"] == "out_of_memory" and self._families.get(line["impl"]) == "full":
             # Full softmax does the same whatever the labels are, and drawing its weight again takes a minute.

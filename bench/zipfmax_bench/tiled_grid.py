@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import track
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import records
+from zipfmax_bench import timing_lines
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -92,7 +92,7 @@ class Grid:
         elif "paddle" in names and found["paddle"].status == "over_budget":
             self._too_large_for_paddle.append(case)
         limit = found.pop(LIMIT)
-        return [records.timing_line(case, name, found, limit, self._threads) for name in names]
+        return [timing_lines.timing_line(case, name, found, limit, self._threads) for name in names]
 
     def _paddle_failed_on(self, case: Case) -> Case | None:
         """A case no larger than this one in which Paddle was over its budget."""

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from zipfmax_bench import records
+from zipfmax_bench import timing_lines
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
+from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
-from zipfmax_bench.protocol import LIMIT
 from zipfmax_bench.table import show
 from zipfmax_reference.records import RunDirectory, TimingFault
 from zipfmax_reference.runs.case import Case
@@ -92,7 +92,7 @@ class Outcome:
         """Whether an honest layer kept its time, or a cheat gained none."""
         if self.honest:
             return self.status == "ok" and self.speedup_vs_torch is not None
-        return self.status in records.FINDINGS or (
+        return self.status in timing_lines.FINDINGS or (
             self.status == "ok"
             and self.speedup_vs_torch is not None
             and self.speedup_vs_torch < HONEST_SPEEDUP
@@ -163,7 +163,7 @@ def _outcome(one: Planted, beside: dict[str, list[WorkerProcess]], guard: Parity
     finally:
         worker.close()
         guard.release(name)
-    line = records.timing_line(case, name, found, found[LIMIT], THREADS)
+    line = timing_lines.timing_line(case, name, found, found[LIMIT], THREADS)
     return Outcome(
         one.name,
         one.text,

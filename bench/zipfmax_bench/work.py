@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zipfmax_bench import flops
 from zipfmax_bench.memory import peak_temporary_bytes
-from zipfmax_bench.protocol import Work
+from zipfmax_bench.messages import Work
 
 # Operations whose result the host needs before it can go on.
 _READS_BACK = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "is_nonzero"}

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zipfmax import timing
-from zipfmax_bench import protocol
+from zipfmax import timers
+from zipfmax_bench import messages
 from zipfmax_bench.judging import Judge
 from zipfmax_bench.snapshot import Snapshot, snapshots
 from zipfmax_reference.contestants import registry
@@ -33,7 +33,7 @@ from zipfmax_reference.contestants.implementation import Implementation, Runner,
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 from zipfmax_reference.runs.machine import Throttle
-from zipfmax_reference.truth.parity import WHOLE
+from zipfmax_reference.truth.oracle import WHOLE
 
 _get_num_threads = torch.get_num_threads
 
@@ -51,19 +51,19 @@ class Session:
 
     def __init__(self, name: str) -> None:
         self._threads = _get_num_threads()
-        self._judge = Judge() if name == protocol.CHECKER else None
+        self._judge = Judge() if name == messages.CHECKER else None
         self._implementation = None if self._judge else _implementation(name)
         self._held: Case | None = None  # what the runner's weights are for
         self._case: Case | None = None
         self._runner: Runner | None = None
-        self._weighed: protocol.Work | None = None
+        self._weighed: messages.Work | None = None
         self._run_s = math.inf  # the shortest run of this case so far
         self._refuses_capture = False
         self._run: Callable[[], None] | None = None  # what is timed: the runner's, or a graph's replay
         self._seen: Mapping[str, Snapshot] = {}
         self._ran = False
 
-    def answer(self, request: protocol.Request) -> protocol.Reply:
+    def answer(self, request: messages.Request) -> messages.Reply:
         """Do what the request asks; on a GPU only tensors in use outlive it, no memory cached for later.
 
         The workers share the GPU: what one keeps in its allocator would be missing to another, which then
@@ -74,36 +74,36 @@ class Session:
             torch.cuda.empty_cache()
         return reply
 
-    def _answer(self, request: protocol.Request) -> protocol.Reply:
+    def _answer(self, request: messages.Request) -> messages.Reply:
         match request:
-            case protocol.Prepare(case, fastest):
+            case messages.Prepare(case, fastest):
                 return self._prepare(case, fastest)
-            case protocol.WarmUp():
+            case messages.WarmUp():
                 return self._warm_up()
-            case protocol.Load(batch, warm, replay):
+            case messages.Load(batch, warm, replay):
                 return self._begin(batch, warm, replay)
-            case protocol.TakeSample(empty):
+            case messages.TakeSample(empty):
                 return self._sample(empty)
-            case protocol.Keep(folder):
+            case messages.Keep(folder):
                 return self._keep(Path(folder))
-            case protocol.Forget():
+            case messages.Forget():
                 self._runner = self._held = self._weighed = self._run = None
                 self._seen = {}
                 gc.collect()
-                return protocol.Kept()
-            case protocol.Weigh():
+                return messages.Kept()
+            case messages.Weigh():
                 return self._weigh()
-            case protocol.Split(budget_s, replay):
+            case messages.Split(budget_s, replay):
                 return self._split(budget_s, replay)
-            case protocol.Judge():
+            case messages.Judge():
                 assert self._judge is not None, "this process runs an implementation"
-                return protocol.Parity(tuple(self._judge.lines(request)))
+                return messages.ParityLines(tuple(self._judge.lines(request)))
 
-    def _prepare(self, case: Case, fastest: bool) -> protocol.Reply:
+    def _prepare(self, case: Case, fastest: bool) -> messages.Reply:
         assert self._implementation is not None, "the judge holds no implementation"
         reason = self._implementation.unsupported_reason(case)
         if reason is not None:
-            return protocol.Lacking(reason)
+            return messages.Lacking(reason)
         held = case.without_labels
         if held != self._held:
             # Let go of the old weights before the new ones are drawn: both need not fit.
@@ -118,48 +118,48 @@ class Session:
         self._run_s = math.inf
         self._refuses_capture = self._ran = False
         self._run = self._runner.run if self._runner is not None else None
-        self._timer = timing.timer_for(case.device)
+        self._timer = timers.timer_for(case.device)
         self._throttle = Throttle.of(torch.device(case.device))
         assert self._runner is not None
-        return protocol.Prepared(settings_of(self._runner))
+        return messages.Prepared(settings_of(self._runner))
 
-    def _warm_up(self) -> protocol.Timed:
+    def _warm_up(self) -> messages.Timed:
         assert self._runner is not None, "Prepare comes first"
         self._load(0)
         seconds, wall_s = self._timer(self._runner.run)
         self._run_s = min(self._run_s, wall_s)
-        return protocol.Timed(seconds, wall_s)
+        return messages.Timed(seconds, wall_s)
 
-    def _begin(self, batch: int, warm: int | None, replay: bool) -> protocol.Loaded:
+    def _begin(self, batch: int, warm: int | None, replay: bool) -> messages.Loaded:
         assert self._runner is not None, "Prepare comes first"
         self._seen = {}
         if warm is not None:
             self._load(warm)
             self._run = self._runner.run
-            if self._run_s < timing.WARM_RUN_S or self._on_gpu:  # there the allocator starts empty
+            if self._run_s < timers.WARM_RUN_S or self._on_gpu:  # there the allocator starts empty
                 self._run()
         if getattr(self._runner, "captured_for_each_batch", False):
             rows = self._load(batch)
             captured = self._captured() if replay else None
             self._run = captured or self._runner.run
-            return protocol.Loaded(rows, captured is not None)
+            return messages.Loaded(rows, captured is not None)
         if warm is not None and replay:
             self._run = self._captured() or self._runner.run
         replayed = self._run != self._runner.run
-        return protocol.Loaded(self._load(batch, refill=replayed), replayed)
+        return messages.Loaded(self._load(batch, refill=replayed), replayed)
 
-    def _sample(self, empty: bool) -> protocol.Timed:
+    def _sample(self, empty: bool) -> messages.Timed:
         assert self._run is not None, "Prepare comes first"
         if empty:
             empty_times = self._timer(_nothing)
             snapshots(self._runner)  # as after a run
-            return protocol.Timed(*empty_times, self._throttle.state())
+            return messages.Timed(*empty_times, self._throttle.state())
         seconds, wall_s = self._timer(self._run)
         self._seen = snapshots(self._runner)  # at once: nothing may be filled in later
         self._ran = True
-        return protocol.Timed(seconds, wall_s, self._throttle.state())
+        return messages.Timed(seconds, wall_s, self._throttle.state())
 
-    def _keep(self, folder: Path) -> protocol.Kept:
+    def _keep(self, folder: Path) -> messages.Kept:
         """Save the last run's results. Nothing computed here is trusted: it is what is judged."""
         assert self._runner is not None, "Prepare comes first"
         if not self._ran:
@@ -176,7 +176,7 @@ class Session:
             wrong[WHOLE] = changed
         if _get_num_threads() != self._threads:
             wrong[WHOLE] = f"it set the number of threads to {_get_num_threads()}, not {self._threads}"
-        return protocol.Kept(tuple(wrong.items()))
+        return messages.Kept(tuple(wrong.items()))
 
     def _captured(self) -> Callable[[], None] | None:
         """The loaded batch's run as a CUDA graph, or None where there is no GPU or it cannot be captured."""
@@ -192,7 +192,7 @@ class Session:
             self._refuses_capture = True
             return None
         try:
-            return timing.replayed(self._runner.run)
+            return timers.replayed(self._runner.run)
         except RuntimeError:
             traceback.print_exc()  # to the workers' log: a peer that synchronises is timed as it is
             self._refuses_capture = True
@@ -203,7 +203,7 @@ class Session:
         assert self._case is not None
         return torch.device(self._case.device).type == "cuda"
 
-    def _weigh(self) -> protocol.Work:
+    def _weigh(self) -> messages.Work:
         from zipfmax_bench import work
 
         assert self._runner is not None, "Prepare comes first"
@@ -215,7 +215,7 @@ class Session:
         self._weighed = work.count(self._runner.run, self._case.device)
         return self._weighed
 
-    def _split(self, budget_s: float, replay: bool) -> protocol.PartTimes:
+    def _split(self, budget_s: float, replay: bool) -> messages.PartTimes:
         from zipfmax_bench.split import split
 
         assert self._runner is not None, "Prepare comes first"
@@ -266,21 +266,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _implementation(name: str) -> Implementation:
-    if name == protocol.LIMIT:
+    if name == messages.LIMIT:
         from zipfmax_bench.limit import Limit
 
         return Limit()
     return registry.implementation(name)
 
 
-def failure(error: Exception) -> protocol.Failure:
+def failure(error: Exception) -> messages.Failure:
     """What an implementation raised, as an answer: its first line, and whether memory ran out."""
     text = f"{type(error).__name__}: {error}".strip()
     first_line = text.splitlines()[0][:300]
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         sign in text.lower() for sign in _OUT_OF_MEMORY
     )
-    return protocol.Failure("out_of_memory" if ran_out else "failed", first_line)
+    return messages.Failure("out_of_memory" if ran_out else "failed", first_line)
 
 
 def _live_and_die_with_the_starter() -> None:

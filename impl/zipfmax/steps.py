@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax import backends, timing
+from zipfmax import backends, timers
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 
@@ -70,7 +70,7 @@ class StepTimer:
         self.train = task == "train"
         self._backend = backend
         self._generator = torch.Generator().manual_seed(0)
-        self._timer = timing.timer_for(device)
+        self._timer = timers.timer_for(device)
         self._pool = torch.empty(0, device=device, dtype=dtype)
 
     def step(self, trial: Trial | FullTrial) -> Callable[[], None]:
@@ -93,13 +93,13 @@ class StepTimer:
             samples_a_round: of each trial.
         """
         samples: dict[Trial | FullTrial, list[float]] = {trial: [] for trial in trials}
-        turns = timing.rounds(lambda done: () if enough(done) else trials, random.Random(1))
+        turns = timers.rounds(lambda done: () if enough(done) else trials, random.Random(1))
         for _, trial in turns:
             run = self.step(trial)  # built again, so that only one trial's gradients are in memory
             run_s = self._warm(run)
-            runs = timing.runs_per_sample(run_s)
+            runs = timers.runs_per_sample(run_s)
             samples[trial].extend(
-                timing.sample(run, self._timer, runs).device_s for _ in range(samples_a_round)
+                timers.sample(run, self._timer, runs).device_s for _ in range(samples_a_round)
             )
             if on_sample is not None:
                 on_sample()
@@ -158,6 +158,6 @@ class StepTimer:
     def _warm(self, run: Callable[[], None]) -> float:
         """Wall seconds of the shortest of the untimed runs; a step that is not short gets one."""
         walls: list[float] = []
-        while len(walls) < WARM_RUNS and sum(walls) <= timing.SHORT_RUN_S:
+        while len(walls) < WARM_RUNS and sum(walls) <= timers.SHORT_RUN_S:
             walls.append(self._timer(run).wall_s)
         return min(walls)

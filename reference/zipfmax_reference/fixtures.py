@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def assert_parity() -> Callable[..., None]:
-    """`zipfmax_reference.truth.parity.assert_parity`, imported when a test first asks for it."""
-    from zipfmax_reference.truth import parity
+    """`zipfmax_reference.truth.oracle.assert_parity`, imported when a test first asks for it."""
+    from zipfmax_reference.truth import oracle
 
-    return parity.assert_parity
+    return oracle.assert_parity

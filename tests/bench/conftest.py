@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zipfmax import timing
+from zipfmax import timers
 from zipfmax_bench import engine, parity_guard, plausibility, selftest, timing_faults
 from zipfmax_bench.executors import InProcess
 
@@ -15,9 +15,9 @@ def in_process(monkeypatch):
 
     def timer(run):
         run()
-        return timing.Seconds(1e-3, 1e-3)
+        return timers.Seconds(1e-3, 1e-3)
 
-    monkeypatch.setattr(timing, "timer_for", lambda device: timer)
+    monkeypatch.setattr(timers, "timer_for", lambda device: timer)
     # The engine's own clock is the machine's, which that millisecond disagrees with.
     monkeypatch.setattr(plausibility, "clock_fault", lambda own: None)
     for module in (engine, parity_guard, selftest, timing_faults):

@@ -14,7 +14,7 @@ import zipfmax
 from zipfmax.errors import UsageError
 from zipfmax_bench.compare import environment_of, examine, verdict
 from zipfmax_bench.engine import Measurement, Sample, SamplingPolicy
-from zipfmax_bench.protocol import Work
+from zipfmax_bench.messages import Work
 from zipfmax_reference.runs.case import Case
 
 CASE = Case(60, 8, 16, (10, 30))

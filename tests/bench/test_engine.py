@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from zipfmax_bench import protocol
+from zipfmax_bench import messages
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, worker_environment
-from zipfmax_bench.records import timing_line
+from zipfmax_bench.timing_lines import timing_line
 from zipfmax_reference.runs.case import Case
 
 FAULTY = Path(__file__).parent / "faulty.py"
@@ -78,10 +78,10 @@ class Noted:
         self.limits = []
 
     def ask(self, request, timeout_s):
-        if isinstance(request, protocol.Prepare):
-            return protocol.Prepared()
+        if isinstance(request, messages.Prepare):
+            return messages.Prepared()
         self.limits.append(timeout_s)
-        return protocol.Timed(30.0 / len(self.limits), 30.0 / len(self.limits))
+        return messages.Timed(30.0 / len(self.limits), 30.0 / len(self.limits))
 
 
 class Clock:
@@ -101,13 +101,13 @@ class Scripted(Noted):
         self.clock, self.seconds = clock, list(seconds)
 
     def ask(self, request, timeout_s):
-        if isinstance(request, protocol.Prepare):
-            return protocol.Prepared()
-        if isinstance(request, protocol.Load):
-            return protocol.Loaded((16, 0, 0))
+        if isinstance(request, messages.Prepare):
+            return messages.Prepared()
+        if isinstance(request, messages.Load):
+            return messages.Loaded((16, 0, 0))
         seconds = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
         self.clock.now += seconds
-        return protocol.Timed(seconds, seconds)
+        return messages.Timed(seconds, seconds)
 
 
 @pytest.mark.parametrize(("device", "slack"), [("cpu", [0]), ("cuda", [100, 0])])
@@ -150,12 +150,12 @@ class Throttled(Noted):
         self.states = list(states)
 
     def ask(self, request, timeout_s):
-        if isinstance(request, protocol.Prepare):
-            return protocol.Prepared("chunk_size=4")
-        if isinstance(request, protocol.Load):
-            return protocol.Loaded((16, 0, 0))
-        state = self.states.pop(0) if isinstance(request, protocol.TakeSample) else None
-        return protocol.Timed(1.0, 1.0, state)
+        if isinstance(request, messages.Prepare):
+            return messages.Prepared("chunk_size=4")
+        if isinstance(request, messages.Load):
+            return messages.Loaded((16, 0, 0))
+        state = self.states.pop(0) if isinstance(request, messages.TakeSample) else None
+        return messages.Timed(1.0, 1.0, state)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
     script = (
         "import time\n"
         "from zipfmax_bench.executors import WorkerProcess\n"
-        "from zipfmax_bench import protocol\n"
+        "from zipfmax_bench import messages\n"
         "from zipfmax_reference.runs.case import Case\n"
         f"worker = WorkerProcess({faulty('Hangs')!r}, 1)\n"
-        "worker.ask(protocol.Prepare(Case(60, 8, 16, (10, 30))))\n"
+        "worker.ask(messages.Prepare(Case(60, 8, 16, (10, 30))))\n"
         "print(worker.pid, flush=True)\n"
-        "worker.ask(protocol.WarmUp())\n"
+        "worker.ask(messages.WarmUp())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -239,11 +239,11 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
 def test_a_worker_counts_the_work_of_a_run():
     worker = WorkerProcess("full", threads=1)
     try:
-        assert isinstance(worker.ask(protocol.Prepare(CASE)), protocol.Prepared)
-        work = worker.ask(protocol.Weigh())
+        assert isinstance(worker.ask(messages.Prepare(CASE)), messages.Prepared)
+        work = worker.ask(messages.Weigh())
     finally:
         worker.close()
-    assert isinstance(work, protocol.Work)
+    assert isinstance(work, messages.Work)
     assert work.flops == 3 * 2 * CASE.batch_size * CASE.in_features * CASE.n_classes
 
 

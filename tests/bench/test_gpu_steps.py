@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zipfmax import timing
+from zipfmax import timers
 from zipfmax_bench import gpu_steps
 
 
@@ -12,9 +12,9 @@ from zipfmax_bench import gpu_steps
 def _a_gpu_on_which_a_run_takes_a_nanosecond(monkeypatch):
     def timer(run):
         run()
-        return timing.Seconds(1e-9, 1e-9)
+        return timers.Seconds(1e-9, 1e-9)
 
-    monkeypatch.setattr(timing, "timer_for", lambda device: timer)
+    monkeypatch.setattr(timers, "timer_for", lambda device: timer)
     monkeypatch.setattr(gpu_steps, "temporaries", lambda run: 12)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zipfmax_bench import judging, protocol
+from zipfmax_bench import judging, messages
 from zipfmax_bench.executors import plain_reply
 from zipfmax_bench.judging import Judge
 from zipfmax_bench.worker import Session
@@ -20,15 +20,15 @@ CASE = Case(61, 8, 17, (10, 30), task="train", head_bias=True)
 
 def lines(folder: Path, case: Case, name: str, change=None, batch: int = 3):
     session = Session(name)
-    session.answer(protocol.Prepare(case, fastest=False))
-    session.answer(protocol.Load(batch, warm=1))
-    session.answer(protocol.TakeSample())
-    kept = session.answer(protocol.Keep(str(folder)))
+    session.answer(messages.Prepare(case, fastest=False))
+    session.answer(messages.Load(batch, warm=1))
+    session.answer(messages.TakeSample())
+    kept = session.answer(messages.Keep(str(folder)))
     if change is not None:
         tensor, function = change
         file = folder / f"{tensor}.npy"
         np.save(file, function(np.load(file)))
-    request = protocol.Judge(name, registry.family(name), case, batch, str(folder), kept.mismatches)
+    request = messages.Judge(name, registry.family(name), case, batch, str(folder), kept.mismatches)
     return Judge().lines(request)
 
 
@@ -69,7 +69,7 @@ def test_a_wrong_tensor_fails_by_name(tmp_path, monkeypatch, limit, tensor, chan
 def test_results_of_another_batch_fail(tmp_path):
     session_lines = lines(tmp_path, CASE, "torch")
     assert failed(session_lines) == set()
-    stale = Judge().lines(protocol.Judge("torch", "adaptive", CASE, 4, str(tmp_path)))
+    stale = Judge().lines(messages.Judge("torch", "adaptive", CASE, 4, str(tmp_path)))
     assert failed(stale) >= {"output", "loss", "grad.input", "grad.head.weight"}
 
 
@@ -77,7 +77,7 @@ def test_an_object_array_is_not_unpickled(tmp_path):
     lines(tmp_path, CASE, "torch")
     np.save(tmp_path / "output.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
-        Judge().lines(protocol.Judge("torch", "adaptive", CASE, 3, str(tmp_path)))
+        Judge().lines(messages.Judge("torch", "adaptive", CASE, 3, str(tmp_path)))
 
 
 class _Runs:
@@ -85,7 +85,7 @@ class _Runs:
         return print, ("code of a worker",)
 
 
-@pytest.mark.parametrize("answer", [_Runs(), protocol.Failure("failed", _Runs()), Path("x")])
+@pytest.mark.parametrize("answer", [_Runs(), messages.Failure("failed", _Runs()), Path("x")])
 def test_an_answer_can_run_nothing_in_the_process_that_asked(answer, capsys):
     with pytest.raises(pickle.UnpicklingError, match="no plain value"):
         plain_reply(pickle.dumps(answer))
@@ -93,7 +93,7 @@ def test_an_answer_can_run_nothing_in_the_process_that_asked(answer, capsys):
 
 
 def test_an_answer_of_the_protocol_arrives_as_it_was():
-    reply = protocol.Timed(1.0, 2.0, False)
+    reply = messages.Timed(1.0, 2.0, False)
     assert plain_reply(pickle.dumps(reply)) == reply
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zipfmax_bench import protocol
+from zipfmax_bench import messages
 from zipfmax_bench.parity_guard import DEFINITION_FLOPS, ParityGuard, checked_case
 from zipfmax_bench.prediction import product_flops
 from zipfmax_bench.worker import Session
@@ -94,13 +94,13 @@ class Planted:
     def __init__(self, case: Case, wrong: bool) -> None:
         self._session, self._case, self._wrong = Session("full"), case, wrong
         for request in (
-            protocol.Prepare(case, fastest=False),
-            protocol.Load(0, warm=1),
-            protocol.TakeSample(),
+            messages.Prepare(case, fastest=False),
+            messages.Load(0, warm=1),
+            messages.TakeSample(),
         ):
             self._session.answer(request)
 
-    def ask(self, request: protocol.Request, timeout_s: float | None = None) -> protocol.Reply:
+    def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         kept = self._session.answer(request)
         file = Path(request.folder) / "grad.full.weight.npy"
         gradient = np.load(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zipfmax_bench import plausibility, protocol
+from zipfmax_bench import messages, plausibility
 from zipfmax_bench.engine import Measurement, Sample
 from zipfmax_reference.runs.case import Case
 
@@ -13,7 +13,7 @@ CASE = Case(60, 8, 16, (10, 30), task="train")
 
 def measured(*seconds: float, untimed_s: float = 1e-4, **work) -> Measurement:
     samples = [Sample(0, round, s, s, untimed_s) for round, s in enumerate(seconds)]
-    return Measurement(samples=samples, work=protocol.Work(**work), empty_trips_s=[1e-4, 2e-4])
+    return Measurement(samples=samples, work=messages.Work(**work), empty_trips_s=[1e-4, 2e-4])
 
 
 def fault(own: Measurement, name: str = "users.py:Layer", case: Case = CASE) -> str | None:

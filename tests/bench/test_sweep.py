@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from zipfmax import timing
+from zipfmax import timers
 from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench import presets, sweep_options
@@ -290,10 +290,10 @@ def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path, in_pro
 
     def timer(run):
         run()
-        return timing.Seconds(*[next(times)] * 2)
+        return timers.Seconds(*[next(times)] * 2)
 
-    monkeypatch.setattr(timing, "timer_for", lambda device: timer)
-    monkeypatch.setattr(timing, "RUNS_OF_A_SHORT_SAMPLE", 1)
+    monkeypatch.setattr(timers, "timer_for", lambda device: timer)
+    monkeypatch.setattr(timers, "RUNS_OF_A_SHORT_SAMPLE", 1)
     rounds = []
     for precision in ("90%", "40%"):
         out = tmp_path / precision

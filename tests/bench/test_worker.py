@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zipfmax_bench import protocol
+from zipfmax_bench import messages
 from zipfmax_bench.worker import Session
 from zipfmax_reference.runs.case import Case
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-REQUESTS = [protocol.WarmUp(), protocol.Load(1, warm=2), protocol.TakeSample(), protocol.Weigh()]
+REQUESTS = [messages.WarmUp(), messages.Load(1, warm=2), messages.TakeSample(), messages.Weigh()]
 
 
 def test_cached_memory_of_a_gpu_is_given_back_after_every_answer(monkeypatch):
@@ -18,7 +18,7 @@ def test_cached_memory_of_a_gpu_is_given_back_after_every_answer(monkeypatch):
     given_back = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
-    for request in [protocol.Prepare(Case(60, 8, 16, (10, 30), task="train")), *REQUESTS]:
+    for request in [messages.Prepare(Case(60, 8, 16, (10, 30), task="train")), *REQUESTS]:
         session.answer(request)
         assert len(given_back) == 1, request
         given_back.clear()
@@ -29,8 +29,8 @@ def test_cached_memory_of_a_gpu_is_given_back_after_every_answer(monkeypatch):
 def test_on_a_gpu_a_worker_keeps_no_memory_for_later_between_requests(name):
     case = Case(50_000, 64, 2048, (5_000, 20_000), task="train", device="cuda", labels="zipf:1.0")
     session = Session(name)
-    session.answer(protocol.Prepare(case))
-    needed_bytes = session.answer(protocol.Weigh()).peak_bytes
+    session.answer(messages.Prepare(case))
+    needed_bytes = session.answer(messages.Weigh()).peak_bytes
     held_bytes = torch.cuda.memory_allocated()
     for request in REQUESTS:
         session.answer(request)
@@ -41,8 +41,8 @@ def test_on_a_gpu_a_worker_keeps_no_memory_for_later_between_requests(name):
 def test_on_a_gpu_a_sample_is_timed_with_its_memory_at_hand():
     case = Case(50_000, 64, 2048, (5_000, 20_000), task="train", device="cuda", labels="zipf:1.0")
     session = Session("full")
-    session.answer(protocol.Prepare(case))
-    session.answer(protocol.WarmUp())
+    session.answer(messages.Prepare(case))
+    session.answer(messages.WarmUp())
     session._run_s = 1.0  # as if it were too long to be repeated for its own sake
     taken = []
     timer = session._timer
@@ -58,14 +58,14 @@ def test_on_a_gpu_a_sample_is_timed_with_its_memory_at_hand():
             return False
 
     session._timer = Watching()
-    session.answer(protocol.Load(1, warm=2))
-    session.answer(protocol.TakeSample())
+    session.answer(messages.Load(1, warm=2))
+    session.answer(messages.TakeSample())
     assert taken == [0]
 
 
 def test_a_worker_times_the_fastest_setting_and_says_which_it_is():
     case = Case(999, 8, 300, (10, 30), task="train")
-    prepared = Session("full:chunked").answer(protocol.Prepare(case))
+    prepared = Session("full:chunked").answer(messages.Prepare(case))
     assert "fastest of 6 that are exact" in prepared.settings
-    assert Session("full").answer(protocol.Prepare(case)).settings is None
-    assert Session("torch").answer(protocol.Prepare(case)).settings is None
+    assert Session("full").answer(messages.Prepare(case)).settings is None
+    assert Session("torch").answer(messages.Prepare(case)).settings is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zipfmax import backends, timing
+from zipfmax import backends, timers
 from zipfmax.clusters import ClusterLayout
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
@@ -49,7 +49,7 @@ def clocked(monkeypatch, *seconds):
     """A step timer whose runs take the given seconds, one after the other."""
     clock = iter(seconds)
     own = timer("forward")
-    monkeypatch.setattr(own, "_timer", lambda run: timing.Seconds(*[next(clock)] * 2))
+    monkeypatch.setattr(own, "_timer", lambda run: timers.Seconds(*[next(clock)] * 2))
     return own
 
 

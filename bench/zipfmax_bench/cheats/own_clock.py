@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zipfmax import timing
+from zipfmax import timers
 from zipfmax_bench.cheats.honest import Plain
 
 _clock = time.perf_counter
@@ -18,7 +18,7 @@ _fake.__dict__.update(time.__dict__)
 for _name in ("perf_counter", "monotonic"):
     setattr(_fake, _name, lambda: _clock() / 1000.0)
 sys.modules["time"] = _fake
-setattr(timing, "_now", _fake.perf_counter)  # noqa: B010 - private to the timer
+setattr(timers, "_now", _fake.perf_counter)  # noqa: B010 - private to the timer
 
 
 class OwnClock(Plain):

@@ -25,7 +25,7 @@ import torch
 import triton
 from torch import Tensor
 
-from zipfmax import timing
+from zipfmax import timers
 from zipfmax.backends.triton import tiles
 from zipfmax.backends.triton.routing import Routes, route
 from zipfmax.backends.triton.runtime import architecture
@@ -168,8 +168,8 @@ def measure(candidate: Candidate, problem: Problem, expected: Tensor | None) -> 
             if not error < 2e-2:
                 return Timing(candidate, None, f"differs from the first candidate by {error:.1e}"), None
         # Replays of a graph: at these lengths the host would be timed with it otherwise.
-        replay = timing.replayed(lambda: _discard(problem.run(candidate)))
-        seconds = timing.sample(replay, timing.timer_for("cuda"), SAMPLES)
+        replay = timers.replayed(lambda: _discard(problem.run(candidate)))
+        seconds = timers.sample(replay, timers.timer_for("cuda"), SAMPLES)
     except (triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
         return Timing(candidate, None, f"{type(error).__name__}: {error}".splitlines()[0]), None
     return Timing(candidate, seconds.device_s * 1e3, ""), result

@@ -17,7 +17,7 @@ from zipfmax_reference.checks.probes import Probe, ProbeResult
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.invocation import invocation
-from zipfmax_reference.truth.parity import Record
+from zipfmax_reference.truth.oracle import Record
 
 IMPLEMENTATIONS = ("zipfmax", "torch", "paddle", "tensorflow")
 CALLABLE = "can be called"

@@ -28,9 +28,9 @@ from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs import grid as grids
+from zipfmax_reference.runs.arrays import Inputs, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.runs.inputs import Inputs, Results
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.contract import EPS, Values
 

@@ -25,7 +25,7 @@ from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
-from zipfmax_reference.truth.parity import Oracle, Record
+from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)

@@ -18,7 +18,7 @@ from zipfmax_reference.contestants.child import Child
 from zipfmax_reference.contestants.paddle_nn import import_paddle
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth.parity import Oracle, fault
+from zipfmax_reference.truth.oracle import Oracle, fault
 
 TORCH_LAYERS: dict[str, type[nn.Module]] = {
     "zipfmax": AdaptiveLogSoftmaxWithLoss,

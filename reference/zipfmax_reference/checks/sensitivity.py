@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.arrays import Labels
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.runs.inputs import Labels
 from zipfmax_reference.truth.contract import Values
 from zipfmax_reference.truth.judgement import Truth
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.runs.arrays import Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.runs.inputs import Inputs, Labels, Results
 from zipfmax_reference.truth.judgement import Truth
 
 CASE = Case(5000, 64, 257, (300, 1200, 3000), 2.0, True)
@@ -18,7 +18,7 @@ BITWISE, WITHIN, BEYOND = "bitwise equal", "within budget", "beyond budget"
 
 
 @dataclass(frozen=True)
-class Stability:
+class ChangeOutcome:
     """One tensor of one implementation under one change: a line of `stability.jsonl`."""
 
     impl: str
@@ -30,7 +30,7 @@ class Stability:
     """Largest difference between the two results."""
 
 
-def examine(implementation: Implementation, case: Case = CASE) -> list[Stability]:
+def examine(implementation: Implementation, case: Case = CASE) -> list[ChangeOutcome]:
     """Run an implementation on a training step and on the same step changed.
 
     "within budget" means that the changed step too is as near to the truth as the numeric contract asks.
@@ -54,13 +54,13 @@ def examine(implementation: Implementation, case: Case = CASE) -> list[Stability
 
 def _compared(
     name: str, change: str, tensor: str, straight: Results, changed: Results, truth: Truth
-) -> Stability:
+) -> ChangeOutcome:
     one, other = straight[tensor], changed[tensor]
     if np.array_equal(one, other):
-        return Stability(name, change, tensor, BITWISE, 0.0)
+        return ChangeOutcome(name, change, tensor, BITWISE, 0.0)
     verdict = truth.judge(tensor, other)
     difference = float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max())
-    return Stability(name, change, tensor, WITHIN if verdict.status == "pass" else BEYOND, difference)
+    return ChangeOutcome(name, change, tensor, WITHIN if verdict.status == "pass" else BEYOND, difference)
 
 
 def _restored(results: Results, order: Labels) -> Results:

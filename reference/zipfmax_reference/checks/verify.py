@@ -26,7 +26,7 @@ from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
-from zipfmax_reference.truth.parity import WHOLE, Oracle, Record, fault
+from zipfmax_reference.truth.oracle import WHOLE, Oracle, Record, fault
 
 REFERENCES = ("definition", "torch", "paddle")
 PRECISIONS = ("highest", "high", "medium")

@@ -21,7 +21,7 @@ import torch
 
 from zipfmax_reference.contestants import wire
 from zipfmax_reference.contestants.use import NotPromisedError
-from zipfmax_reference.runs.inputs import Array, Labels, Results
+from zipfmax_reference.runs.arrays import Array, Labels, Results
 
 LAST_WORDS = 5.0
 """Seconds that a process has to end after it closed its output."""

@@ -24,9 +24,9 @@ from zipfmax_reference.contestants.settings import (
     seconds_of,
 )
 from zipfmax_reference.contestants.torch_nn import Batches, missing_device, to_numpy, torch_dtype
+from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight
-from zipfmax_reference.runs.inputs import CLASSES, Array, Inputs, Labels, Results
 
 _CHOICES: dict[tuple[Any, ...], Choice] = {}
 """What was found in this process, by name, device, dtype, task and shape."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 Family = Literal["adaptive", "full"]
 """Which function is computed: adaptive softmax on the case's weights, or full softmax on `full.weight`."""

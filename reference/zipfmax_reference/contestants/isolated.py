@@ -11,8 +11,8 @@ from zipfmax_reference.contestants.child import Child, ChildRunner
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import missing_device
 from zipfmax_reference.contestants.use import Use
+from zipfmax_reference.runs.arrays import Inputs
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Inputs
 
 LIMIT = 300.0
 """Seconds within which a call has to be answered, the import of the user's module included."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from zipfmax.errors import UsageError
 from zipfmax_reference.contestants.implementation import Family, Implementation
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 PREFIX = "saved:"
 _DIGEST, _OF, _FAMILY = "#inputs", "#implementation", "#family"

@@ -20,8 +20,8 @@ import torch
 
 from zipfmax_reference.contestants.child import Child, ChildRunner
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 
 class TensorFlowLayer:

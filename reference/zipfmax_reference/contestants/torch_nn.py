@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.use import TorchUse
+from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import CLASSES, Array, Inputs, Labels, Results
 
 
 class ParameterMismatchError(RuntimeError):

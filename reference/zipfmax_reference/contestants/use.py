@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Array, Labels, Results
 
 
 class NotPromisedError(RuntimeError):

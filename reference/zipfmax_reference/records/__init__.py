@@ -15,7 +15,7 @@ from zipfmax_reference.records.directory import RUN_FILE, RunDirectory
 from zipfmax_reference.records.meta import Invocation, Machine, RunMeta
 from zipfmax_reference.records.parity import Parity, ParityPart
 from zipfmax_reference.records.plan import CurvePoint, Partition, Plan, PlanProof
-from zipfmax_reference.records.selftest import Finding, SelfTest, SelfTestRun
+from zipfmax_reference.records.selftest import SaidFinding, SelfTest, SelfTestRun
 from zipfmax_reference.records.timing import Timing
 
 RECORDS: dict[str, type[Record]] = {
@@ -34,7 +34,6 @@ __all__ = [
     "CaseFields",
     "Conformance",
     "CurvePoint",
-    "Finding",
     "Invocation",
     "Machine",
     "Metamorphic",
@@ -48,6 +47,7 @@ __all__ = [
     "Record",
     "RunDirectory",
     "RunMeta",
+    "SaidFinding",
     "SelfTest",
     "SelfTestRun",
     "Stability",

@@ -7,7 +7,7 @@ from typing import ClassVar
 from zipfmax_reference.records.base import Part, Record
 
 
-class Finding(Part):
+class SaidFinding(Part):
     """What the gate says of one cell."""
 
     case: str
@@ -33,7 +33,7 @@ class SelfTestRun(Record):
     """Which of its kind."""
     failed: bool
     """Whether the gate failed, where a fault is planted for that fault."""
-    said: list[Finding] = []
+    said: list[SaidFinding] = []
     """Of cells that failed or that had a fault planted."""
     seconds: float
     """How long it took."""

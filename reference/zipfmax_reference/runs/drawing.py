@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels
 from zipfmax_reference.runs.labels import Stream, distribution, draw, generator
 
 LOGIT_SCALE = 2.0

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from zipfmax_reference.runs.arrays import CLASSES, Inputs
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import CLASSES, Inputs
 from zipfmax_reference.truth.contract import Values
 from zipfmax_reference.truth.judgement import Truth
 

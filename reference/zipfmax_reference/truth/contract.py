@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipfmax_reference.runs.inputs import CLASSES
+from zipfmax_reference.runs.arrays import CLASSES
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Distance from 1 to the next number of each dtype; "tf32" is float32 whose products round to 10 bits."""

@@ -26,9 +26,9 @@ import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight
-from zipfmax_reference.runs.inputs import Array, Inputs, Labels, Results
 
 Dtype = type[np.floating[Any]]
 

@@ -24,9 +24,9 @@ from typing import Any, Literal
 import numpy as np
 
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.runs.arrays import CLASSES, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight
-from zipfmax_reference.runs.inputs import CLASSES, Inputs, Labels, Results
 from zipfmax_reference.truth import budgets, definition
 from zipfmax_reference.truth.contract import Values, best_classes, form_fault, gaps
 from zipfmax_reference.truth.rounding import ROUNDING

@@ -1,8 +1,8 @@
 """The protocol of calls: whether a layer is right in use, not on its first call only.
 
-A rule drives one fresh module through a few calls (`session.Session`) and holds every result and gradient against the
-definition, by the budgets of `judgement`. Its name is what is held. What a layer need not do, such as a second
-derivative, is skipped where the layer refuses it, and must be right where it does not.
+A rule drives one fresh module through a few calls (`session.CallSession`) and holds every result and gradient
+against the definition, by the budgets of `judgement`. Its name is what is held. What a layer need not do, such as
+a second derivative, is skipped where the layer refuses it, and must be right where it does not.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.use import NotPromisedError, Use, surroundings_kept
+from zipfmax_reference.runs.arrays import Inputs
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.inputs import Inputs
 from zipfmax_reference.truth.judgement import Verdict
-from zipfmax_reference.truth.session import Session
+from zipfmax_reference.truth.session import CallSession
 
 STEP = 1e-4
 """Of the difference that a second derivative is held against, in float64."""
@@ -25,7 +25,7 @@ CURVATURE_ERROR = {"float64": 1e-5, "float32": 1e-3}
 """Allowed of it, relative to its largest element; the difference itself is off by about 1e-8. Dtypes of 16 bits are
 not asked: their own error is as large as a fault's."""
 
-Rule = Callable[[Session], None]
+Rule = Callable[[CallSession], None]
 RULES: dict[str, Rule] = {}
 
 
@@ -39,14 +39,14 @@ def rule(function: Rule) -> Rule:
 
 
 @rule
-def later_calls_are_right(s: Session) -> None:
+def later_calls_are_right(s: CallSession) -> None:
     """Batch after batch, the first a small one of frequent labels only; others twice."""
     for call, batch in enumerate("cabcab"):
         s.called(f"call {call}", batch)
 
 
 @rule
-def an_earlier_result_stays(s: Session) -> None:
+def an_earlier_result_stays(s: CallSession) -> None:
     """What a call returned holds its values through later calls and their backwards."""
     before = s.use.call("first", "a")
     for name, batch in (("second", "b"), ("third", "c")):
@@ -57,7 +57,7 @@ def an_earlier_result_stays(s: Session) -> None:
 
 
 @rule
-def the_callers_tensors_stay(s: Session) -> None:
+def the_callers_tensors_stay(s: CallSession) -> None:
     """Input, target and weights have the same bits after calls and backwards."""
     inputs, weights = s.use.inputs("a"), s.use.weights()
     s.use.call("x", "a")
@@ -70,7 +70,7 @@ def the_callers_tensors_stay(s: Session) -> None:
 
 
 @rule
-def new_values_in_the_same_tensors_count(s: Session) -> None:
+def new_values_in_the_same_tensors_count(s: CallSession) -> None:
     """A batch written over in place is a new batch."""
     s.called("x", "a")
     s.use.refill("a", *s.batches["b"])
@@ -80,7 +80,7 @@ def new_values_in_the_same_tensors_count(s: Session) -> None:
 
 
 @rule
-def new_labels_for_the_same_input_count(s: Session) -> None:
+def new_labels_for_the_same_input_count(s: CallSession) -> None:
     """The same hidden states with the labels of other rows."""
     s.called("x", "a")
     hidden, target = s.batches["a"]
@@ -91,7 +91,7 @@ def new_labels_for_the_same_input_count(s: Session) -> None:
 
 
 @rule
-def a_result_is_a_plain_tensor_in_the_graph(s: Session) -> None:
+def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
     """Of the input's dtype, differentiable, no subclass that computes when it is read."""
     s.use.call("x", "a")
     if (fault := s.use.form("x")) is not None:
@@ -99,7 +99,7 @@ def a_result_is_a_plain_tensor_in_the_graph(s: Session) -> None:
 
 
 @rule
-def a_call_without_gradients_is_the_same_function(s: Session) -> None:
+def a_call_without_gradients_is_the_same_function(s: CallSession) -> None:
     """Under no_grad, and between a call and its backward."""
     s.called("x", "a")
     s.called("y", "b", record=False)
@@ -110,7 +110,7 @@ def a_call_without_gradients_is_the_same_function(s: Session) -> None:
 
 
 @rule
-def evaluation_mode_is_the_same_function(s: Session) -> None:
+def evaluation_mode_is_the_same_function(s: CallSession) -> None:
     """And training mode after it."""
     s.use.mode(False)
     s.called("x", "a")
@@ -121,7 +121,7 @@ def evaluation_mode_is_the_same_function(s: Session) -> None:
 
 
 @rule
-def other_methods_leave_a_call_alone(s: Session) -> None:
+def other_methods_leave_a_call_alone(s: CallSession) -> None:
     """`log_prob` and `predict` between a call and its backward."""
     s.called("x", "a")
     s.use.evaluate("log_prob", "b")
@@ -130,7 +130,7 @@ def other_methods_leave_a_call_alone(s: Session) -> None:
 
 
 @rule
-def log_prob_follows_the_weights(s: Session) -> None:
+def log_prob_follows_the_weights(s: CallSession) -> None:
     """`log_prob`, once more after the weights have changed."""
     for weights in (s.weights, s.other_weights()):
         s.use.write(weights)
@@ -142,7 +142,7 @@ def log_prob_follows_the_weights(s: Session) -> None:
 
 
 @rule
-def weights_written_in_place_count(s: Session) -> None:
+def weights_written_in_place_count(s: CallSession) -> None:
     """The next call and its gradients are those of the new weights."""
     s.called("x", "a")
     s.differentiated("x", "a")
@@ -153,7 +153,7 @@ def weights_written_in_place_count(s: Session) -> None:
 
 
 @rule
-def loaded_weights_count(s: Session) -> None:
+def loaded_weights_count(s: CallSession) -> None:
     """A state dict, loaded between two calls."""
     s.called("x", "a")
     s.weights = s.other_weights()
@@ -163,7 +163,7 @@ def loaded_weights_count(s: Session) -> None:
 
 
 @rule
-def an_optimizer_step_counts(s: Session) -> None:
+def an_optimizer_step_counts(s: CallSession) -> None:
     """It moves every weight that has a gradient, and the next call is that of the moved weights."""
     for name in ("x", "y", "z"):
         s.called(name, "a")
@@ -178,7 +178,7 @@ def an_optimizer_step_counts(s: Session) -> None:
 
 
 @rule
-def two_layers_share_nothing(s: Session) -> None:
+def two_layers_share_nothing(s: CallSession) -> None:
     """Two modules of one class with other weights, in turn."""
     first = dict(s.weights)
     s.weights = s.other_weights()
@@ -199,7 +199,7 @@ def two_layers_share_nothing(s: Session) -> None:
 
 
 @rule
-def frozen_weights_leave_the_inputs_gradient(s: Session) -> None:
+def frozen_weights_leave_the_inputs_gradient(s: CallSession) -> None:
     """And get none of their own; unfrozen ones get theirs again."""
     s.use.require(False)
     s.called("x", "a")
@@ -214,7 +214,7 @@ def frozen_weights_leave_the_inputs_gradient(s: Session) -> None:
 
 
 @rule
-def an_input_without_gradient_leaves_those_of_the_weights(s: Session) -> None:
+def an_input_without_gradient_leaves_those_of_the_weights(s: CallSession) -> None:
     """As where the trunk is frozen."""
     s.use.batch("a", *s.batches["a"], leaf=False)
     s.called("x", "a")
@@ -228,7 +228,7 @@ def an_input_without_gradient_leaves_those_of_the_weights(s: Session) -> None:
 
 
 @rule
-def the_incoming_gradient_counts(s: Session) -> None:
+def the_incoming_gradient_counts(s: CallSession) -> None:
     """A loss that is scaled, as by a loss scaler or by gradient accumulation, and one with its sign turned."""
     for call, factor in enumerate((0.5, -3.0, 1.0)):
         s.called(f"call {call}", "a")
@@ -236,7 +236,7 @@ def the_incoming_gradient_counts(s: Session) -> None:
 
 
 @rule
-def output_can_be_differentiated(s: Session) -> None:
+def output_can_be_differentiated(s: CallSession) -> None:
     """With a random gradient for each row."""
     for call in "xy":
         s.called(call, "a")
@@ -244,7 +244,7 @@ def output_can_be_differentiated(s: Session) -> None:
 
 
 @rule
-def output_and_loss_can_be_differentiated_together(s: Session) -> None:
+def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
     """In one backward, and then the loss only again."""
     s.called("x", "a")
     s.differentiated("x", "a", s.upstream("a"), 0.7)
@@ -253,7 +253,7 @@ def output_and_loss_can_be_differentiated_together(s: Session) -> None:
 
 
 @rule
-def gradients_accumulate(s: Session) -> None:
+def gradients_accumulate(s: CallSession) -> None:
     """Over two batches, without being dropped between them."""
     s.called("x", "a")
     s.use.backward("x", None, 1.0)
@@ -265,7 +265,7 @@ def gradients_accumulate(s: Session) -> None:
 
 
 @rule
-def backwards_may_come_later_and_in_any_order(s: Session) -> None:
+def backwards_may_come_later_and_in_any_order(s: CallSession) -> None:
     """Two calls first, then both backwards, the first one last."""
     s.called("x", "a")
     s.called("y", "b")
@@ -274,7 +274,7 @@ def backwards_may_come_later_and_in_any_order(s: Session) -> None:
 
 
 @rule
-def a_dropped_gradient_comes_back_new(s: Session) -> None:
+def a_dropped_gradient_comes_back_new(s: CallSession) -> None:
     """What a user keeps of a gradient stays, whatever the next step does."""
     s.called("x", "a")
     s.differentiated("x", "a")
@@ -284,7 +284,7 @@ def a_dropped_gradient_comes_back_new(s: Session) -> None:
 
 
 @rule
-def a_graph_that_is_kept_can_be_used_twice(s: Session) -> None:
+def a_graph_that_is_kept_can_be_used_twice(s: CallSession) -> None:
     """backward(retain_graph=True) and backward, with other incoming gradients."""
     s.called("x", "a")
     s.differentiated("x", "a", grad_loss=2.0, retain=True)
@@ -295,7 +295,7 @@ def a_graph_that_is_kept_can_be_used_twice(s: Session) -> None:
 
 
 @rule
-def a_second_derivative_is_right(s: Session) -> None:
+def a_second_derivative_is_right(s: CallSession) -> None:
     """By a difference of the definition's first derivatives."""
     found = s.use.curvature("a")
     first = s.truth("a").values["grad.input"].astype(np.float64)
@@ -315,7 +315,7 @@ def a_second_derivative_is_right(s: Session) -> None:
 
 
 @rule
-def a_target_out_of_range_raises(s: Session) -> None:
+def a_target_out_of_range_raises(s: CallSession) -> None:
     """And the next call is right. On a GPU it may end in a device-side assertion, so it is not asked there."""
     if s.case.device != "cpu":
         raise NotPromisedError("on a GPU a wrong target may end the process")
@@ -334,7 +334,7 @@ def a_target_out_of_range_raises(s: Session) -> None:
 
 
 @rule
-def the_surroundings_stay(s: Session) -> None:
+def the_surroundings_stay(s: CallSession) -> None:
     """Grad mode, default dtype, threads and random numbers are the caller's."""
     before = s.use.surroundings()
     s.use.call("x", "a")
@@ -364,7 +364,7 @@ def check(case: Case, make: Callable[[Inputs], Use]) -> dict[str, Verdict]:
 def _verdict(one: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
     try:
         with surroundings_kept():
-            session = Session(case, make)
+            session = CallSession(case, make)
             one(session)
     except NotPromisedError as error:
         return Verdict("skipped", reason=f"not promised: {' '.join(str(error).split())[:200]}")

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from zipfmax_reference.contestants.use import Use
+from zipfmax_reference.runs.arrays import Array, Inputs, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
-from zipfmax_reference.runs.inputs import Array, Inputs, Results
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
 
-class Session:
+class CallSession:
     """One fresh module, its weights and batches, and the verdicts so far.
 
     Args:

@@ -4,7 +4,7 @@ import torch
 from zipfmax_reference.checks import conformance, probes, stability
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.torch_nn import users_layer
-from zipfmax_reference.records import Conformance, RunDirectory, Stability
+from zipfmax_reference.records import ChangeOutcome, Conformance, RunDirectory
 from zipfmax_reference.runs.case import Case
 
 
@@ -78,7 +78,7 @@ def test_the_table_is_left_in_the_run_directory_and_a_gap_of_ours_gives_status_1
     assert entries["right", "torch"] == "agrees"
     assert entries["gap", "zipfmax"] == "cannot"
     assert entries[conformance.CALLABLE, "R torch"] == "not run"
-    assert {r["change"] for r in directory.rows(Stability)} == {
+    assert {r["change"] for r in directory.rows(ChangeOutcome)} == {
         "again",
         "rows permuted",
         "in two halves",

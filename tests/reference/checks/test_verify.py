@@ -13,7 +13,7 @@ from zipfmax.errors import UsageError
 from zipfmax_reference.checks import verify
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
-from zipfmax_reference.truth import parity
+from zipfmax_reference.truth import oracle
 
 CELLS = "V203-*-div1.5-bias-float32"
 ONE = ("definition",)
@@ -72,7 +72,7 @@ def test_a_resumed_run_ends_with_the_cells_of_an_unbroken_one(tmp_path, monkeypa
     whole = RunDirectory(tmp_path / "whole").rows(Parity)
 
     checked = []
-    check = parity.Oracle.check
+    check = oracle.Oracle.check
 
     def interrupted(self, implementation):
         if len(checked) == 2:
@@ -80,9 +80,9 @@ def test_a_resumed_run_ends_with_the_cells_of_an_unbroken_one(tmp_path, monkeypa
         checked.append(self.case.id)
         return check(self, implementation)
 
-    monkeypatch.setattr(parity.Oracle, "check", interrupted)
+    monkeypatch.setattr(oracle.Oracle, "check", interrupted)
     assert verify.run(options(), out=tmp_path / "broken") == verify.INTERRUPTED
-    monkeypatch.setattr(parity.Oracle, "check", check)
+    monkeypatch.setattr(oracle.Oracle, "check", check)
     torn = tmp_path / "broken" / "parity.jsonl"
     torn.write_text(torn.read_text()[:-30])
     assert verify.run(options(), out=tmp_path / "broken", resume=True) == 0
@@ -96,9 +96,9 @@ def test_a_resumed_run_ends_with_the_cells_of_an_unbroken_one(tmp_path, monkeypa
 def test_a_resumed_run_computes_no_finished_cell_again(tmp_path, monkeypatch):
     verify.run(options(), out=tmp_path / "run")
     checked = []
-    check = parity.Oracle.check
+    check = oracle.Oracle.check
     monkeypatch.setattr(
-        parity.Oracle, "check", lambda self, i: checked.append(self.case.id) or check(self, i)
+        oracle.Oracle, "check", lambda self, i: checked.append(self.case.id) or check(self, i)
     )
     verify.run(options(), out=tmp_path / "run", resume=True)
     last = RunDirectory(tmp_path / "run").rows(Parity)[-1]["case"]
@@ -210,6 +210,6 @@ def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tmp
         "predict",
     ):
         assert {(tensor, "definition"), (tensor, "torch")} <= passed
-    unserved = {(r["dtype"], r["reason"].rpartition(", ")[2]) for r in records if r["tensor"] == parity.WHOLE}
+    unserved = {(r["dtype"], r["reason"].rpartition(", ")[2]) for r in records if r["tensor"] == oracle.WHOLE}
     assert unserved == ({("float64", "not in float64")} if grid == "quick" else set())
     assert {r["dtype"] for r in records if r["status"] == "pass"} == {dtype}

@@ -9,7 +9,7 @@ from zipfmax_reference.checks import verify
 from zipfmax_reference.contestants import isolated, registry
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.truth import judgement
-from zipfmax_reference.truth.parity import Oracle
+from zipfmax_reference.truth.oracle import Oracle
 
 CASE = Case(60, 12, 9, (7, 20), 2.0, True, labels="uniform")
 

@@ -8,7 +8,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.saved import save
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth import parity
+from zipfmax_reference.truth import oracle
 
 CASE = Case(60, 12, 9, (7, 20), head_bias=True)
 
@@ -20,7 +20,7 @@ def carried(tmp_path):
 
 
 def test_saved_results_are_a_reference_like_the_implementation_itself(carried):
-    records = parity.check(CASE, "zipfmax:eager", (carried, "torch"))
+    records = oracle.check(CASE, "zipfmax:eager", (carried, "torch"))
     assert {record["status"] for record in records} == {"pass"}
     inputs = draw_inputs(CASE)
     kept = registry.implementation(carried).build(CASE, inputs).results()
@@ -37,7 +37,7 @@ def test_saved_results_that_are_wrong_are_found_wrong(carried):
         arrays = {name: saved[name] for name in saved.files}
     arrays["output"] = arrays["output"] + np.float32(0.01)
     np.savez_compressed(file, **arrays)
-    records = parity.check(CASE, carried, ("definition",))
+    records = oracle.check(CASE, carried, ("definition",))
     assert [record["tensor"] for record in records if record["status"] == "fail"] == ["output"]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import TASKS, Case
-from zipfmax_reference.truth.parity import check
+from zipfmax_reference.truth.oracle import check
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True, "float64")
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from zipfmax_reference.runs.arrays import Inputs
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_inputs
-from zipfmax_reference.runs.inputs import Inputs
 from zipfmax_reference.truth import definition
 
 CASES = [

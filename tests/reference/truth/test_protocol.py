@@ -11,7 +11,7 @@ from zipfmax_reference.checks.faults import IN_USE, Control
 from zipfmax_reference.contestants.torch_nn import torch_layer, users_layer, zipfmax_layer
 from zipfmax_reference.runs.case import PROTOCOL, TASKS, Case
 from zipfmax_reference.truth import protocol
-from zipfmax_reference.truth.parity import Oracle
+from zipfmax_reference.truth.oracle import Oracle
 
 CASE = Case(60, 12, 33, (7, 20, 45), 2.0, True, "float64", labels="uniform", task=PROTOCOL)
 ONE_CALL = [Oracle(replace(CASE, task=task), ("definition",), explain=False) for task in TASKS]

@@ -113,7 +113,7 @@ class Gradients:
         return [flat.as_strided(*place) for place in self.places]
 
 
-class Plan:
+class StepPlan:
     """A step's launches with their grids and constants, and where its memory lies."""
 
     def __init__(self, shapes: Shapes) -> None:
@@ -386,19 +386,19 @@ def _places_of_tail(present: Sequence[int], cluster: int) -> tuple[int, int, int
     )
 
 
-_plans: dict[Shapes, Plan] = {}
+_plans: dict[Shapes, StepPlan] = {}
 _MOST_PLANS = 512
 
 
-def plan_for(shapes: Shapes) -> Plan:
+def plan_for(shapes: Shapes) -> StepPlan:
     """The plan of these shapes. Kept on GPUs: where nothing is compiled, it costs little."""
     if shapes.device.type != "cuda":
-        return Plan(shapes)
+        return StepPlan(shapes)
     plan = _plans.get(shapes)
     if plan is None:
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
-        plan = _plans[shapes] = Plan(shapes)
+        plan = _plans[shapes] = StepPlan(shapes)
     return plan
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from zipfmax_bench import ratios
 from zipfmax_bench.engine import Measurement
-from zipfmax_bench.protocol import LIMIT
+from zipfmax_bench.messages import LIMIT
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 

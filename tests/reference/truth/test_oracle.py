@@ -12,7 +12,7 @@ from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import DTYPES, TASKS, Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth.parity import WHOLE, Oracle, assert_parity, check
+from zipfmax_reference.truth.oracle import WHOLE, Oracle, assert_parity, check
 
 CASE = Case(203, 24, 33, (7, 30, 202), 2.0, True)
 

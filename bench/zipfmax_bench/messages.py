@@ -85,7 +85,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Judge:
-    """Compare results that `Keep` saved with the definition. Answered by `Parity`."""
+    """Compare results that `Keep` saved with the definition. Answered by `ParityLines`."""
 
     implementation: str
     family: Family
@@ -171,7 +171,7 @@ class PartTimes:
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityLines:
     """The parity lines, as the run directory holds them."""
 
     lines: tuple[dict[str, object], ...]
@@ -186,4 +186,4 @@ class Failure:
 
 
 Request = Prepare | WarmUp | Load | TakeSample | Keep | Forget | Weigh | Split | Judge
-Reply = Prepared | Lacking | Loaded | Timed | Kept | Work | PartTimes | Parity | Failure
+Reply = Prepared | Lacking | Loaded | Timed | Kept | Work | PartTimes | ParityLines | Failure

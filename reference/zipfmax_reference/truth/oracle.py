@@ -23,9 +23,9 @@ from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
 from zipfmax_reference.contestants.use import surroundings_kept
 from zipfmax_reference.runs import grid as grids
+from zipfmax_reference.runs.arrays import Inputs, Results
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
-from zipfmax_reference.runs.inputs import Inputs, Results
 from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
