@@ -19,7 +19,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Cells = Annotated[
     str | None, typer.Option(help="Only the cells whose id contains this; * and ? are wildcards.")
 ]
-Grid = Annotated[str, typer.Option(help="quick, or full: thousands of awkward cells.")]
+Grid = Annotated[
+    str, typer.Option(help="quick; full: thousands of awkward cells; large: up to a million classes.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
