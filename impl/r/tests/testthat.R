@@ -1,0 +1,4 @@
+library(testthat)
+library(zipfmax)
+
+test_check("zipfmax")
