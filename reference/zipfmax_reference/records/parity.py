@@ -33,7 +33,7 @@ class Parity(Record):
     against: str
     """Name of the reference."""
     tensor: str
-    """output, loss, grad.NAME, log_prob, ...; "*" for a cell that could not be judged."""
+    """output, loss, grad.NAME, log_prob, ...; protocol.RULE; "*" for a cell that could not be judged."""
     dtype: str = "float32"
     """The case's."""
     status: Verdict
