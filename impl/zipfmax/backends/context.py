@@ -67,6 +67,14 @@ def _is_recorded_or_fake(tensor: Tensor) -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (_FAKE, _PROXY))
 
 
+def is_differentiated(*upstream: Tensor | None) -> bool:
+    """Whether a backward with these incoming gradients is itself differentiated or batched.
+
+    That is under create_graph=True and is_grads_batched=True.
+    """
+    return torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in upstream)
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether vmap hides a dimension of it, at any level of nested transforms."""
     functorch = torch._C._functorch

@@ -107,6 +107,14 @@ def log_prob_gradients(
     return _gradients_of(results, (upstream,), (hidden, *weights.tensors()), create_graph)
 
 
+def zeros_for_absent(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients, with zeros for tensors that need one and have none: weights of clusters without targets."""
+    return [
+        torch.zeros_like(tensor) if gradient is None and tensor.requires_grad else gradient
+        for tensor, gradient in zip(tensors, gradients, strict=True)
+    ]
+
+
 def _layout(bounds: Sequence[int], weights: Weights) -> ClusterLayout:
     sizes = tuple(tail.projection.shape[0] for tail in weights.tails)
     return ClusterLayout(weights.head.shape[1], bounds[-1], tuple(bounds[1:-1]), projection_sizes=sizes)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zipfmax.backends import eager
 from zipfmax.backends import tiled_operators as operators
-from zipfmax.backends.context import is_batched, is_traced
+from zipfmax.backends.context import is_differentiated, is_traced
 from zipfmax.backends.targets import reduce_loss
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_classes import log_prob_of_classes, most_probable_class
@@ -141,7 +141,7 @@ class _Nll(torch.autograd.Function):
         job, batch = ctx.job, ctx.batch
         job.upstream.learn(from_output=grad_output is not None)
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
-        if torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in (grad_output, grad_loss)):
+        if is_differentiated(grad_output, grad_loss):
             gradients = eager.gradients(
                 job.layout.bounds,
                 job.weights.with_tensors(tensors),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax.backends.context import is_batched
+from zipfmax.backends.context import is_differentiated
 from zipfmax.backends.tiled_cluster import ClusterSoftmax, statistics_dtype
 
 
@@ -41,7 +41,7 @@ class _LinearLogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, log_sum_exp = ctx.saved_tensors
-        if torch.is_grad_enabled() or is_batched(grad):  # create_graph=True, is_grads_batched=True
+        if is_differentiated(grad):
             return (*_differentiable(x, weight, bias, grad), None)
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         softmax = ClusterSoftmax(

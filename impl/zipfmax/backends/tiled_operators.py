@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends import eager
-from zipfmax.backends.context import is_batched
+from zipfmax.backends.context import is_differentiated
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_cluster import statistics_dtype
 from zipfmax.weights import TailWeights, Weights
@@ -132,7 +132,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_log_p: Tensor) -> tuple[Any, ...]:
     hidden, target, *tensors = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2]]
-    if torch.is_grad_enabled() or is_batched(grad_log_p):  # create_graph=True, is_grads_batched=True
+    if is_differentiated(grad_log_p):
         gradients = _differentiable_gradients(grad_log_p, hidden, target, tensors, *ctx.options)
     else:
         found = iter(_tiled_log_p_gradients(grad_log_p, hidden, target, tensors, *ctx.options, wanted))
@@ -160,10 +160,8 @@ def _differentiable_gradients(
         ignore_index=ignore_index,
         dtype=statistics_dtype(hidden.dtype),
     )
-    return [  # an operator's gradients are tensors, also those of clusters without targets
-        torch.zeros_like(tensor) if gradient is None and tensor.requires_grad else gradient
-        for tensor, gradient in zip((hidden, *tensors), gradients, strict=True)
-    ]
+    # An operator's gradients are tensors, also those of clusters without targets.
+    return eager.zeros_for_absent((hidden, *tensors), gradients)
 
 
 _tiled_log_p.register_autograd(_backward, setup_context=_setup_context)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax_reference.contestants.implementation import Family
-from zipfmax_reference.contestants.use import TorchUse, plain
+from zipfmax_reference.contestants.use import TorchUse, plain, to_numpy
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 
@@ -301,10 +301,3 @@ def _quietly(factory: Callable[[Case], nn.Module], case: Case) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         return factory(case)
-
-
-def to_numpy(value: Tensor) -> Array:
-    """A tensor on the host; bfloat16, which NumPy lacks, widened to float32."""
-    value = value.detach().cpu()
-    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return array

@@ -300,8 +300,13 @@ def plain(value: Tensor) -> Tensor:
     return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
 
 
-def _array(value: Tensor) -> Array:
-    """A copy on the host; bfloat16 widened to float32."""
-    value = plain(value.detach()).cpu()
-    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
+def to_numpy(value: Tensor) -> Array:
+    """A tensor on the host; bfloat16, which NumPy lacks, widened to float32."""
+    value = value.detach().cpu()
+    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return array
+
+
+def _array(value: Tensor) -> Array:
+    """A copy on the host, also of what a tensor subclass holds."""
+    return to_numpy(plain(value.detach())).copy()

@@ -14,7 +14,7 @@ import numpy as np
 
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.use import NotPromisedError, Use, surroundings_kept
-from zipfmax_reference.runs.arrays import Inputs
+from zipfmax_reference.runs.arrays import Inputs, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.truth.judgement import Verdict
 from zipfmax_reference.truth.session import CallSession
@@ -165,20 +165,21 @@ def log_prob_follows_the_weights(s: CallSession) -> None:
 @rule
 def weights_written_in_place_count(s: CallSession) -> None:
     """The next call and its gradients are those of the new weights."""
-    s.called("x", "a")
-    s.differentiated("x", "a")
-    s.weights = s.other_weights()
-    s.use.write(s.weights)
-    s.called("y", "a")
-    s.differentiated("y", "a")
+    _new_weights_count(s, s.use.write)
 
 
 @rule
 def loaded_weights_count(s: CallSession) -> None:
     """A state dict, loaded between two calls."""
+    _new_weights_count(s, s.use.load)
+
+
+def _new_weights_count(s: CallSession, put: Callable[[Results], None]) -> None:
+    """A call and its gradients before and after other weights are put into the module."""
     s.called("x", "a")
+    s.differentiated("x", "a")
     s.weights = s.other_weights()
-    s.use.load(s.weights)
+    put(s.weights)
     s.called("y", "a")
     s.differentiated("y", "a")
 

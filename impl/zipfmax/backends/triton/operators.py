@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends import eager
-from zipfmax.backends.context import is_batched
+from zipfmax.backends.context import is_differentiated
 from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
 from zipfmax.backends.triton.loss import row_weights
@@ -183,11 +183,6 @@ def _no_gradients(
     return torch.zeros_like(hidden) if want[0] else None, flat
 
 
-def _needs_plain_operations(*upstream: Tensor | None) -> bool:
-    """Whether a backward is differentiated or batched."""
-    return torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in upstream)
-
-
 def _plain_gradients(
     hidden: Tensor,
     target: Tensor,
@@ -210,14 +205,7 @@ def _plain_gradients(
         reduction=reduction,
         dtype=dtype,
     )
-    return of_hidden, _zeros_for_absent(weights, of_weights)
-
-
-def _zeros_for_absent(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [
-        torch.zeros_like(weight) if gradient is None and weight.requires_grad else gradient
-        for weight, gradient in zip(weights, gradients, strict=True)
-    ]
+    return of_hidden, eager.zeros_for_absent(weights, of_weights)
 
 
 # --------------------------------------------------------------------------- outside compiled graphs
@@ -279,7 +267,7 @@ class TrainStep(torch.autograd.Function):
                 "computes the step again: pass a copy of them, or say gradients='output' where output is "
                 "differentiated"
             )
-        if _needs_plain_operations(grad_output, grad_loss):
+        if is_differentiated(grad_output, grad_loss):
             gradient, plain = _plain_gradients(
                 hidden,
                 target,
@@ -524,7 +512,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_
     if grad_output is None and grad_loss is None:
         return None, None, [None] * ctx.n, *[None] * n_more
     present, bounds, ignore_index, reduction, dtype = ctx.settings
-    if _needs_plain_operations(grad_output, grad_loss):
+    if is_differentiated(grad_output, grad_loss):
         gradient, plain = _plain_gradients(
             hidden, target, weights, present, bounds, ignore_index, reduction, (grad_output, grad_loss), dtype
         )
@@ -626,11 +614,11 @@ def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _log_prob_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     hidden, *weights = ctx.saved_tensors
-    if _needs_plain_operations(grad):
+    if is_differentiated(grad):
         gradient, *plain = eager.log_prob_gradients(
             (0, *ctx.bounds), unpack(weights, ctx.present), hidden, grad
         )
-        return gradient, _zeros_for_absent(weights, plain), None, None
+        return gradient, eager.zeros_for_absent(weights, plain), None, None
     gradient, gradients = log_prob_gradients(hidden, weights, ctx.present, ctx.bounds, grad)
     return gradient, gradients, None, None
 
