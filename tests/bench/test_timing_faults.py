@@ -11,7 +11,7 @@ import torch
 
 from zipfmax_bench import timing_faults
 from zipfmax_bench.engine import SamplingPolicy
-from zipfmax_bench.timing_faults import PLANTED, Outcome, examine
+from zipfmax_bench.timing_faults import PLANTED, LayerOutcome, examine
 from zipfmax_reference.records import RunDirectory, TimingFault
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -97,4 +97,4 @@ def test_code_that_runs_at_import_changes_neither_the_clock_nor_the_verdict_nor_
     ],
 )
 def test_a_cheat_that_gains_time_and_an_honest_layer_without_one_do_not_hold(honest, status, speedup, holds):
-    assert Outcome("x", "x", honest, status, None, speedup, None).holds == holds
+    assert LayerOutcome("x", "x", honest, status, None, speedup, None).holds == holds

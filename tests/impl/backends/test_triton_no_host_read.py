@@ -84,7 +84,7 @@ def compiled_train(operator: str) -> None:
         operators._train_operator(*arguments, torch.bfloat16, True, True)
     else:
         output, loss = operators.forward(*arguments, torch.bfloat16)
-        operators._gradients_operator(*arguments, output, loss, None, True, True)
+        operators._gradients_operator(*arguments, output, loss, None, [], True, True)
 
 
 @torch.no_grad()
