@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from zipfmax.errors import UsageError
 from zipfmax_bench import gate_report, judge, presets, ratios, suite
 from zipfmax_bench.baseline import FIGURES
@@ -24,6 +22,7 @@ from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.gate import write
 from zipfmax_bench.judge import Change
 from zipfmax_bench.timings import seconds_by_round
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import Finding, Outcome
 from zipfmax_reference.runs.case import Case
 
@@ -54,7 +53,7 @@ def compare(
     Raises:
         UsageError: no such revision, or one that cannot be measured.
     """
-    console = Console()
+    console = terminal()
     cases = presets.cases(suite.AXES["quick"])
     with environment_of(base) as python:
         findings = examine(cases, base, python, threads or usable_cores(), threshold)

@@ -21,8 +21,10 @@ from rich.table import Table
 
 from zipfmax import backends
 from zipfmax.errors import UsageError
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
@@ -103,15 +105,18 @@ def run(
     if save_results is not None and len(implementations) != 1:
         raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
-    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
+    sources = digests([*options.implementations(), *options.references()])
+    directory = (
+        None if out is None else RunDirectory.start(out, invocation(arguments, sources=sources), resume)
+    )
     tally = Tally()
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     try:
         for record in _records(cases, implementations, against, directory, save_results):
             tally.add(record)
     except KeyboardInterrupt:
         hint = f"; go on with --out {out} --resume" if out is not None else ""
-        console.print(f"interrupted{hint}", markup=False)
+        console.print(f"interrupted{hint}")
         return INTERRUPTED
     tally.show(console, options)
     if not tally.judged:
@@ -147,7 +152,7 @@ def _records(
         MofNCompleteColumn(),
         TextColumn("{task.fields[failed]} failed"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=terminal(stderr=True),
         transient=True,
     )
     with progress:
@@ -243,7 +248,6 @@ class Tally:
         for (what, reason), cells in self._skips.items():
             console.print(
                 f"{what}, {_count(cells)}: {reason}",
-                markup=False,
                 highlight=False,
                 soft_wrap=True,
             )

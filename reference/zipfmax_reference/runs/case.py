@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import UsageError
 
 TASKS = ("forward", "train", "log_prob", "predict", "topk")
 PROTOCOL = "protocol"
@@ -124,6 +125,18 @@ class Case:
         """The case of a record; fields that are not a case's are passed over."""
         known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
         return cls(**{**known, "cutoffs": tuple(known["cutoffs"])})
+
+
+def checked_device(text: str) -> str:
+    """The device itself, if a case can name it.
+
+    Raises:
+        UsageError: it is neither the CPU nor a GPU.
+    """
+    kind, colon, index = text.partition(":")
+    if text != "cpu" and not (kind == "cuda" and (index.isdecimal() if colon else True)):
+        raise UsageError(f"unknown device {text!r}; choose cpu, cuda or cuda:N")
+    return text
 
 
 def _scales(hidden: str) -> bool:

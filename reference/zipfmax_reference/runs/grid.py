@@ -11,7 +11,7 @@ from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
-from zipfmax_reference.runs.case import DTYPES, PROTOCOL, Case
+from zipfmax_reference.runs.case import DTYPES, PROTOCOL, Case, checked_device
 
 TASKS = ("forward", "train", "log_prob", "predict")
 """What every reference's own layer has."""
@@ -48,10 +48,11 @@ def grid(name: str, device: str = "cpu", dtypes: Sequence[str] = ()) -> list[Cas
     """The cases of a grid: "quick", "full" or "large", each case once; `dtypes` stand in for the grid's own.
 
     Raises:
-        UsageError: unknown name or dtype.
+        UsageError: unknown name, device or dtype.
     """
     if name not in GRIDS:
         raise UsageError(f"unknown grid {name!r}; choose one of: {', '.join(GRIDS)}")
+    checked_device(device)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
