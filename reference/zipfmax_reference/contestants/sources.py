@@ -14,7 +14,6 @@ from pathlib import Path
 
 from zipfmax_reference.contestants import registry
 
-
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of packages whose files nobody edits: of these only the module itself and its packages are read."""
 
