@@ -19,6 +19,7 @@ from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import RUN_FILE, Plan, RunDirectory
+from zipfmax_reference.runs import device
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 
@@ -90,8 +91,8 @@ def require(name: str) -> None:
         registry.implementation(name)
 
 
-def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSweep:
-    """Check the choices, and only then make the run directory.
+def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool = False) -> ResolvedSweep:
+    """Check the choices, and only then make the run directory; `shared` as `RunDirectory.start` takes it.
 
     Raises:
         UsageError: a choice that does not exist, or a folder that cannot be used.
@@ -119,7 +120,8 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSw
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
-    directory = RunDirectory.start(out or _default_path(), invocation({COMMAND: asdict(options)}), resume)
+    called = invocation({COMMAND: asdict(options)})
+    directory = RunDirectory.start(out or _default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
         cases += given
@@ -148,10 +150,7 @@ def _default_path() -> Path:
 def _device(chosen: str | None) -> str:
     if chosen is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = chosen.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise UsageError(f"unknown device {chosen!r}; choose cpu, cuda or cuda:N")
-    return chosen
+    return device.present(chosen)
 
 
 def _precision(text: str | None) -> float | None:
