@@ -124,14 +124,9 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
     Raises:
         UsageError: `out` cannot be used, or the cells cannot be measured here.
     """
-    if resume and out is None:
-        raise UsageError("--resume needs --out: the run directory to go on with")
     console = terminal()
-    directory = (
-        RunDirectory.start(out, invocation({"self_test": {kind.name: kind.runs for kind in kinds}}), resume)
-        if out
-        else None
-    )
+    planned = invocation({"self_test": {kind.name: kind.runs for kind in kinds}})
+    directory = RunDirectory.optional(out, planned, resume)
     done: dict[tuple[str, int], bool] = {}
     for one in directory.read(SelfTestRun) if directory else ():
         done[one.kind, one.run] = one.failed

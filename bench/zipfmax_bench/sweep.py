@@ -93,7 +93,7 @@ def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: R
         ranks.announce()
         return plan
     ranks.await_directory()
-    return resolve(options, out, resume=True)
+    return resolve(options, out, resume=True, shared=True)
 
 
 class Sweep:

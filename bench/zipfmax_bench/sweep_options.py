@@ -20,7 +20,8 @@ from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import RUN_FILE, Plan, RunDirectory
-from zipfmax_reference.runs.case import Case, checked_device
+from zipfmax_reference.runs import device
+from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 
 # The choices are kept under this name in `run.json`: a parity run may share the directory.
@@ -91,8 +92,8 @@ def require(name: str) -> None:
         registry.implementation(name)
 
 
-def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSweep:
-    """Check the choices, and only then make the run directory.
+def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool = False) -> ResolvedSweep:
+    """Check the choices, and only then make the run directory; `shared` as `RunDirectory.start` takes it.
 
     Raises:
         UsageError: a choice that does not exist, or a folder that cannot be used.
@@ -120,8 +121,8 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSw
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
-    noted = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
-    directory = RunDirectory.start(out or _default_path(), noted, resume)
+    called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
+    directory = RunDirectory.start(out or _default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
         cases += given
@@ -150,7 +151,7 @@ def _default_path() -> Path:
 def _device(chosen: str | None) -> str:
     if chosen is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return checked_device(chosen)
+    return device.present(chosen)
 
 
 def _precision(text: str | None) -> float | None:

@@ -69,7 +69,7 @@ def run(out: Path | None = None, resume: bool = False) -> int:
         1 where zipfmax itself differs from the definition, cannot do what torch.nn can, or is beyond its
         budget; otherwise 0: what its peers do is their own.
     """
-    directory = None if out is None else RunDirectory.start(out, invocation({"conformance": True}), resume)
+    directory = RunDirectory.optional(out, invocation({"conformance": True}), resume)
     entries, changes = _known(directory)
     if not entries:
         entries, changes = _examined()

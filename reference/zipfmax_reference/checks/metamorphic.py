@@ -66,8 +66,7 @@ def run(
     implementations = [isolated.implementation(name) for name in impl or ("zipfmax", "torch")]
     cases = list(CASES) if cells is None else grids.matching(list(CASES), cells)
     arguments = {"metamorphic": True, "impl": [i.name for i in implementations], "cells": cells}
-    noted = invocation(arguments, sources=digests(impl))
-    directory = None if out is None else RunDirectory.start(out, noted, resume)
+    directory = RunDirectory.optional(out, invocation(arguments, sources=digests(impl)), resume)
     known = [] if directory is None else [Metamorphic(**row) for row in directory.rows(Metamorphic)]
     relations = []
     for case in cases:

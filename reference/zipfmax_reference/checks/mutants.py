@@ -87,7 +87,7 @@ def run(
     if cells is not None:
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
-    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
+    directory = RunDirectory.optional(out, invocation(arguments), resume)
     tasks = {case.task for case in cases}
     of_one_call: dict[str, type[Control]] = FAULTS if tasks - {PROTOCOL} else {}
     classes: dict[str, type[Control]] = {

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from zipfmax import backends
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
@@ -95,9 +95,7 @@ def run(
     implementations = [isolated.implementation(name) for name in options.implementations()]
     against = [isolated.implementation(name) for name in options.references()]
     if options.matmul_precision not in PRECISIONS:
-        raise UsageError(
-            f"unknown precision {options.matmul_precision!r}; choose one of: {', '.join(PRECISIONS)}"
-        )
+        raise UsageError(unknown("precision", options.matmul_precision, PRECISIONS))
     torch.set_float32_matmul_precision(options.matmul_precision)
     cases = grids.grid(options.grid, options.device, options.dtypes)
     if options.cells is not None:
@@ -106,9 +104,7 @@ def run(
         raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
     sources = digests([*options.implementations(), *options.references()])
-    directory = (
-        None if out is None else RunDirectory.start(out, invocation(arguments, sources=sources), resume)
-    )
+    directory = RunDirectory.optional(out, invocation(arguments, sources=sources), resume)
     tally = Tally()
     console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_reference.contestants.implementation import AS_DEFINED, Family, Gradients, Implementation
 from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
@@ -70,9 +70,7 @@ def implementation(name: str) -> Implementation:
         return SavedResults(Path(name.removeprefix(PREFIX)))
     place, _, attribute = name.rpartition(":")
     if not place or place in {known.partition(":")[0] for known in _FACTORIES}:
-        raise UsageError(
-            f"unknown implementation {name!r}; choose one of: {', '.join(names())}, {USER_FORMS}"
-        )
+        raise UsageError(f"{unknown('implementation', name, names())}, {USER_FORMS}")
     from zipfmax_reference.contestants.torch_nn import users_layer
 
     return users_layer(name, _users_class(place, attribute))
