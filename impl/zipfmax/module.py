@@ -276,7 +276,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             scorer = with_zeros_for_absent(scorer)
         ranks, ignore_index = self._ranks(target_.reshape(-1).long())
         with context:
-            backend = self._backend_for(hidden, scorer)
+            backend = self._backend_for(hidden, scorer, ranks)
             if self.class_weight is None and not (self.label_smoothing or self.z_loss):
                 output, loss = backend.nll(
                     self.layout,
@@ -391,10 +391,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         check_width(input, self.in_features)
         return operands_of_called(input, Called(self, self.layout))
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called) -> Backend:
+    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, target: Tensor | None = None) -> Backend:
         if isinstance(scorer, Called):
             return backends.load("eager")
-        return backends.select(self.backend, hidden, scorer)
+        return backends.select(self.backend, hidden, scorer, target)
 
     def _loss_terms(self) -> LossTerms:
         weight = self.class_weight

@@ -232,8 +232,8 @@ class _ShardedLayer(_Base):
         check_input(input, weights.head)
         return operands(input, weights)
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called) -> Backend:
-        inner = backends.select(self.backend, hidden, cast(Weights, scorer))
+    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, target: Tensor | None = None) -> Backend:
+        inner = backends.select(self.backend, hidden, cast(Weights, scorer))  # of this rank's classes
         return cast(Backend, ShardedBackend(self._shard, inner))
 
 
