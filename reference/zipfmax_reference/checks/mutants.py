@@ -18,8 +18,10 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
     faults_forward,
+    faults_modes,
     faults_results,
     faults_use,
+    faults_weights,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.console import terminal

@@ -17,11 +17,10 @@ import torch
 from torch import nn
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants import isolated
+from zipfmax_reference.contestants import isolated, surroundings
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
-from zipfmax_reference.contestants.use import surroundings_kept
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.arrays import Inputs, Results
 from zipfmax_reference.runs.case import PROTOCOL, Case
@@ -188,7 +187,7 @@ class Oracle:
                 for name in self._against
             ]
         try:
-            with surroundings_kept():
+            with surroundings.kept():
                 runner = implementation.build(self.case, self.inputs)
                 runner.run()
                 results, mismatches = runner.results(), runner.mismatches()
@@ -271,7 +270,7 @@ class Oracle:
         if (reason := implementation.unsupported_reason(self.case)) is not None:
             return reason
         try:
-            with surroundings_kept():
+            with surroundings.kept():
                 runner = implementation.build(self.case, self.inputs)
                 runner.run()
                 results = runner.results()
