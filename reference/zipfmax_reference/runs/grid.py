@@ -148,7 +148,7 @@ def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str
 
 def _of_many_rows(dtype: str, device: str) -> Case:
     """The protocol of calls in an awkward shape that is not small, of which fewer rules are asked."""
-    return Case(1021, 37, 131, (50, 51, 613), 3.0, True, dtype, device, task=PROTOCOL)
+    return Case(1021, 37, 131, (50, 51, 613), 2.0, True, dtype, device, task=PROTOCOL)
 
 
 def large(device: str = "cpu", dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[Case]:

@@ -47,7 +47,7 @@ def check(case: Case, make: Callable[[Inputs], Use], rules: Sequence[str] = ()) 
 
 def names(case: Case) -> list[str]:
     """Names of the rules that are asked of a case."""
-    large = case.batch_size > LARGE
+    large = is_large(case)
     return [
         name
         for name, rule in RULES.items()
@@ -55,6 +55,11 @@ def names(case: Case) -> list[str]:
         and case.device.partition(":")[0] in rule.devices
         and (rule.large or not large)
     ]
+
+
+def is_large(case: Case) -> bool:
+    """Whether a case is asked the rules of large cases only."""
+    return case.batch_size > LARGE
 
 
 def _verdict(rule: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
