@@ -126,7 +126,9 @@ def gate(
     if run is None or baseline is None:
         raise UsageError("gate needs a run and --baseline FILE, or --self-test")
     if update and (junit or summary):
-        raise UsageError("--update makes a baseline and judges nothing: it goes without --junit and --summary")
+        raise UsageError(
+            "--update makes a baseline and judges nothing: it goes without --junit and --summary"
+        )
     from zipfmax_bench.gate import gate as hold
 
     raise typer.Exit(
@@ -181,9 +183,8 @@ def plan(
     python: Annotated[bool, typer.Option(help="Print only the line of code to paste.")] = False,
 ) -> None:
     """Choose the cutoffs: the cheapest partition on this machine for these labels."""
-    from rich.console import Console
-
     from zipfmax_bench.planning import PlanOptions, run
+    from zipfmax_reference.console import terminal
     from zipfmax_reference.records.files import check_writable
 
     if as_json and python:
@@ -215,7 +216,7 @@ def plan(
         recalibrate=recalibrate,
     )
     quiet = as_json or python
-    result = run(options, as_json=as_json, measured=measure, python=python, console=Console(stderr=quiet))
+    result = run(options, as_json=as_json, measured=measure, python=python, console=terminal(stderr=quiet))
     if plot is not None and draw is not None:
         draw(result, plot)
         print(plot, file=sys.stderr if quiet else sys.stdout)

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from zipfmax.errors import UsageError
 from zipfmax_bench import gate_report, judge, presets, ratios, suite
 from zipfmax_bench.baseline import FIGURES
@@ -24,6 +22,7 @@ from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.judge import Change
 from zipfmax_bench.timings import seconds_by_round
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import Finding, Outcome
 from zipfmax_reference.records.files import check_writable, write_text
 from zipfmax_reference.runs.case import Case
@@ -58,7 +57,7 @@ def compare(
     check_writable(junit, summary)
     if not 0 <= threshold < 1:
         raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
-    console = Console()
+    console = terminal()
     cases = presets.cases(suite.AXES["quick"])
     repository = repository_here()
     with environment_of(base, repository) as then, environment(repository) as now:

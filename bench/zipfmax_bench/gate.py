@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
@@ -18,6 +17,7 @@ from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.messages import LIMIT
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RUN_FILE, Finding, RunDirectory, Timing
 from zipfmax_reference.records.files import check_writable, write_text
 from zipfmax_reference.runs import machine
@@ -66,7 +66,7 @@ def gate(
     Raises:
         UsageError: a run or a baseline that cannot be read, or files that cannot be written.
     """
-    console = Console()
+    console = terminal()
     if not 0 <= threshold < 1:
         raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
     check_writable(junit, summary, baseline if update else None)

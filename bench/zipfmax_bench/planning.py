@@ -143,7 +143,7 @@ def record(
         "customary_share": customary and customary.to_record(),
         "calibration": {
             **calibration.identity,
-            "median_error": calibration.median_error,
+            "median_error": calibration.model.error,
             "p90_error": calibration.p90_error,
             "held_out": calibration.held_out,
         },
@@ -253,7 +253,7 @@ def verdict(plan: Plan, calibration: Calibration, customary: Plan | None = None)
         f"Labels in the shortlist and the tails: {shares}. "
         f"Weights: {plan.parameters:,}, full softmax {plan.full_parameters:,}.",
         f"A quarter lower or higher in one cutoff costs {_neighbour_range(plan)}.",
-        f"The cost model was off by {calibration.median_error:.0%} in the median and "
+        f"The cost model was off by {calibration.model.error:.0%} in the median and "
         f"{calibration.p90_error:.0%} at the 90th percentile on {calibration.held_out} steps held out.",
     ]
     if plan.unseen:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import planning, presets
 from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.executors import usable_cores
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import RUN_FILE, Plan, RunDirectory
 from zipfmax_reference.runs import device
 from zipfmax_reference.runs.case import Case
@@ -84,7 +85,7 @@ def require(name: str) -> None:
     if registry.runs_code_of_others(name):
         program = "import sys; from zipfmax_reference.contestants import registry as r\n"
         program += "try: r.implementation(sys.argv[1])\nexcept r.UsageError as error: sys.exit(str(error))"
-        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", program, name], capture_output=True, text=True)
         if done.returncode:
             raise UsageError(done.stderr.strip().splitlines()[-1])
     else:
@@ -120,7 +121,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
-    called = invocation({COMMAND: asdict(options)})
+    called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
     directory = RunDirectory.start(out or _default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
@@ -186,7 +187,7 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
                 task=case.task,
                 threads=threads,
             )
-            plan, calibration = planning.planned(options, Console(stderr=True))
+            plan, calibration = planning.planned(options, terminal(stderr=True))
             known[case.id] = tuple(plan.cutoffs)
             line = planning.record(plan, calibration, options)
             its_case = replace(case, cutoffs=known[case.id])

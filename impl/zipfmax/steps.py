@@ -84,6 +84,7 @@ class StepTimer:
         enough: Callable[[int], bool],
         on_sample: Callable[[], None] | None = None,
         samples_a_round: int = 2,
+        out_of_time: Callable[[], bool] = lambda: False,
     ) -> dict[Trial | FullTrial, float]:
         """Median seconds of each trial: a few samples a round, after untimed runs, in random order.
 
@@ -92,10 +93,13 @@ class StepTimer:
             enough: asked before each round with the number of rounds that are done.
             on_sample: called after each trial.
             samples_a_round: of each trial.
+            out_of_time: asked before each trial; ends the measuring, and what was not reached is left out.
         """
         samples: dict[Trial | FullTrial, list[float]] = {trial: [] for trial in trials}
         turns = timers.rounds(lambda done: () if enough(done) else trials, random.Random(1))
         for _, trial in turns:
+            if out_of_time():
+                break
             run = self.step(trial)  # built again, so that only one trial's gradients are in memory
             run_s = self._warm(run)
             runs = timers.runs_per_sample(run_s)
@@ -104,7 +108,7 @@ class StepTimer:
             )
             if on_sample is not None:
                 on_sample()
-        return {trial: statistics.median(values) for trial, values in samples.items()}
+        return {trial: statistics.median(values) for trial, values in samples.items() if values}
 
     def _adaptive(self, trial: Trial) -> Callable[[], None]:
         layout = trial.layout

@@ -29,7 +29,7 @@ OPTIONS = PlanOptions(labels="zipf:1.0", classes=20_000, features=256, batch=512
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch):
-    calibration = Calibration(MODEL, 0.05, 0.2, 12, {"hardware": "test"})
+    calibration = Calibration(replace(MODEL, error=0.05), 0.2, 12, {"hardware": "test"})
     monkeypatch.setattr(planning, "calibrated", lambda *arguments, **options: calibration)
     threads = torch.get_num_threads()
     yield

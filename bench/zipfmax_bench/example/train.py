@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from zipfmax.errors import UsageError
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax_bench.example.model import LanguageModel, ModelOptions, State
 from zipfmax_bench.example.text import Text, made_text, read_text
+from zipfmax_reference.console import terminal
 from zipfmax_reference.runs.device import present
 
 
@@ -68,7 +68,7 @@ class TrainResult:
 def run(options: TrainOptions) -> int:
     """Train with a progress bar and print the results: the command line's `zipfmax train`."""
     text = load(options)
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     name = options.text.name if options.text else "a made-up text"
     console.print(
         f"{name}: {len(text.train):,} words to train on, {len(text.valid):,} to validate, "

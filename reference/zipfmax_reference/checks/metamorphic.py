@@ -12,20 +12,20 @@ need one pass each:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from zipfmax.errors import UsageError
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import isolated
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.arrays import Inputs, Results
@@ -65,7 +65,7 @@ def run(
     implementations = [isolated.implementation(name) for name in impl or ("zipfmax", "torch")]
     cases = list(CASES) if cells is None else grids.matching(list(CASES), cells)
     arguments = {"metamorphic": True, "impl": [i.name for i in implementations], "cells": cells}
-    directory = RunDirectory.optional(out, invocation(arguments), resume)
+    directory = RunDirectory.optional(out, invocation(arguments, sources=digests(impl)), resume)
     known = [] if directory is None else [Metamorphic(**row) for row in directory.rows(Metamorphic)]
     relations = []
     for case in cases:
@@ -224,10 +224,9 @@ def _budget(case: Case, values: Values) -> float:
 
 
 def _show(relations: Sequence[Metamorphic]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 150)
     table = Table("relation", "implementation", "case", "error", "budget", "", title="metamorphic relations")
     for r in relations:
         error, budget = (f"{x:.2e}" if x is not None else "" for x in (r.error, r.budget))
         style = "red" if r.status == "fail" else None
         table.add_row(r.relation, r.impl, r.case, error, budget, r.reason or r.status, style=style)
-    console.print(table)
+    print_table(terminal(), table)

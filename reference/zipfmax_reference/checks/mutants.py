@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_use,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -32,7 +32,6 @@ from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)
-WIDTH = 140
 
 
 @dataclass
@@ -120,7 +119,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
     """Run each class on each case that is meant to show it: faults in use on the protocol of calls."""
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
-    for case in track(cases, "mutants", console=Console(stderr=True), transient=True):
+    for case in track(cases, "mutants", console=terminal(stderr=True), transient=True):
         oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
             if name == CONTROL or (name in IN_USE) == (case.task == PROTOCOL):
@@ -129,7 +128,6 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title="planted faults", title_justify="left")
     for heading in ("fault", "given away by", "error/budget", "cells failed"):
         table.add_column(heading, justify="right" if "/" in heading or "failed" in heading else "left")
@@ -142,7 +140,7 @@ def _show(outcomes: Sequence[Outcome]) -> None:
             f"{o.cells_failed} of {o.cells}",
             style="red" if wrong else None,
         )
-    console.print(table)
+    print_table(terminal(), table)
 
 
 def _size(outcome: Outcome) -> str:

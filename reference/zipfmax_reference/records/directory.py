@@ -74,7 +74,7 @@ class RunDirectory:
 
         Raises:
             UsageError: the folder cannot be written, holds something and `resume` is off, is being written by
-                another process, or holds a run of another format.
+                another process, or holds a run of another format or of other source of a user's class.
         """
         path = Path(path)
         try:
@@ -89,6 +89,11 @@ class RunDirectory:
                     raise UsageError(
                         f"{path} is a run of format {meta.format}, which can be read but not gone on with: "
                         f"this zipfmax writes format {FORMAT}"
+                    )
+                for name in _changed(meta, invocation):
+                    raise UsageError(
+                        f"{name}, or a file that it imports, has changed since the run in {path}, whose verdicts "
+                        "are of what it was: choose another --out"
                     )
                 meta = meta.model_copy(update={"resumed": [*meta.resumed, invocation]})
             else:
@@ -176,6 +181,16 @@ def _read_meta(file: Path) -> RunMeta:
         return RunMeta.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{file}: {_first(error)}") from error
+
+
+def _changed(meta: RunMeta, invocation: Invocation) -> list[str]:
+    """The classes whose source is not that of an earlier command of the run."""
+    return [
+        name
+        for earlier in (meta, *meta.resumed)
+        for name, digest in earlier.sources.items()
+        if invocation.sources.get(name, digest) != digest
+    ]
 
 
 def _lines(file: Path) -> tuple[list[bytes], bool]:

@@ -139,6 +139,7 @@ def _usable_cores() -> int:
 
 
 def memory_bytes() -> int | None:
+    """Memory that is installed, or None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

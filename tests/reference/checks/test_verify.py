@@ -4,14 +4,15 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_reference.checks import verify
+from zipfmax_reference.checks import findings, verify
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -28,7 +29,8 @@ def options(**fields):
 
 @pytest.fixture
 def wrong_layer(tmp_path):
-    file = tmp_path / "mine.py"
+    file = tmp_path / "[" / "a]" / "mine.py"  # the path holds what closes a tag of rich's markup
+    file.parent.mkdir(parents=True)
     file.write_text(
         textwrap.dedent("""
             import torch
@@ -46,6 +48,9 @@ def test_a_right_implementation_gives_status_0_and_a_table(capsys):
     shown = capsys.readouterr().out
     assert "zipfmax:eager" in shown
     assert "FAILED" not in shown
+    assert shown.splitlines()[-1].startswith(
+        "verdict: passed, 4 cells of zipfmax:eager within the budgets against definition; the worst error is "
+    )
 
 
 def test_a_wrong_layer_gives_status_1_and_the_command_that_shows_it(wrong_layer, capsys):
@@ -54,10 +59,49 @@ def test_a_wrong_layer_gives_status_1_and_the_command_that_shows_it(wrong_layer,
     failures = [line for line in shown if line.startswith("FAILED")]
     assert failures
     assert all("predict" in line and wrong_layer in line for line in failures)
+    assert shown[-1].startswith("verdict: FAILED, ")
+    assert shown[-1].endswith(f" wrong: {wrong_layer}")
     command = shlex.split(next(line for line in shown if line.startswith("  zipfmax verify")))
     again = CliRunner().invoke(application(command[1]), command[2:])
     assert again.exit_code == 1
     assert "FAILED" in again.output
+
+
+def failed(case, tensor, cause=None, error=2.0, impl="mine.py:Layer"):
+    return {
+        "impl": impl,
+        "case": case,
+        "tensor": tensor,
+        "against": "definition",
+        "dtype": "float32",
+        "status": "fail",
+        "error": error,
+        "budget": 1.0,
+        "cause": cause,
+        "reason": None,
+        "where": "row 3",
+        "grain": "row",
+        "parts": [],
+    }
+
+
+def test_failures_are_grouped_by_cause_with_one_command_each_and_at_most_ten_are_shown():
+    rare = [failed(f"V{n}", f"tensor.{n}") for n in range(11)]
+    alike = [failed(f"V{n}", tensor, "no gradient", n) for n in range(2, 5) for tensor in ("a", "b", "c")]
+    shown = list(findings.lines([*rare, *alike], {}, lambda impl, case: f"{impl} {case}", "see FILE"))
+    assert shown[0] == (
+        "FAILED mine.py:Layer, a and 2 other tensors: row 3 is off by 4, 1 is allowed (row); "
+        "likely cause: no gradient (3 cells, against definition)"
+    )
+    assert shown[1] == "  mine.py:Layer V4"
+    assert len(shown) == 2 * findings.MOST + 1
+    assert shown[-1] == "and 2 other causes: see FILE"
+
+
+def test_a_table_keeps_its_columns_in_a_pipe(wrong_layer, capsys):
+    verify.run(options(impl=(wrong_layer,)))
+    heading = next(line for line in capsys.readouterr().out.splitlines() if "implementation" in line)
+    assert "worst error/budget" in heading
 
 
 def test_every_record_is_left_in_the_run_directory(tmp_path):
@@ -112,6 +156,12 @@ def test_a_failure_found_before_the_interruption_still_fails(tmp_path, wrong_lay
     wrong = options(impl=(wrong_layer,))
     verify.run(wrong, out=tmp_path / "run")
     assert verify.run(wrong, out=tmp_path / "run", resume=True) == 1
+    file = Path(wrong_layer.rpartition(":")[0])
+    file.write_text(file.read_text().replace("max=1", "max=10_000"))
+    with pytest.raises(
+        UsageError, match=r"mine\.py:Layer, or a file that it imports, has changed.*another --out"
+    ):
+        verify.run(wrong, out=tmp_path / "run", resume=True)
 
 
 def test_a_missing_framework_is_skipped_in_plain_words(monkeypatch, capsys):
@@ -139,6 +189,10 @@ def test_an_implementation_that_can_do_nothing_here_is_shown_with_its_reason(mon
         ["--impl", "torhc"],
         ["--against", "torhc"],
         ["--cells", "V7-"],
+        ["--impl", "nothing.py:"],
+        ["--impl", "nosuch.module:Layer"],
+        ["--device", "banana"],
+        ["--device", "cuda:"],
     ],
 )
 def test_wrong_use_is_told_in_one_line_with_status_2(arguments, monkeypatch, capsys):
@@ -157,7 +211,7 @@ def test_a_rule_that_is_not_promised_is_named(capsys):
     tally = verify.Tally()
     for record in oracle.check(case, registry.implementation(promises_less), ONE):
         tally.add(record)
-    tally.show(Console(width=200), options())
+    tally.show(terminal(width=200), options())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
     assert len(lines) == 1
     assert lines[0].startswith(
