@@ -28,10 +28,12 @@ class Cause:
         if share(record) > share(self.worst):
             self.worst = record
 
-    def __str__(self) -> str:
-        """The implementation, what is wrong of which tensors at the worst, and in how many cells."""
+    def text(self, tried: set[str]) -> str:
+        """The implementation, what is wrong of which tensors at the worst, and in how many of its cells."""
         if self.worst["tensor"] == WHOLE:
-            return f"{self.worst['impl']}: {self.worst['reason']} ({count(self.cells, 'cell')})"
+            given_up = self.cells == tried and len(self.cells) == Attempts.CELLS
+            more = "; it was not tried in others" if given_up else ""
+            return f"{self.worst['impl']}: {self.worst['reason']} ({count(self.cells, 'cell')}{more})"
         first, *others = self.tensors
         names = f"{first} and {count(others, 'other tensor')}" if len(others) > 2 else ", ".join(self.tensors)
         cells = f"{count(self.cells, 'cell')}, against {', '.join(self.against)}"
@@ -61,9 +63,7 @@ def lines(
     found = causes(failures)
     for cause in found[:MOST]:
         impl = cause.worst["impl"]
-        given_up = cause.worst["tensor"] == WHOLE and cause.cells == tried[impl]
-        more = "; it was not tried in others" if given_up and len(cause.cells) == Attempts.CELLS else ""
-        yield f"FAILED {cause}{more}"
+        yield f"FAILED {cause.text(tried[impl])}"
         yield f"  {rerun(impl, cause.worst['case'])}"
     if len(found) > MOST:
         yield f"and {count(found[MOST:], 'other cause')}: {kept}"

@@ -87,10 +87,16 @@ def failed(case, tensor, cause=None, error=2.0, impl="mine.py:Layer"):
 
 def test_failures_are_grouped_by_cause_with_one_command_each_and_at_most_ten_are_shown():
     rare = [failed(f"V{n}", f"tensor.{n}") for n in range(11)]
-    alike = [failed(f"V{n}", tensor, "no gradient", n) for n in range(2, 5) for tensor in ("a", "b", "c")]
-    shown = list(findings.lines([*rare, *alike], {}, lambda impl, case: f"{impl} {case}", "see FILE"))
+    alike = [
+        failed(f"V{n}", tensor, "no gradient", n) for n in range(2, 5) for tensor in ("a", "b", "c", "d")
+    ]
+    shown = list(
+        findings.lines(
+            [*rare, *alike], {"mine.py:Layer": set()}, lambda impl, case: f"{impl} {case}", "see FILE"
+        )
+    )
     assert shown[0] == (
-        "FAILED mine.py:Layer, a and 2 other tensors: row 3 is off by 4, 1 is allowed (row); "
+        "FAILED mine.py:Layer, a and 3 other tensors: row 3 is off by 4, 1 is allowed (row); "
         "likely cause: no gradient (3 cells, against definition)"
     )
     assert shown[1] == "  mine.py:Layer V4"
