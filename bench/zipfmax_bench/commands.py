@@ -118,13 +118,17 @@ def gate(
     if self_test:
         from zipfmax_bench.selftest import self_test as check
 
-        if run is not None or baseline is not None:
+        if run or baseline or update or junit or summary or threshold != 0.05 or not rerun:
             raise UsageError("--self-test measures its own runs: it takes only --out and --resume")
         raise typer.Exit(check(out, resume))
     if out is not None or resume:
         raise UsageError("--out and --resume go with --self-test")
     if run is None or baseline is None:
         raise UsageError("gate needs a run and --baseline FILE, or --self-test")
+    if update and (junit or summary):
+        raise UsageError(
+            "--update makes a baseline and judges nothing: it goes without --junit and --summary"
+        )
     from zipfmax_bench.gate import gate as hold
 
     raise typer.Exit(
@@ -181,8 +185,12 @@ def plan(
     """Choose the cutoffs: the cheapest partition on this machine for these labels."""
     from zipfmax_bench.planning import PlanOptions, run
     from zipfmax_reference.console import terminal
+    from zipfmax_reference.records.files import check_writable
 
+    if as_json and python:
+        raise UsageError("--json and --python exclude each other: both say what standard output holds")
     draw = _figure("plan") if plot is not None else None
+    check_writable(plot)
     sources = [
         source
         for source in (counts and f"counts:{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
@@ -220,7 +228,7 @@ def train(
     ] = None,
     layer: Annotated[str, typer.Option(help="Output layer: zipfmax, torch or full.")] = "zipfmax",
     embedding: Annotated[str, typer.Option(help="plain, adaptive, or tied to zipfmax's layer.")] = "plain",
-    epochs: Annotated[int, typer.Option(help="Passes over the text.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text; by default 1.")] = None,
     steps: Annotated[int | None, typer.Option(help="Take that many steps instead.")] = None,
     batch: Annotated[int, typer.Option(help="Streams of text read side by side.")] = 16,
     window: Annotated[int, typer.Option(help="Words of each stream that a step reads.")] = 32,
@@ -238,6 +246,9 @@ def train(
     from zipfmax_bench.example.model import ModelOptions
     from zipfmax_bench.example.train import TrainOptions, run
 
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps exclude each other: both say how long to train")
+    epochs = 1 if epochs is None else epochs
     model = ModelOptions(
         layer, embedding, features, depth, _integers("--cutoffs", cutoffs), div_value, backend
     )

@@ -24,7 +24,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_weights,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -35,7 +35,6 @@ from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)
-WIDTH = 140
 
 
 @dataclass
@@ -140,7 +139,6 @@ def _shows(cls: type[Control], case: Case) -> bool:
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:
-    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title="planted faults", title_justify="left")
     for heading in ("fault", "given away by", "error/budget", "cells failed"):
         table.add_column(heading, justify="right" if "/" in heading or "failed" in heading else "left")
@@ -153,7 +151,7 @@ def _show(outcomes: Sequence[Outcome]) -> None:
             f"{o.cells_failed} of {o.cells}",
             style="red" if wrong else None,
         )
-    console.print(table)
+    print_table(terminal(), table)
 
 
 def _size(outcome: Outcome) -> str:
