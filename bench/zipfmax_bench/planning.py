@@ -15,14 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from zipfmax.calibration import Calibration, calibrated
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax.planner import Plan, plan_cutoffs
 from zipfmax.steps import TASKS
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.timings import measured_ratio
-from zipfmax_reference.runs import labels
+from zipfmax_reference.runs import device, labels
 from zipfmax_reference.runs.case import Case
 
 ROUNDS = 9
@@ -63,9 +63,7 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
     counts = labels.distribution(options.labels, n_classes)
     dtype = getattr(torch, options.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UsageError(
-            f"unknown dtype {options.dtype!r}; choose one of: float32, bfloat16, float16, float64"
-        )
+        raise UsageError(unknown("dtype", options.dtype, ("float32", "bfloat16", "float16", "float64")))
     torch.set_num_threads(options.threads or usable_cores())
     with Progress(
         TextColumn("measuring this device's cost model"), BarColumn(), console=console, transient=True
@@ -90,12 +88,8 @@ def _check(options: PlanOptions) -> None:
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
     if options.task not in TASKS:
-        raise UsageError(f"unknown task {options.task!r}; choose one of: {', '.join(TASKS)}")
-    kind = options.device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {options.device!r}; choose cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch sees no CUDA device on this machine; choose cpu")
+        raise UsageError(unknown("task", options.task, TASKS))
+    device.present(options.device)
 
 
 def _plan(counts: npt.ArrayLike, options: PlanOptions, calibration: Calibration) -> Plan:
@@ -149,7 +143,7 @@ def record(
         "customary_share": customary and customary.to_record(),
         "calibration": {
             **calibration.identity,
-            "median_error": calibration.median_error,
+            "median_error": calibration.model.error,
             "p90_error": calibration.p90_error,
             "held_out": calibration.held_out,
         },
@@ -259,7 +253,7 @@ def verdict(plan: Plan, calibration: Calibration, customary: Plan | None = None)
         f"Labels in the shortlist and the tails: {shares}. "
         f"Weights: {plan.parameters:,}, full softmax {plan.full_parameters:,}.",
         f"A quarter lower or higher in one cutoff costs {_neighbour_range(plan)}.",
-        f"The cost model was off by {calibration.median_error:.0%} in the median and "
+        f"The cost model was off by {calibration.model.error:.0%} in the median and "
         f"{calibration.p90_error:.0%} at the 90th percentile on {calibration.held_out} steps held out.",
     ]
     if plan.unseen:

@@ -17,7 +17,7 @@ g(k, B) = max(c + lambda * k0 * B0, c + lambda * k * B): a constant, then propor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ NEAR_WEIGHTS = 1 << 20
 """Weights of one part beyond which each costs `per_far_weight` more."""
 TAIL_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 """Widths of a tail at which its logits are priced; a wider tail pays the last price."""
+N_PRICES = 9
+"""Numbers of a `PartCost` beside the prices of a logit at each width."""
 WIDE = (1,)
 """The head and full softmax are always wide: one price."""
 
@@ -144,7 +146,7 @@ def part_features(
         widths: as the `PartCost` has them.
     """
     if width == 0:  # a uniform tail: nothing is scored
-        return np.array([1.0, *[0.0] * (8 + len(widths))])
+        return np.array([1.0, *[0.0] * (N_PRICES - 1 + len(widths))])
     projection = projected_from * width
     weights, logits = classes * width + projection, rows * classes
     return np.array(
@@ -176,6 +178,9 @@ class CostModel:
     head: PartCost
     tail: PartCost
     full: PartCost
+    error: float = 0.0
+    """Median of |predicted - measured| / measured on steps that it was not fitted to: times that differ by
+    less are not told apart. 0 for a model that is taken as exact."""
 
     def adaptive_s(self, layout: ClusterLayout, rows: Sequence[float]) -> float:
         """A step of that layout when `rows` of a batch, in expectation, have labels in each part.
@@ -201,16 +206,25 @@ class CostModel:
         return asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict[str, dict[str, Any]]) -> CostModel:
-        """Reads `to_record` back."""
+    def from_record(cls, record: Mapping[str, Any]) -> CostModel:
+        """Reads `to_record` back.
+
+        Raises:
+            KeyError, TypeError: a record of another form.
+            ValueError: a price that is negative or not finite.
+        """
 
         def part(name: str) -> PartCost:
             values: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in record[name].items()
             }
-            return PartCost(**values)
+            found = PartCost(**values)
+            prices = found.coefficients()
+            if len(prices) != N_PRICES + len(found.widths) or not (np.isfinite(prices) & (prices >= 0)).all():
+                raise ValueError(f"the prices of the {name} should be numbers of at least 0, got {prices}")
+            return found
 
-        return cls(part("head"), part("tail"), part("full"))
+        return cls(part("head"), part("tail"), part("full"), float(record["error"]))
 
 
 def fit_nonnegative(features: Floats, seconds: Floats) -> Floats:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zipfmax import backends, timers
 from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import unknown
 from zipfmax.weights import TailWeights, Weights
 
 TASKS = ("train", "forward")
@@ -65,7 +66,7 @@ class StepTimer:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, task: str, backend: str = "auto") -> None:
         if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
+            raise ValueError(unknown("task", task, TASKS))
         self.device = device
         self.train = task == "train"
         self._backend = backend
@@ -83,6 +84,7 @@ class StepTimer:
         enough: Callable[[int], bool],
         on_sample: Callable[[], None] | None = None,
         samples_a_round: int = 2,
+        out_of_time: Callable[[], bool] = lambda: False,
     ) -> dict[Trial | FullTrial, float]:
         """Median seconds of each trial: a few samples a round, after untimed runs, in random order.
 
@@ -91,10 +93,13 @@ class StepTimer:
             enough: asked before each round with the number of rounds that are done.
             on_sample: called after each trial.
             samples_a_round: of each trial.
+            out_of_time: asked before each trial; ends the measuring, and what was not reached is left out.
         """
         samples: dict[Trial | FullTrial, list[float]] = {trial: [] for trial in trials}
         turns = timers.rounds(lambda done: () if enough(done) else trials, random.Random(1))
         for _, trial in turns:
+            if out_of_time():
+                break
             run = self.step(trial)  # built again, so that only one trial's gradients are in memory
             run_s = self._warm(run)
             runs = timers.runs_per_sample(run_s)
@@ -103,7 +108,7 @@ class StepTimer:
             )
             if on_sample is not None:
                 on_sample()
-        return {trial: statistics.median(values) for trial, values in samples.items()}
+        return {trial: statistics.median(values) for trial, values in samples.items() if values}
 
     def _adaptive(self, trial: Trial) -> Callable[[], None]:
         layout = trial.layout

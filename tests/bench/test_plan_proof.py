@@ -18,7 +18,7 @@ MODEL = CostModel(
     tail=PartCost(2e-4, 2e-11, 4e-10, 5e-10, 1e-8, 2e-10, 5e-7, (3e-10, 2e-10), (6e-10,)),
     full=PartCost(1e-4, 3e-11, 1e-10, 0.0, 0.0, 0.0, 2e-7, (0.0, 0.0), (7e-10,)),
 )
-CALIBRATION = Calibration(MODEL, 0.05, 0.2, 12, {"hardware": "test"})
+CALIBRATION = Calibration(MODEL, 0.2, 12, {"hardware": "test"})
 SHAPE = (20_000, 256, 512)
 OUTCOME = Outcome(
     labels="zipf:1.0",

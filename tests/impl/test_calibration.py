@@ -1,12 +1,13 @@
 """The calibration: what it fits, and what it keeps."""
 
 import json
+import random
 
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from zipfmax import calibration
+from zipfmax import trials
 from zipfmax.calibration import Calibration, calibrate, calibrated
 from zipfmax.cost_model import TAIL_WIDTHS, CostModel, PartCost
 from zipfmax.steps import StepTimer, Trial
@@ -17,12 +18,7 @@ MODEL = CostModel(
     tail=PartCost(2e-4, 2e-11, 3e-10, 6e-10, 2e-9, 2e-10, 5e-7, (4e-10, 3e-10), PRICES, TAIL_WIDTHS),
     full=PartCost(3e-4, 3e-11, 1e-10, 5e-10, 1e-9, 3e-10, 2e-7, (2e-9, 0.0), (7e-10,)),
 )
-N_FITTED = (
-    calibration.HEADS
-    + calibration.TAILS_OF_A_WIDTH * (len(TAIL_WIDTHS) + len(calibration.WIDE_TAILS))
-    + calibration.WHOLES
-    + calibration.STACKS
-)
+TRIALS = trials.drawn(on_gpu=False)
 
 
 def exact(trial):
@@ -42,9 +38,9 @@ def measured(monkeypatch):
     """StepTimer.medians answered by the model; the number of times that it was asked."""
     asked = []
 
-    def medians(self, trials, enough, on_sample=None):
-        asked.append(len(trials))
-        return {trial: exact(trial) for trial in trials}
+    def medians(self, wanted, enough, on_sample, out_of_time, samples_a_round):
+        asked.append(len(wanted))
+        return {trial: exact(trial) for trial in wanted}
 
     monkeypatch.setattr(StepTimer, "medians", medians)
     return asked
@@ -52,7 +48,7 @@ def measured(monkeypatch):
 
 def test_the_fit_recovers_a_machine_that_follows_the_model(measured):
     found = calibrate()
-    assert measured == [N_FITTED + calibration.WHOLES + calibration.FULLS]
+    assert measured == [len(TRIALS.parts) + len(TRIALS.held_out) + len(TRIALS.full)]
     for part in ("head", "tail", "full"):
         assert_allclose(
             getattr(found.model, part).coefficients(), getattr(MODEL, part).coefficients(), rtol=1e-4
@@ -60,25 +56,27 @@ def test_the_fit_recovers_a_machine_that_follows_the_model(measured):
 
 
 def test_the_error_is_that_of_the_steps_held_out(monkeypatch):
-    # Trials come as those to fit, layouts held out, and full softmax.
-    held_out = range(N_FITTED, N_FITTED + calibration.WHOLES)
-
-    def slow_when_held_out(self, trials, enough, on_sample=None):
-        return {t: exact(t) * (1.25 if index in held_out else 1.0) for index, t in enumerate(trials)}
+    def slow_when_held_out(self, wanted, **options):
+        return {trial: exact(trial) * (1.25 if trial in TRIALS.held_out else 1.0) for trial in wanted}
 
     monkeypatch.setattr(StepTimer, "medians", slow_when_held_out)
     found = calibrate()
-    assert found.held_out == calibration.WHOLES
-    assert found.median_error == pytest.approx(0.2, abs=0.01)  # 1 / 1.25 is a fifth short
+    assert found.held_out == len(TRIALS.held_out)
+    assert found.model.error == pytest.approx(0.2, abs=0.01)  # 1 / 1.25 is a fifth short
 
 
-def test_a_second_call_reads_the_cache_and_refresh_measures_anew(measured, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = calibrated()
-    assert calibrated() == first
-    assert len(measured) == 1
-    calibrated(refresh=True)
-    assert len(measured) == 2
+def test_trials_that_were_not_reached_are_left_out_unless_they_are_most(monkeypatch):
+    reached = 0.8
+
+    def some(self, wanted, **options):
+        chosen = random.Random(0).sample(wanted, int(reached * len(wanted)))
+        return {trial: exact(trial) for trial in chosen}
+
+    monkeypatch.setattr(StepTimer, "medians", some)
+    assert calibrate().model.error < 0.01
+    reached = 0.4
+    with pytest.raises(TimeoutError, match=r"measured 63 of 158 steps in 45 s"):
+        calibrate()
 
 
 @pytest.mark.parametrize("other", [{"task": "forward"}, {"dtype": torch.float64}, {"backend": "eager"}])
@@ -86,6 +84,15 @@ def test_another_task_dtype_or_backend_is_another_model(other, measured, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calibrated()
     calibrated(**other)
+    assert len(measured) == 2
+
+
+def test_a_second_call_reads_the_cache_and_refresh_measures_again(measured, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = calibrated()
+    assert calibrated() == first
+    assert len(measured) == 1
+    calibrated(refresh=True)
     assert len(measured) == 2
 
 
@@ -97,21 +104,25 @@ def test_another_thread_count_is_another_model(measured, monkeypatch, tmp_path):
     assert len(measured) == 2
 
 
-def test_the_cache_is_json_that_says_which_machine_it_is_for(measured, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = calibrated()
-    (path,) = (tmp_path / "zipfmax").iterdir()
-    record = json.loads(path.read_text())
-    assert record["identity"] == found.identity
-    assert record["identity"]["task"] == "train"
-    assert Calibration(**{**record, "model": CostModel.from_record(record["model"])}) == found
+def test_a_calibration_survives_its_record(measured):
+    found = calibrate()
+    assert found.identity["task"] == "train"
+    assert Calibration.from_record(json.loads(json.dumps(found.to_record()))) == found
 
 
-def test_a_calibration_on_this_machine_is_finite_and_positive(monkeypatch):
-    monkeypatch.setattr(calibration, "MOST_PRODUCTS", 2e7)
+def test_a_calibration_on_this_machine_is_finite_positive_and_ends_in_time(monkeypatch):
+    few = {"MOST_PRODUCTS": 1e8, "HEADS": 4, "TAILS_OF_A_WIDTH": 1, "WHOLES": 3, "STACKS": 3, "FULLS": 4}
+    for name, value in few.items():
+        monkeypatch.setattr(trials, name, value)
     shares = []
-    found = calibrate(budget_s=0.01, task="forward", on_sample=shares.append)
+    found = calibrate(budget_s=1.5, task="forward", on_sample=shares.append)
     assert found.held_out > 0
     assert found.model.full_s(512, 256, 10_000) > 0
-    assert 0 <= found.median_error < float("inf")
+    assert 0 <= found.model.error < float("inf")
+    assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_no_trial_begins_after_the_budget():
+    with pytest.raises(TimeoutError, match=r"measured \d of 158 steps in 0.01 s"):
+        calibrate(budget_s=0.01)
