@@ -4,7 +4,6 @@ import copy
 import tempfile
 import warnings
 
-import checks
 import pytest
 import torch
 import torch.distributed as dist
@@ -48,7 +47,7 @@ def rows_that_are_split_are_gathered_and_their_gradients_scattered(group):
         expected = step(alone, hidden, target)
         with Traffic() as traffic:
             found = step(layer, rows_of(group, hidden), target)
-        assert traffic.collectives == 5  # rows, statistics; their gradients, and the projections'
+        assert traffic.collectives == 4  # rows, statistics; sums for the projections and for the rows
         expected[2] = rows_of(group, expected[2])
         same(found, expected)
         whole = distribute_tensor(hidden, mesh, [Shard(0)])
@@ -106,8 +105,9 @@ def fsdp_on_top(group):
     layer = shard_vocabulary(copy.deepcopy(alone), mesh["tp"])
     fully_shard(layer, mesh=mesh["dp"])
     hidden, target = batch((16, 64, (10, 32), 2.0))
-    expected, found = step(alone, hidden, target), step(layer, hidden, target)
-    same(found, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # FSDP's, of results that are views
+        same(step(layer, hidden, target), step(alone, hidden, target))
     with pytest.raises(RuntimeError, match="register_fsdp_forward_method"):
         layer.log_prob(hidden)
 
@@ -188,4 +188,3 @@ def copies_modes_and_names(group):
     assert weights.head.data_ptr() == layer.head.weight.to_local().data_ptr()
     with pytest.raises(RuntimeError, match="expected inputs whose last dimension"):
         layer(hidden[:, :3], target)
-    assert checks.LAYOUT == LAYOUT
