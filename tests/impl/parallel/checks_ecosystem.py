@@ -71,7 +71,7 @@ def a_plan_of_parallelize_module(group):
         alone["output"](alone["trunk"](hidden), target).loss.backward()
         states = model["trunk"](hidden)
         given = DTensor.from_local(states, mesh, [Replicate()]).redistribute(mesh, [layout])
-        output, loss = model["output"](given, DTensor.from_local(target, mesh, [Replicate()]))
+        _, loss = model["output"](given, DTensor.from_local(target, mesh, [Replicate()]))
         assert type(loss) is torch.Tensor
         loss.backward()
         same([p.grad for p in model["trunk"].parameters()], [p.grad for p in alone["trunk"].parameters()])
