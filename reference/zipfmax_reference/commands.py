@@ -45,6 +45,13 @@ def verify(
     matmul_precision: Annotated[
         str, typer.Option(help="torch's of float32 products: highest, high or medium (tf32 on a GPU).")
     ] = "highest",
+    world: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Split zipfmax's layers over so many ranks of this machine, and compare them with one rank "
+            "too; repeat for several numbers."
+        ),
+    ] = None,
     save_results: Annotated[
         Path | None,
         typer.Option(help="Keep what the one --impl computed in this folder, as --against saved:FOLDER."),
@@ -56,7 +63,14 @@ def verify(
     from zipfmax_reference.checks.verify import Options, run
 
     options = Options(
-        grid, tuple(impl or ()), tuple(against or ()), cells, device, tuple(dtype or ()), matmul_precision
+        grid,
+        tuple(impl or ()),
+        tuple(against or ()),
+        cells,
+        device,
+        tuple(dtype or ()),
+        matmul_precision,
+        tuple(world or ()),
     )
     raise typer.Exit(run(options, out, resume, save_results))
 

@@ -6,9 +6,10 @@ are kept under names; arrays go in and come out, so that a layer may live in ano
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -314,7 +315,7 @@ class TorchUse:
         """Write into the parameters."""
         with torch.no_grad():
             for name, parameter in self._module.named_parameters():
-                value = torch.from_numpy(np.array(weights[name])).to(parameter)
+                value = _like(parameter, weights[name])
                 if manner == "copy":
                     parameter.copy_(value)
                 elif manner == "data":
@@ -325,9 +326,7 @@ class TorchUse:
     def load(self, weights: Results) -> None:
         """By load_state_dict."""
         own = self._module.state_dict()
-        self._module.load_state_dict(
-            own | {n: torch.from_numpy(np.array(w)).to(own[n]) for n, w in weights.items()}
-        )
+        self._module.load_state_dict(own | {n: _like(own[n], w) for n, w in weights.items()})
 
     def step(self, rate: float) -> None:
         """By torch.optim.SGD."""
@@ -359,11 +358,30 @@ class TorchUse:
         return self._before
 
 
+def is_dtensor(value: Tensor) -> bool:
+    """Whether it is split over ranks; where nobody imported DTensor, which is slow, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and type(value) is module.DTensor
+
+
 def plain(value: Tensor) -> Tensor:
-    """The tensor, or what a tensor subclass holds, read to the host and back."""
+    """The tensor, or what a tensor subclass holds: all of a DTensor's ranks, or else read to the host and back."""
     if type(value) is Tensor:
         return value
+    if is_dtensor(value):
+        return cast(Tensor, cast(Any, value).full_tensor())
     return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
+
+
+def _like(tensor: Tensor, values: Array) -> Tensor:
+    """Values as a tensor like this one, split over ranks as it is."""
+    made = torch.from_numpy(np.array(values)).to(device=tensor.device, dtype=tensor.dtype)
+    if not is_dtensor(tensor):
+        return made
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = cast(Any, tensor)
+    return distribute_tensor(made, whole.device_mesh, whole.placements)
 
 
 def to_numpy(value: Tensor) -> Array:
