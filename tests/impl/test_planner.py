@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
 
-from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.planner import plan_cutoffs
 
@@ -130,24 +128,3 @@ def test_what_allows_no_plan_is_said_in_one_line(counts, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         plan_cutoffs(counts, **{"in_features": 64, "batch_size": 32, "model": MODEL} | options)
     assert "\n" not in str(caught.value)
-
-
-def test_a_layer_from_counts_has_the_plan_and_keeps_the_users_labels():
-    counts = np.random.default_rng(1).permutation(zipf(300))
-    layer = AdaptiveLogSoftmaxWithLoss.from_counts(
-        64, counts, 2048, clusters=1, plan={"model": MODEL}, reduction="sum"
-    )
-    plan = plan_cutoffs(counts, 64, 2048, clusters=1, model=MODEL)
-    assert tuple(layer.cutoffs) == (*plan.cutoffs, 300)
-    assert layer.reduction == "sum"
-    frequent = counts.argsort()[::-1][: plan.cutoffs[0]]
-    hidden = torch.randn(2, 64)
-    expected = layer.head(hidden).log_softmax(1)[:, : len(frequent)]
-    assert_allclose(
-        layer.log_prob(hidden).detach()[:, frequent.copy()], expected.detach(), rtol=1e-5, atol=1e-6
-    )
-
-
-def test_a_layer_from_counts_that_descend_needs_no_ranks():
-    layer = AdaptiveLogSoftmaxWithLoss.from_counts(64, zipf(300), 256, plan={"model": MODEL})
-    assert layer.label_ranks is None
