@@ -200,9 +200,8 @@ def plan(
     python: Annotated[bool, typer.Option(help="Print only the code to paste.")] = False,
 ) -> None:
     """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for."""
-    from rich.console import Console
-
     from zipfmax_bench.planning import PlanOptions, run
+    from zipfmax_reference.console import terminal
 
     draw = _figure("plan") if plot is not None else None
     if counts is None and (counts_format or tokenizer):
@@ -236,7 +235,7 @@ def plan(
         recalibrate=recalibrate,
     )
     quiet = as_json or python
-    result = run(options, as_json=as_json, measured=measure, python=python, console=Console(stderr=quiet))
+    result = run(options, as_json=as_json, measured=measure, python=python, console=terminal(stderr=quiet))
     if plot is not None and draw is not None:
         draw(result, plot)
         print(plot, file=sys.stderr if quiet else sys.stdout)

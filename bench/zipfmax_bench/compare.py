@@ -14,17 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from zipfmax.errors import UsageError
 from zipfmax_bench import gate_report, judge, presets, ratios, suite
 from zipfmax_bench.baseline import FIGURES
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
-from zipfmax_bench.gate import write
 from zipfmax_bench.judge import Change
 from zipfmax_bench.timings import seconds_by_round
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import Finding, Outcome
+from zipfmax_reference.records.files import check_writable, write_text
 from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
@@ -54,15 +53,16 @@ def compare(
     Raises:
         UsageError: no such revision, or one that cannot be measured.
     """
-    console = Console()
+    check_writable(junit, summary)
+    console = terminal()
     cases = presets.cases(suite.AXES["quick"])
     with environment_of(base) as python:
         findings = examine(cases, base, python, threads or usable_cores(), threshold)
     gate_report.show(findings, [], console)
     if junit is not None:
-        write(junit, gate_report.junit(findings))
+        write_text(junit, gate_report.junit(findings))
     if summary is not None:
-        write(summary, gate_report.summary(findings, []))
+        write_text(summary, gate_report.summary(findings, []))
     return 1 if any(finding.failed for finding in findings) else 0
 
 

@@ -86,8 +86,9 @@ class WorkerProcess:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    # Another interpreter imports what is installed in it, whatever PYTHONPATH says here.
-                    *((self._python,) if self._python == sys.executable else (self._python, "-I")),
+                    # Another interpreter imports what is installed in it, whatever PYTHONPATH says here. None
+                    # takes a file of the working directory for a module of the standard library.
+                    *(self._python, "-P" if self._python == sys.executable else "-I"),
                     *("-m", "zipfmax_bench.worker"),
                     *("--name", self.name, "--threads", str(self._threads), "--fd", str(theirs.fileno())),
                 ],

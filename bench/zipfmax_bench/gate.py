@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
@@ -18,7 +17,9 @@ from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.messages import LIMIT
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RUN_FILE, Finding, RunDirectory, Timing
+from zipfmax_reference.records.files import check_writable, write_text
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
 
@@ -65,9 +66,10 @@ def gate(
     Raises:
         UsageError: a run or a baseline that cannot be read, or files that cannot be written.
     """
-    console = Console()
+    console = terminal()
     if not 0 <= threshold < 1:
         raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
+    check_writable(junit, summary, baseline if update else None)
     run = read_run(source)
     for note in run.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
@@ -78,7 +80,7 @@ def gate(
     if update:
         cells = sharpened(run.cells, again) if again else run.cells
         made = baselines.baseline_of(cells.values(), run.machine)
-        write(baseline, made.text())
+        write_text(baseline, made.text())
         console.print(f"wrote {len(made.cells)} cells to {baseline}", highlight=False, markup=False)
         return 0
     expected = baselines.read(baseline)
@@ -86,9 +88,9 @@ def gate(
     findings = examine(expected, run.cells, threshold, again)
     gate_report.show(findings, notes, console)
     if junit is not None:
-        write(junit, gate_report.junit(findings))
+        write_text(junit, gate_report.junit(findings))
     if summary is not None:
-        write(summary, gate_report.summary(findings, notes))
+        write_text(summary, gate_report.summary(findings, notes))
     return 1 if any(finding.failed for finding in findings) else 0
 
 
@@ -212,16 +214,3 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _is_of_this_machine(run: GatedRun) -> bool:
     here = machine.describe()
     return all(run.machine[name] in (None, here[name]) for name in ("cpu", "gpus"))
-
-
-def write(file: Path, text: str) -> None:
-    """Write a file, making its folder.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror or error}") from error

@@ -17,7 +17,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from zipfmax.planner import cost_models, plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import customary_cutoffs
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import PlanProof
 from zipfmax_reference.runs import labels as label_distributions
 
@@ -259,7 +259,7 @@ def main(
     names = {labels: labels for labels in LABELS}
     if counts is not None:
         names[f"counts:{counts}"] = f"counts:{counts.name}"
-    console = Console()
+    console = terminal()
     prover = Prover(StepTimer(torch.device("cpu"), torch.float32, task), cost_models(task=task)[0], task)
     cells = list(product(names, SHAPES))
     for labels, (n_classes, *rest) in track(cells, description="comparing", console=console):

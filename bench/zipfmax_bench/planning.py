@@ -17,7 +17,7 @@ from rich.table import Table
 
 from zipfmax.calibration import Calibration
 from zipfmax.counts import LabelCounts
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax.plan_code import plan_code
 from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
@@ -25,7 +25,7 @@ from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.timings import measured_ratio
-from zipfmax_reference.runs import labels
+from zipfmax_reference.runs import device, labels
 from zipfmax_reference.runs.case import Case
 
 ROUNDS = 9
@@ -89,9 +89,7 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
 def _dtype(options: PlanOptions) -> torch.dtype:
     dtype = getattr(torch, options.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UsageError(
-            f"unknown dtype {options.dtype!r}; choose one of: float32, bfloat16, float16, float64"
-        )
+        raise UsageError(unknown("dtype", options.dtype, ("float32", "bfloat16", "float16", "float64")))
     return dtype
 
 
@@ -101,12 +99,8 @@ def _check(options: PlanOptions) -> None:
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
     if options.task not in TASKS:
-        raise UsageError(f"unknown task {options.task!r}; choose one of: {', '.join(TASKS)}")
-    kind = options.device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {options.device!r}; choose cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch sees no CUDA device on this machine; choose cpu")
+        raise UsageError(unknown("task", options.task, TASKS))
+    device.present(options.device)
 
 
 def _plan(
@@ -352,5 +346,5 @@ def run(
             low, high = line["speedup_vs_full_low"], line["speedup_vs_full_high"]
             interval = f"{line['speedup_vs_full']:.2f}x full softmax [{low:.2f}, {high:.2f}]"
             console.print(f"measured {name}: {line['median_s'] * 1e3:.2f} ms, {interval}", highlight=False)
-        console.print(code, highlight=False, soft_wrap=True, markup=False)
+        console.print(code, highlight=False, soft_wrap=True)
     return result

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.runs.case import Case
@@ -102,7 +102,7 @@ def axes(preset: str, **chosen: object) -> Axes:
         UsageError: unknown preset.
     """
     if preset not in PRESETS:
-        raise UsageError(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
+        raise UsageError(unknown("preset", preset, PRESETS))
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     if "classes" in given and "cutoffs" not in given:
         given["cutoffs"] = ()  # a preset's partitions belong to its vocabularies

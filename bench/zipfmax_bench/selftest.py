@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -30,6 +29,7 @@ from zipfmax_bench.engine import Engine
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.gate import examine, measure_again, sharpened
 from zipfmax_bench.timings import timing_of
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import Finding, Outcome, RunDirectory, SelfTest, SelfTestRun, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -124,14 +124,9 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
     Raises:
         UsageError: `out` cannot be used, or the cells cannot be measured here.
     """
-    if resume and out is None:
-        raise UsageError("--resume needs --out: the run directory to go on with")
-    console = Console()
-    directory = (
-        RunDirectory.start(out, invocation({"self_test": {kind.name: kind.runs for kind in kinds}}), resume)
-        if out
-        else None
-    )
+    console = terminal()
+    planned = invocation({"self_test": {kind.name: kind.runs for kind in kinds}})
+    directory = RunDirectory.optional(out, planned, resume)
     done: dict[tuple[str, int], bool] = {}
     for one in directory.read(SelfTestRun) if directory else ():
         done[one.kind, one.run] = one.failed

@@ -28,6 +28,7 @@ from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
 from zipfmax_bench.table import show, timing_tables
 from zipfmax_bench.torchrun import Ranks
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Timing
 from zipfmax_reference.runs.case import Case
@@ -51,7 +52,7 @@ def run(options: SweepOptions, out: Path | None, resume: bool) -> int:
     Raises:
         UsageError: a choice that does not exist, or a folder that cannot be used.
     """
-    console = Console()
+    console = terminal()
     ranks = Ranks.of_environment()
     plan = resolve(options, out, resume) if ranks is None else _shared_plan(options, out, resume, ranks)
     path = plan.directory.path
@@ -92,7 +93,7 @@ def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: R
         ranks.announce()
         return plan
     ranks.await_directory()
-    return resolve(options, out, resume=True)
+    return resolve(options, out, resume=True, shared=True)
 
 
 class Sweep:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from rich.console import Console
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import planning, presets
 from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.executors import usable_cores
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import RUN_FILE, Plan, RunDirectory
+from zipfmax_reference.runs import device
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 
@@ -83,15 +85,15 @@ def require(name: str) -> None:
     if registry.runs_code_of_others(name):
         program = "import sys; from zipfmax_reference.contestants import registry as r\n"
         program += "try: r.implementation(sys.argv[1])\nexcept r.UsageError as error: sys.exit(str(error))"
-        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", program, name], capture_output=True, text=True)
         if done.returncode:
             raise UsageError(done.stderr.strip().splitlines()[-1])
     else:
         registry.implementation(name)
 
 
-def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSweep:
-    """Check the choices, and only then make the run directory.
+def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool = False) -> ResolvedSweep:
+    """Check the choices, and only then make the run directory; `shared` as `RunDirectory.start` takes it.
 
     Raises:
         UsageError: a choice that does not exist, or a folder that cannot be used.
@@ -119,7 +121,8 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool) -> ResolvedSw
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
-    directory = RunDirectory.start(out or _default_path(), invocation({COMMAND: asdict(options)}), resume)
+    called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
+    directory = RunDirectory.start(out or _default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
         cases += given
@@ -148,10 +151,7 @@ def _default_path() -> Path:
 def _device(chosen: str | None) -> str:
     if chosen is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = chosen.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise UsageError(f"unknown device {chosen!r}; choose cpu, cuda or cuda:N")
-    return chosen
+    return device.present(chosen)
 
 
 def _precision(text: str | None) -> float | None:
@@ -187,7 +187,7 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
                 task=case.task,
                 threads=threads,
             )
-            plan, calibration = planning.planned(options, Console(stderr=True))
+            plan, calibration = planning.planned(options, terminal(stderr=True))
             known[case.id] = tuple(plan.cutoffs)
             line = planning.record(plan, calibration, options)
             its_case = replace(case, cutoffs=known[case.id])

@@ -45,7 +45,11 @@ def timing_tables(timings: Iterable[Timing], implementations: Sequence[str]) -> 
 
 def show(console: Console, tables: Iterable[Table]) -> None:
     """Print tables: as wide as they are into a pipe or a file, folded to the width of a terminal."""
-    wide = console if console.is_terminal else Console(file=console.file, width=_ANY_WIDTH)
+    wide = (
+        console
+        if console.is_terminal
+        else Console(file=console.file, width=_ANY_WIDTH, markup=False, emoji=False)
+    )
     for table in tables:
         wide.print(table)
 

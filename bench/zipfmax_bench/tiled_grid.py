@@ -18,7 +18,6 @@ from statistics import geometric_mean
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
 
 from zipfmax.errors import UsageError
@@ -27,6 +26,7 @@ from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
 from zipfmax_bench.timings import timing_of
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -223,7 +223,7 @@ def main(
     )
     todo = [case for case in wanted if case.id not in done]
     policy = SamplingPolicy(seconds=seconds, least=LEAST_ROUNDS, budget_s=120.0)
-    console = Console()
+    console = terminal()
     names = [OURS, "torch", "paddle", LIMIT]
     with Engine.of_processes(names, threads, log=out / "workers.log") as engine:
         grid = Grid(engine, policy, paddle_seconds, threads)

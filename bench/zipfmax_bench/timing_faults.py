@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.table import show
 from zipfmax_bench.timings import FINDINGS, timing_of
+from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RunDirectory, TimingFault
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -124,7 +124,7 @@ def run(out: Path | None = None, only: Sequence[str] = ()) -> int:
         directory = RunDirectory.start(out or Path(folder) / "run", invocation({"timing": True}))
         outcomes = examine(here, directory)
         directory.write(*(TimingFault(**asdict(outcome)) for outcome in outcomes))
-    show(Console(), [_table(outcomes)])
+    show(terminal(), [_table(outcomes)])
     for one in chosen:
         if one not in here:
             print(f"not tried, since there is no {one.device} device: {one.text}")
@@ -143,7 +143,7 @@ def examine(planted: Sequence[Planted], directory: RunDirectory) -> list[LayerOu
     with ParityGuard(directory, THREADS, log) as guard:
         beside = {name: [WorkerProcess(name, THREADS)] for name in ("torch", LIMIT)}
         try:
-            for one in track(planted, "timing faults", console=Console(stderr=True), transient=True):
+            for one in track(planted, "timing faults", console=terminal(stderr=True), transient=True):
                 outcomes.append(_outcome(one, beside, guard))
         finally:
             for (worker,) in beside.values():

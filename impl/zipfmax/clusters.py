@@ -69,7 +69,7 @@ class ClusterLayout:
         if not (self.div_value > 0 and math.isfinite(self.div_value)):
             raise ValueError(f"div_value should be a positive, finite number, got {self.div_value}")
         sizes = tuple(self.projection_sizes) or tuple(
-            int(self.in_features // self.div_value ** (i + 1)) for i in range(len(self.cutoffs))
+            _projection_size(self.in_features, self.div_value, tail) for tail in range(len(self.cutoffs))
         )
         if len(sizes) != len(self.cutoffs) or any(int(size) != size or size < 0 for size in sizes):
             raise ValueError(
@@ -140,6 +140,13 @@ class ClusterLayout:
             for cluster in self.tails
         )
         return head + tails
+
+
+def _projection_size(in_features: int, div_value: float, tail: int) -> int:
+    halvings = (tail + 1) * math.log2(div_value)
+    if math.log2(in_features) - halvings > 62:
+        raise ValueError(f"div_value {div_value:g} makes a projection too wide for any tensor")
+    return int(in_features // div_value ** (tail + 1)) if halvings < 1000 else 0  # beyond a float's range
 
 
 def _checked_cutoffs(cutoffs: Sequence[int], n_classes: int) -> tuple[int, ...]:

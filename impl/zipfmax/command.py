@@ -11,20 +11,25 @@ nothing to judge, with one line on standard error and no traceback.
 from __future__ import annotations
 
 import ast
+import os
+import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from typer import Typer
 
 GROUP = "zipfmax.commands"
+COMPLETION = ("--install-completion", "--show-completion")
+COMPLETING = "_ZIPFMAX_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+INTERRUPTED = 130
 
 
 def commands() -> dict[str, EntryPoint]:
@@ -36,24 +41,22 @@ def application(name: str) -> Typer:
     """The command line of one command.
 
     Raises:
-        UsageError: no such command, or a package that it needs is missing.
+        UsageError: no such command.
+        ModuleNotFoundError: a package that it needs is missing.
     """
     found = commands()
     if name not in found:
-        near = get_close_matches(name, found, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; choose one of: {', '.join(found)}"
-        raise UsageError(f"unknown command {name!r}{hint}")
-    try:
-        import typer
+        raise UsageError(unknown("command", name, found))
+    from zipfmax.command_line import application_of
 
-        function = found[name].load()
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{name} needs the package {error.name}, which is not installed: pip install 'zipfmax[harness]'"
-        ) from error
-    made = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    made.command()(function)
-    return made
+    return application_of({name: found[name].load()})
+
+
+def all_applications() -> Typer:
+    """Every command in one, which completes names and options in a shell."""
+    from zipfmax.command_line import application_of
+
+    return application_of({name: entry.load() for name, entry in commands().items()}, completes=True)
 
 
 def summary(entry: EntryPoint) -> str:
@@ -80,7 +83,8 @@ def usage() -> str:
         "Commands:",
         *(f"  {name:{width}}  {summary(entry)}" for name, entry in found.items()),
         "",
-        "zipfmax COMMAND --help shows the options of one; zipfmax --version, the version.",
+        "zipfmax COMMAND --help shows the options of one, with examples; zipfmax --version, the version.",
+        "zipfmax --install-completion completes commands and options in your shell.",
     ]
     return "\n".join(lines)
 
@@ -92,16 +96,53 @@ def run(arguments: Sequence[str]) -> None:
         UsageError: wrong use or missing input.
         SystemExit: with the command's exit status.
     """
-    if not arguments or arguments[0] in ("--help", "-h"):
-        print(usage())
-        sys.exit(0 if arguments else 2)
-    name, *rest = arguments
-    if name == "--version":
-        print(version("zipfmax"))
-        return
-    if name.startswith("-"):
-        raise UsageError(f"unknown option {name!r}; choose --help, --version or a command")
-    application(name)(args=rest, prog_name=f"zipfmax {name}")
+    try:
+        if COMPLETING in os.environ or (arguments and arguments[0].partition("=")[0] in COMPLETION):
+            _run(all_applications(), arguments, "zipfmax")
+        if not arguments or arguments[0] in ("--help", "-h"):
+            print(usage())
+            sys.exit(0 if arguments else 2)
+        name, *rest = arguments
+        if name == "--version":
+            print(version("zipfmax"))
+            return
+        if name.startswith("-"):
+            raise UsageError(unknown("option", name, ("--help", "--version", *COMPLETION, "a command")))
+        _run(application(name), rest, f"zipfmax {name}")
+    except ModuleNotFoundError as error:
+        extra = _extra(error.name)
+        if extra is None:
+            raise
+        raise UsageError(
+            f"{arguments[0]} needs the package {error.name}, which is not installed: "
+            f"pip install 'zipfmax[{extra}]'"
+        ) from error
+
+
+def _run(application: Typer, arguments: Sequence[str], name: str) -> NoReturn:
+    """Run a command and exit with its status; what Typer finds wrong becomes a `UsageError`."""
+    import typer
+    from typer.main import get_command
+
+    try:
+        status = get_command(application).main(args=arguments, prog_name=name, standalone_mode=False)
+    except typer.TyperException as error:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        raise UsageError(f"{message}; see {name} --help") from error
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    sys.exit(status or 0)
+
+
+def _extra(module: str | None) -> str | None:
+    """The extra that installs a module, or None where none does: then its absence is a fault, not wrong use."""
+    wanted = re.sub(r"[-_.]+", "-", (module or "").partition(".")[0]).lower()
+    for line in requires("zipfmax") or ():
+        found = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", line)
+        # A distribution is called as its module is, with what it was built for added: paddlepaddle, tensorflow-cpu.
+        if found and wanted and found[1].lower().startswith(wanted):
+            return found[2]
+    return None
 
 
 def main() -> NoReturn:

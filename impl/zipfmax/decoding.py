@@ -80,13 +80,16 @@ def topk(layout: ClusterLayout, scorer: Scorer, hidden: Tensor, k: int) -> tuple
 
 
 def _merge(found: TopK, new: TopK) -> TopK:
-    """The best k of both, for each row; of equal ones those found first, and the places still empty last."""
-    values = torch.cat([found.values, new.values], dim=1)
-    indices = torch.cat([found.indices, new.indices], dim=1)
-    empty_last = (indices < 0).byte().argsort(dim=1, stable=True)
-    values, indices = values.gather(1, empty_last), indices.gather(1, empty_last)
+    """The best k of both, for each row, k as many as were found."""
+    both = TopK(*(torch.cat(pair, dim=1) for pair in zip(found, new, strict=True)))
+    return best_of(both, found.values.size(1))
+
+
+def best_of(found: TopK, k: int) -> TopK:
+    """The k highest of each row, [N, k]; of equal ones the first, and last those whose index is negative."""
+    empty_last = (found.indices < 0).byte().argsort(dim=1, stable=True)
+    values, indices = (part.gather(1, empty_last) for part in found)
     values, order = values.sort(dim=1, descending=True, stable=True)
-    k = found.values.size(1)
     return TopK(values[:, :k], indices.gather(1, order[:, :k]))
 
 

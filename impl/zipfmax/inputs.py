@@ -35,7 +35,7 @@ def check_target(input: Tensor, target: Tensor) -> None:
     """Raise RuntimeError unless `target` [...] goes with `input` [..., d], TypeError for other types."""
     for name, given in (("input_", input), ("target_", target)):
         if not isinstance(given, Tensor):
-            raise TypeError(f"{name} should be a Tensor, but found {type(given).__name__}")
+            raise _not_a_tensor(name, given)
     if target.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
     if target.device != input.device:
@@ -57,6 +57,11 @@ def check_target(input: Tensor, target: Tensor) -> None:
             "Input and target should have the same size in the batch dimension. "
             f"Found inputs with size {input.size()} and targets with size {target.size()}"
         )
+
+
+def _not_a_tensor(name: str, given: object) -> TypeError:
+    hint = "; torch.from_numpy makes one" if type(given).__module__ == "numpy" else ""
+    return TypeError(f"{name} should be a Tensor, but found {type(given).__name__}{hint}")
 
 
 def check_out(

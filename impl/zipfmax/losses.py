@@ -16,7 +16,7 @@ The sum over all classes needs no class's log-probability by itself: within a so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor
 from zipfmax.backends import Backend, eager, tiled
 from zipfmax.backends.context import cannot_read, is_traced
 from zipfmax.backends.targets import check_targets
-from zipfmax.backends.tiled_log_sum_exp import linear_log_sum_exp
+from zipfmax.backends.tiled_statistics import linear_statistics
 from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
 from zipfmax.submodules import Called
@@ -44,6 +44,21 @@ class LossTerms(NamedTuple):
     def needs_log_sum_exp(self) -> bool:
         """Whether the log-probabilities of the targets are not enough."""
         return self.label_smoothing > 0 or self.z_loss > 0
+
+    def coefficients(self, layout: ClusterLayout, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What weighs the log-probabilities in the head [head_size] and of all classes [n_classes].
+
+        None without label smoothing: nothing else sums over them. A slot weighs as much as its cluster.
+        """
+        if not self.label_smoothing:
+            return None, None
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        if self.weight is None:
+            classes = torch.ones(layout.n_classes, dtype=dtype, device=hidden.device)
+        else:
+            classes = self.weight.to(dtype)
+        sums = [classes[tail.start : tail.stop].sum() for tail in layout]
+        return torch.cat([classes[: layout.shortlist_size], torch.stack(sums)]), classes
 
 
 class Scores(NamedTuple):
@@ -84,8 +99,12 @@ def nll_with_terms(
     """Log-probability of each row's target, and the loss; otherwise as `Backend.nll`."""
     counted = None if ignore_index is None else target != ignore_index
     if terms.needs_log_sum_exp:
-        in_tiles = isinstance(scorer, Weights) and backend is not eager and not is_traced(hidden)
-        scores = _scores(layout, scorer, hidden, target, counted, terms, in_tiles)
+        scores_itself = getattr(backend, "scores", None)  # a layer that is spread over processes
+        if scores_itself is not None:
+            scores = cast(Scores, scores_itself(layout, scorer, hidden, target, counted, terms))
+        else:
+            in_tiles = isinstance(scorer, Weights) and backend is not eager and not is_traced(hidden)
+            scores = _scores(layout, scorer, hidden, target, counted, terms, in_tiles)
     else:
         statistics = torch.promote_types(hidden.dtype, torch.float32)
         output, _ = backend.nll(
@@ -161,15 +180,7 @@ def _scores_of_counted(
     every_row: bool,
 ) -> Scores:
     """Scores of rows that all count; `every_row` meets every cluster, or else only that of its target."""
-    coefficients = None
-    head_coefficients = None
-    if terms.label_smoothing:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        ones = torch.ones(layout.n_classes, dtype=dtype, device=hidden.device)
-        coefficients = ones if terms.weight is None else terms.weight.to(dtype)
-        sums = [coefficients[tail.start : tail.stop].sum() for tail in layout]
-        head_coefficients = torch.cat([coefficients[: layout.shortlist_size], torch.stack(sums)])
-
+    head_coefficients, coefficients = terms.coefficients(layout, hidden)
     found: list[tuple[Tensor | None, Tensor, Scores]] = []
     head_target = target
     tail_scorers: Sequence[TailScorer] = scorer.tails
@@ -224,15 +235,15 @@ def _in_tiles(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, coefficients: Tensor | None
 ) -> Scores:
     """The same from x [n, K], weight [V, K] and bias [V], with a tile of logits in memory at a time."""
-    log_sum_exp = linear_log_sum_exp(x, weight, bias, tiled.workspace_bytes)
-    dtype = log_sum_exp.dtype
-    wide = x.to(dtype)
-    logit = (wide * weight.index_select(0, target).to(dtype)).sum(dim=1)
-    if bias is not None:
-        logit = logit + bias.index_select(0, target).to(dtype)
+    log_sum_exp, logit = linear_statistics(x, weight, bias, target, tiled.workspace_bytes)
     weighted = torch.zeros_like(logit)
     if coefficients is not None:
-        weighted = wide @ (coefficients @ weight.to(dtype)) - coefficients.sum() * log_sum_exp
-        if bias is not None:
-            weighted = weighted + (coefficients * bias.to(dtype)).sum()
+        weighted = weighted_logits(x, weight, bias, coefficients) - coefficients.sum() * log_sum_exp
     return Scores(logit - log_sum_exp, weighted, log_sum_exp.square())
+
+
+def weighted_logits(x: Tensor, weight: Tensor, bias: Tensor | None, coefficients: Tensor) -> Tensor:
+    """Sum over the classes of coefficient [V] times logit, [n], without the logits."""
+    dtype = coefficients.dtype
+    total = x.to(dtype) @ (coefficients @ weight.to(dtype))
+    return total if bias is None else total + (coefficients * bias.to(dtype)).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from operator import index
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from zipfmax.backends.context import cannot_read, plain_operations_only
 from zipfmax.backends.targets import check_targets
 from zipfmax.clusters import ClusterLayout
 from zipfmax.decoding import TopK
+from zipfmax.errors import unknown
 from zipfmax.fx import is_proxy, leaf, refuse_proxy
 from zipfmax.gradients import GRADIENTS, Gradients, Upstream, with_zeros_for_absent, zeros_besides
 from zipfmax.inputs import (
@@ -98,6 +100,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
             labels, an unknown reduction, absent_grads, backend or gradients; a label_smoothing, weight or
             z_loss that no loss can have.
+        TypeError: an ignore_index that is not an integer.
     """
 
     cutoffs: list[int]
@@ -130,17 +133,17 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             in_features, n_classes, tuple(cutoffs), div_value, tuple(projection_sizes)
         )
         if reduction not in backends.REDUCTIONS:
-            raise ValueError(
-                f"unknown reduction {reduction!r}; choose one of: {', '.join(backends.REDUCTIONS)}"
-            )
+            raise ValueError(unknown("reduction", reduction, backends.REDUCTIONS))
         if absent_grads not in ("none", "zeros"):
-            raise ValueError(f"unknown absent_grads {absent_grads!r}; choose one of: none, zeros")
+            raise ValueError(unknown("absent_grads", absent_grads, ("none", "zeros")))
         if gradients not in GRADIENTS:
-            raise ValueError(f"unknown gradients {gradients!r}; choose one of: {', '.join(GRADIENTS)}")
+            raise ValueError(unknown("gradients", gradients, GRADIENTS))
         if label_ranks is not None and len(label_ranks) != n_classes:
             raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
             backends.load(backend)
+        if ignore_index is not None and not hasattr(ignore_index, "__index__"):
+            raise TypeError(f"ignore_index should be an integer or None, got {ignore_index!r}")
         check_terms(n_classes, label_smoothing, z_loss, weight)
         self.in_features = in_features
         self.n_classes = n_classes
@@ -152,7 +155,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         self.shortlist_size = self.layout.shortlist_size
         self.n_clusters = self.layout.n_clusters
         self.head_size = self.layout.head_size
-        self.ignore_index = ignore_index
+        self.ignore_index = None if ignore_index is None else index(ignore_index)
         self.reduction: Reduction = reduction
         self.absent_grads: AbsentGrads = absent_grads
         self.backend = backend

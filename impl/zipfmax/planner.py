@@ -122,14 +122,14 @@ def plan_cutoffs(
 ) -> Plan:
     """The cutoffs that make a step cheap for labels with these counts (Grave et al. 2016, section 4.3).
 
-    Cutoffs are of a coarse grid (`zipfmax.search.grid`), and times that differ by less than the model's own
-    error, or 10 % where that is more, are not told apart: of all partitions that near the cheapest, a fixed
-    preference takes the fewest tails, hence the widest last projection, then powers of two, then the largest
-    shortlist.
+    Cutoffs are of a coarse grid (`zipfmax.search.grid`), and two times that differ by less than the model's
+    own error in each, or 10 % where that is less, are not told apart: of all partitions that near the
+    cheapest, a fixed preference takes the fewest tails, hence the widest last projection, then powers of
+    two, then the largest shortlist.
 
     By default nothing is measured: the bundled cost model of the nearest hardware plans, which is the same
     everywhere. A measured model (`calibrate`) overrules that plan only where it finds it slower than its own
-    cheapest by more than the errors of both models together.
+    cheapest by more than twice the errors of both models together.
 
     Only time is weighed, not perplexity: a tail's classes are scored in a narrower space, so where quality
     matters keep the frequent classes in the head by `min_shortlist_share`, or bound `min_projection`.
@@ -245,9 +245,9 @@ def _chosen(search: Search, least_s: float, prior: CostModel | None) -> ClusterL
     """The prior's plan where the search's model lets it stand, else the preferred of those near the cheapest."""
     if prior is not None:
         standing = _chosen(theirs := replace(search, model=prior), theirs.least_s(), None)
-        if search.cost_s(standing) <= (1 + search.model.error + prior.error) * least_s:
+        if search.cost_s(standing) <= (1 + 2 * search.model.error + 2 * prior.error) * least_s:
             return standing
-    chosen = search.preferred((1 + min(search.model.error, MOST_GIVEN_UP)) * least_s)
+    chosen = search.preferred((1 + min(2 * search.model.error, MOST_GIVEN_UP)) * least_s)
     assert chosen is not None, "the cheapest is among them"
     return chosen
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zipfmax import backends, timers
 from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import unknown
 from zipfmax.weights import TailWeights, Weights
 
 TASKS = ("train", "forward")
@@ -65,7 +66,7 @@ class StepTimer:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, task: str, backend: str = "auto") -> None:
         if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
+            raise ValueError(unknown("task", task, TASKS))
         self.device = device
         self.train = task == "train"
         self._backend = backend

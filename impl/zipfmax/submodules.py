@@ -30,12 +30,15 @@ class Replaced(NamedTuple):
     why: str
 
 
-def plain_weights(layer: nn.Module, layout: ClusterLayout) -> Weights | Replaced:
+def plain_weights(
+    layer: nn.Module, layout: ClusterLayout, types: tuple[type, ...] = _TENSORS
+) -> Weights | Replaced:
     """The weights, where reading them says all that the submodules do; else the first submodule that differs.
 
     Args:
         layer: has `head` and `tail`.
         layout: which shapes they should have.
+        types: which the weights may be of.
     """
     if (
         _module._global_forward_hooks
@@ -47,7 +50,7 @@ def plain_weights(layer: nn.Module, layout: ClusterLayout) -> Weights | Replaced
     if nn.Linear.forward is not _LINEAR or nn.Sequential.forward is not _SEQUENTIAL:
         return Replaced("head", "has a class whose forward was replaced")
     modules = layer._modules
-    head = _read(modules.get("head"), layout.head_size, layout.in_features)
+    head = _read(modules.get("head"), layout.head_size, layout.in_features, types)
     if isinstance(head, str):
         return Replaced("head", head)
     pairs = modules.get("tail")
@@ -63,17 +66,19 @@ def plain_weights(layer: nn.Module, layout: ClusterLayout) -> Weights | Replaced
         if "forward" in pair.__dict__:
             return Replaced(name, "has a forward of its own")
         first, second = pair._modules.values()
-        projection = _read(first, cluster.projection_size, layout.in_features)
+        projection = _read(first, cluster.projection_size, layout.in_features, types)
         if isinstance(projection, str):
             return Replaced(f"{name}.0", projection)
-        output = _read(second, cluster.size, cluster.projection_size)
+        output = _read(second, cluster.size, cluster.projection_size, types)
         if isinstance(output, str):
             return Replaced(f"{name}.1", output)
         tails.append(TailWeights(projection[0], output[0], projection[1], output[1]))
     return Weights(*head, tuple(tails))
 
 
-def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tensor, Tensor | None] | str:
+def _read(
+    module: nn.Module | None, n_outputs: int, n_inputs: int, types: tuple[type, ...]
+) -> tuple[Tensor, Tensor | None] | str:
     """Weight and bias of a plain nn.Linear of that shape that does what its class says, or why it is none."""
     if type(module) is not nn.Linear:
         return f"is {_described(module)}, not a plain Linear"
@@ -92,7 +97,7 @@ def _read(module: nn.Module | None, n_outputs: int, n_inputs: int) -> tuple[Tens
         return "has a weight that is computed, not a parameter"
     weight, bias = parameters.get("weight"), parameters["bias"]
     for tensor in (weight, bias):
-        if type(tensor) not in _TENSORS and not (tensor is None or _stands_for_a_tensor(tensor)):
+        if type(tensor) not in types and not (tensor is None or _stands_for_a_tensor(tensor)):
             return f"has a weight of type {type(tensor).__name__}"
     if weight is None:
         return "has no weight"

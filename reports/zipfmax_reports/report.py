@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zipfmax.errors import UsageError
+from zipfmax_reference.records.files import check_writable, write_text
 from zipfmax_reports.elements import Picture
 from zipfmax_reports.page import Page
 from zipfmax_reports.runs import read_run
@@ -38,14 +39,16 @@ def write_report(
     """
     if not directories:
         raise UsageError("name at least one run directory")
-    page = Page.of([read_run(directory) for directory in directories])
+    runs = [read_run(directory) for directory in directories]
     path = output if output is not None else directories[0] / "index.html"
-    _write(path, page.html())
+    check_writable(path, markdown, figures and figures / "any.svg")
+    page = Page.of(runs)
+    write_text(path, page.html())
     if figures is not None:
         for picture in page.pictures:
             _draw(picture, figures)
     if markdown is not None:
-        _write(markdown, page.markdown())
+        write_text(markdown, page.markdown())
     return path
 
 
@@ -54,16 +57,8 @@ def _draw(picture: Picture, folder: Path) -> None:
     for theme in THEMES:
         drawing = draw(picture.figure, theme)
         path = folder / f"{picture.name}-{theme.name}.svg"
-        _write(path, standalone_svg(drawing, picture.name, picture.title, picture.description))
+        write_text(path, standalone_svg(drawing, picture.name, picture.title, picture.description))
         try:
             drawing.savefig(path.with_suffix(".png"), dpi=_PNG_DPI, bbox_inches="tight")
         except OSError as error:
             raise UsageError(f"cannot write {path.with_suffix('.png')}: {error.strerror or error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -197,7 +197,7 @@ def test_an_implementation_that_cannot_be_measured_is_named():
         ({"batch": -5}, "--batch should be a positive number, got -5"),
         ({"threads": 0}, "--threads should be a positive number, got 0"),
         ({"task": "predict"}, "unknown task 'predict'; choose one of: train, forward"),
-        ({"device": "tpu"}, "unknown device 'tpu'; choose cpu or cuda"),
+        ({"device": "tpu"}, "unknown device 'tpu'; did you mean cpu"),
         ({"clusters": 9}, "number from 1 to 6, got 9"),
         ({"max_parameters": 3}, "max_parameters = 3 allows no plan"),
         ({"labels": "poisson:3"}, "poisson:3"),
@@ -210,7 +210,7 @@ def test_what_allows_no_plan_is_wrong_use(options, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
 def test_a_device_that_is_not_there_is_wrong_use():
-    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+    with pytest.raises(UsageError, match="device cuda: torch sees 0 GPUs here"):
         planning.planned(replace(OPTIONS, device="cuda"), Console(file=StringIO()))
 
 

@@ -70,6 +70,16 @@ def test_a_div_value_that_divides_nothing_is_refused(div_value):
         ClusterLayout(16, 20, (5,), div_value)
 
 
+@pytest.mark.parametrize("div_value", [5e-324, 1e-300, 1e-19])
+def test_a_projection_that_no_tensor_can_have_is_refused(div_value):
+    with pytest.raises(ValueError, match=f"div_value {div_value:g} makes a projection too wide"):
+        ClusterLayout(16, 20, (5, 9), div_value)
+
+
+def test_a_power_of_div_value_beyond_floats_leaves_no_width():
+    assert ClusterLayout(16, 20, (5, 9), 1e300).projection_sizes == (0, 0)
+
+
 def test_projection_sizes_override_div_value():
     layout = ClusterLayout(16, 20, (5, 10), 4.0, projection_sizes=(7, 1))
     assert [tail.projection_size for tail in layout] == [7, 1]

@@ -1,5 +1,6 @@
 """The `zipfmax` command finds what is installed, imports what it runs, and ends with one clear line."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -8,7 +9,7 @@ import pytest
 import typer
 
 from zipfmax import command
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 
 
 def zipfmax_command(*arguments):
@@ -45,6 +46,11 @@ def test_every_command_can_be_loaded_and_says_what_its_options_do():
     ("arguments", "words"),
     [
         (("mutnats",), ["unknown command 'mutnats'", "did you mean mutants?"]),
+        (("sweep", "--rond", "3"), ["No such option: --rond", "--rounds", "zipfmax sweep --help"]),
+        (("sweep", "--classes", "1e12"), ["--classes", "integer"]),
+        (("plan",), ["Missing option '--features'"]),
+        (("verify", "--device", "tpu"), ["unknown device 'tpu'", "cuda"]),
+        (("verify", "--resume"), ["--resume needs --out"]),
         (("no-such-command",), ["unknown command 'no-such-command'", "choose one of:", "sweep"]),
         (("--no-such-option",), ["unknown option '--no-such-option'", "--help"]),
         (("sweep", "--rounds", "0"), ["--rounds", "positive"]),
@@ -57,15 +63,51 @@ def test_wrong_use_exits_with_2_and_one_line(arguments, words):
     assert all(word in line for word in words), line
 
 
+def test_a_name_that_does_not_exist_gets_the_nearest_one_and_all():
+    assert unknown("dtype", "flaot32", ["float64", "float32"]) == (
+        "unknown dtype 'flaot32'; did you mean float32? choose one of: float64, float32"
+    )
+    assert unknown("grid", "huge", ["quick", "full"]) == "unknown grid 'huge'; choose one of: quick, full"
+
+
 def test_version_is_that_of_the_distribution():
     assert zipfmax_command("--version").stdout.strip() == command.version("zipfmax")
 
 
-def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch):
-    entry = EntryPoint("broken", "no_such_package_of_the_harness.commands:run", command.GROUP)
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("typer", "harness"), ("pytest_benchmark", "harness"), ("paddle", "paddle"), ("wordfreq", "labels")],
+)
+def test_a_command_whose_packages_are_missing_says_what_to_install(module, extra, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.part")
+
+    monkeypatch.setattr(command, "application", missing)
+    with pytest.raises(UsageError, match=rf"verify needs .* {module}.*pip install 'zipfmax\[{extra}\]'"):
+        command.run(["verify"])
+
+
+def test_a_missing_module_that_no_extra_installs_is_a_fault_and_is_traced(monkeypatch):
+    entry = EntryPoint("broken", "zipfmax.no_such_module:run", command.GROUP)
     monkeypatch.setattr(command, "commands", lambda: {"broken": entry})
-    with pytest.raises(UsageError, match=r"no_such_package_of_the_harness.*pip install 'zipfmax\[harness\]'"):
-        command.application("broken")
+    with pytest.raises(ModuleNotFoundError):
+        command.run(["broken"])
+
+
+def test_a_shell_is_told_the_commands_and_the_options():
+    for words, expected in (("zipfmax swe", "sweep"), ("zipfmax compile --qu", "--quick")):
+        environment = {
+            **os.environ,
+            command.COMPLETING: "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "zipfmax"], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.stdout.split() == [expected]
+    script = zipfmax_command("--show-completion", "bash").stdout
+    assert f"{command.COMPLETING}=complete_bash" in script
 
 
 @pytest.mark.parametrize(

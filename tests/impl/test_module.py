@@ -1,5 +1,6 @@
 """The layer as torch.nn's: the same results, gradients, errors, names and initial weights."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,12 +163,29 @@ def test_a_wrong_call_raises_torchs_error_in_torchs_words(backend, size, target)
     [
         ({"backend": "fast"}, "unknown backend 'fast'; choose one of: auto, "),
         ({"reduction": "avg"}, "unknown reduction 'avg'; choose one of: mean, sum, none"),
-        ({"absent_grads": "None"}, "unknown absent_grads 'None'; choose one of: none, zeros"),
+        (
+            {"absent_grads": "None"},
+            "unknown absent_grads 'None'; did you mean none\\? choose one of: none, zeros",
+        ),
+        ({"ignore_index": "x"}, "ignore_index should be an integer or None, got 'x'"),
+        ({"ignore_index": 0.5}, "ignore_index should be an integer or None, got 0.5"),
     ],
 )
 def test_an_unknown_option_is_refused_with_what_there_is(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         AdaptiveLogSoftmaxWithLoss(16, 20, [5], **options)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.tensor([3, -100]), r"values in range \[-100, 3\] were found\. .*pass ignore_index=-100"),
+        (np.array([3, 1]), "target_ should be a Tensor, but found ndarray; torch.from_numpy makes one"),
+    ],
+)
+def test_a_target_of_another_library_or_convention_is_told_what_to_do(target, message):
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        zipfmax.AdaptiveLogSoftmaxWithLoss(4, 20, [5])(torch.randn(2, 4), target)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipfmax.embedding import AdaptiveEmbedding
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 
 LAYERS = ("zipfmax", "torch", "full")
@@ -64,11 +64,9 @@ class LanguageModel(nn.Module):
     def __init__(self, n_words: int, options: ModelOptions) -> None:
         super().__init__()
         if options.layer not in LAYERS:
-            raise UsageError(f"unknown layer {options.layer!r}; choose one of: {', '.join(LAYERS)}")
+            raise UsageError(unknown("layer", options.layer, LAYERS))
         if options.embedding not in EMBEDDINGS:
-            raise UsageError(
-                f"unknown embedding {options.embedding!r}; choose one of: {', '.join(EMBEDDINGS)}"
-            )
+            raise UsageError(unknown("embedding", options.embedding, EMBEDDINGS))
         if options.embedding == "tied" and options.layer != "zipfmax":
             raise UsageError("a tied embedding shares zipfmax's weights: choose --layer zipfmax with it")
         d = options.features

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from zipfmax import decoding
+from zipfmax import backends, decoding
 from zipfmax.errors import UsageError
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax_bench.example.model import LanguageModel, ModelOptions, State
 from zipfmax_bench.example.text import Text, made_text, read_text
+from zipfmax_reference.console import terminal
+from zipfmax_reference.runs.device import present
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class TrainResult:
 def run(options: TrainOptions) -> int:
     """Train with a progress bar and print the results: the command line's `zipfmax train`."""
     text = load(options)
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     name = options.text.name if options.text else "a made-up text"
     console.print(
         f"{name}: {len(text.train):,} words to train on, {len(text.valid):,} to validate, "
@@ -94,10 +95,10 @@ def load(options: TrainOptions) -> Text:
     """The text that the options name.
 
     Raises:
-        UsageError: a file that cannot be read, or a device that is not there.
+        UsageError: a file that cannot be read, a device that is not there, or a number that no training has.
     """
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device: choose --device cpu")
+    present(options.device)
+    _check(options)
     return (
         made_text(seed=options.seed) if options.text is None else read_text(options.text, options.vocabulary)
     )
@@ -120,6 +121,7 @@ def train(
     """
     torch.manual_seed(options.seed)
     model = LanguageModel(len(text.vocabulary), options.model).to(options.device, options.dtype)
+    _check_backend(model, options)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     losses, seconds = [], []
     state: State | None = None
@@ -170,10 +172,30 @@ def _windows(options: TrainOptions, words: Tensor, steps: int) -> Iterator[tuple
         yield ids[:, window], targets[:, window], at == 0
 
 
-def _steps(options: TrainOptions, text: Text) -> int:
+def _check(options: TrainOptions) -> None:
     positive = (options.batch, options.window, options.epochs, options.model.features, options.model.depth)
     if min(*positive, options.steps or 1) < 1 or options.steps == 0:
         raise UsageError("batch, window, epochs, steps, features and depth should be positive")
+    if not 0 < options.learning_rate < math.inf:
+        raise UsageError(f"--learning-rate should be a positive number, got {options.learning_rate}")
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed should be from 0 to 2**63 - 1, got {options.seed}")
+
+
+def _check_backend(model: LanguageModel, options: TrainOptions) -> None:
+    """Raise UsageError where the named backend cannot serve the model's output layer here."""
+    layer, name = model.output, options.model.backend
+    if name == "auto":
+        return
+    if not isinstance(layer, AdaptiveLogSoftmaxWithLoss):
+        raise UsageError(f"--backend is zipfmax's: it does not go with --layer {options.model.layer}")
+    rows = torch.empty(1, options.model.features, device=options.device, dtype=options.dtype)
+    refusal = backends.load(name).refusal(rows, layer.weights())
+    if refusal is not None:
+        raise UsageError(f"--backend {name} cannot serve this layer: {refusal}")
+
+
+def _steps(options: TrainOptions, text: Text) -> int:
     per_epoch = (len(text.train) - 1) // options.batch // options.window
     if per_epoch == 0:
         raise UsageError(

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zipfmax.backends.triton.availability import interpreting
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_bench.kernels import disassembly
 from zipfmax_bench.kernels.variants import Launch, variants
 
@@ -142,9 +142,9 @@ def compile_all(targets: Sequence[str], quick: bool = False) -> Iterator[Compile
     Raises:
         UsageError: an unknown target, or TRITON_INTERPRET set, under which there is nothing to compile.
     """
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown:
-        raise UsageError(f"unknown target {unknown[0]!r}; choose from: {', '.join(TARGETS)}")
+    absent = [target for target in targets if target not in TARGETS]
+    if absent:
+        raise UsageError(unknown("target", absent[0], TARGETS))
     if interpreting():
         raise UsageError("TRITON_INTERPRET is set: the interpreter compiles nothing; unset it")
     _jobs.update({target: variants(target, quick) for target in targets})

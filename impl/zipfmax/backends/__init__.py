@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zipfmax.backends.context import plain_operations_only
 from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import unknown
 from zipfmax.gradients import Upstream
 from zipfmax.submodules import computes_itself
 from zipfmax.weights import Weights
@@ -87,7 +88,7 @@ def load(name: str) -> Backend:
         from zipfmax.backends import eager
 
         return cast(Backend, eager)
-    raise ValueError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
+    raise ValueError(unknown("backend", name, ("auto", *BACKENDS)))
 
 
 def _unusual_tensors(hidden: Tensor, weights: Weights) -> str | None:

@@ -9,16 +9,17 @@ def check_targets(target: Tensor, n_classes: int, ignore_index: int | None) -> T
     """The rows that count, [N] bool, or None where all of them do.
 
     Raises:
-        RuntimeError: a counted target outside [0, n_classes); torch.nn's text.
+        RuntimeError: a counted target outside [0, n_classes); torch.nn's text, and a hint where it is -100.
     """
     counted = None if ignore_index is None else target != ignore_index
     seen = target if counted is None else target[counted]
     if seen.numel():
         low, high = (bound.item() for bound in seen.aminmax())
         if low < 0 or high >= n_classes:
+            hint = "To ignore -100, as cross_entropy does, pass ignore_index=-100. " if low == -100 else ""
             raise RuntimeError(
                 f"Target values should be in [0, {n_classes - 1}], "
-                f"but values in range [{low}, {high}] were found. "
+                f"but values in range [{low}, {high}] were found. {hint}"
             )
     return counted
 

@@ -18,7 +18,7 @@ def log_prob_of_classes(
     n_rows, shortlist = hidden.shape[0], layout.shortlist_size
     result = hidden.new_empty(n_rows, layout.n_classes)
     head = ClusterSoftmax(weights.head, weights.head_bias, n_rows, workspace_bytes)
-    slots = hidden.new_empty(n_rows, layout.n_clusters, dtype=head.statistics)
+    slots = hidden.new_empty(n_rows, layout.n_clusters, dtype=head.statistics_dtype)
     for rows in head.blocks(n_rows):
         x = hidden[rows].contiguous()
         log_sum_exp = head.log_sum_exp(x)
@@ -52,9 +52,9 @@ def most_probable_class(
     """
     n_rows, shortlist = hidden.shape[0], layout.shortlist_size
     head = ClusterSoftmax(weights.head, weights.head_bias, n_rows, workspace_bytes)
-    highest = hidden.new_full((n_rows,), -torch.inf, dtype=head.statistics)
+    highest = hidden.new_full((n_rows,), -torch.inf, dtype=head.statistics_dtype)
     best = torch.zeros(n_rows, dtype=torch.int64, device=hidden.device)
-    slots = hidden.new_empty(n_rows, layout.n_clusters, dtype=head.statistics)
+    slots = hidden.new_empty(n_rows, layout.n_clusters, dtype=head.statistics_dtype)
     for rows in head.blocks(n_rows):
         for classes, z in head.logits(hidden[rows].contiguous()):
             words = max(0, min(classes.stop, shortlist) - classes.start)

@@ -156,7 +156,7 @@ class ClusterSoftmax:
     ) -> None:
         self.weight, self.bias = weight, bias
         self.n_classes = weight.shape[0]
-        self.statistics = statistics_dtype(weight.dtype)
+        self.statistics_dtype = statistics_dtype(weight.dtype)
         if onednn_serves(weight):  # its tiles are new tensors, beside which parts of gradients are held
             workspace_bytes = workspace_bytes * 3 // 4
         self.tiles = Tiles.plan(n_rows, self.n_classes, workspace_bytes, weight.dtype)
@@ -204,22 +204,48 @@ class ClusterSoftmax:
 
     def log_sum_exp(self, x: Tensor) -> Tensor:
         """log of the sum of exp(logits) over all classes, [n, 1], of one block."""
-        total = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics, device=x.device)
+        total = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics_dtype, device=x.device)
         for _, z in self.logits(x):
             total = torch.logaddexp(total, _log_sum_exp_(z))
             del z
         return total
 
-    def add_log_sum_exp_gradients(
-        self, x: Tensor, log_sum_exp: Tensor, grad: Tensor, out: Tensor | None
+    def statistics(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """log-sum-exp over all classes and the target's logit, each [n, 1], of one block.
+
+        The logit is 0 for a target that is none of the classes.
+        """
+        total = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics_dtype, device=x.device)
+        picked = torch.zeros_like(total)
+        for classes, z in self.logits(x):
+            rows = _rows_in(target, classes)
+            picked[rows] = z[rows, target[rows] - classes.start].unsqueeze(1)
+            total = torch.logaddexp(total, _log_sum_exp_(z))
+            del z  # before the next tile is made
+        return total, picked
+
+    def add_statistics_gradients(
+        self,
+        x: Tensor,
+        target: Tensor,
+        log_sum_exp: Tensor,
+        grads: tuple[Tensor, Tensor],
+        out: Tensor | None,
     ) -> None:
-        """Gradients of sum(grad * log-sum-exp) of one block, given log-sum-exp [n, 1]; that of x to `out`."""
+        """Gradients of one block of `statistics`, given log-sum-exp [n, 1]; that of x to `out`.
+
+        `grads` are those of the log-sum-exp and of the target's logit, [n] each.
+        """
         for gradient in (self.weight_gradient, self.bias_gradient):
             if gradient is not None:
                 gradient.start_block()
+        of_sum, of_logit = grads
+        finite = log_sum_exp.clamp(min=torch.finfo(log_sum_exp.dtype).min)  # logits of -inf have no gradient
         for classes, z in self.logits(x):
-            p = z.sub_(log_sum_exp).mul_(_LOG2_E).exp2_()
-            self._gradients(p, x, classes.start, -grad, out, beta=int(classes.start > 0))
+            p = z.sub_(finite).mul_(_LOG2_E).exp2_().mul_(of_sum.unsqueeze(1))
+            rows = _rows_in(target, classes)
+            p[rows, target[rows] - classes.start] += of_logit[rows]
+            self._gradients(p, x, classes.start, -1.0, out, beta=int(classes.start > 0))
             del p, z
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
@@ -261,13 +287,7 @@ class ClusterSoftmax:
 
     def _log_p_by_tiles(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """log p of the targets, [n], and log-sum-exp of all classes, [n, 1]."""
-        log_sum_exp = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics, device=x.device)
-        picked = torch.empty_like(log_sum_exp)
-        for classes, z in self.logits(x):
-            rows = _rows_in(target, classes)
-            picked[rows] = z[rows, target[rows] - classes.start].unsqueeze(1)
-            log_sum_exp = torch.logaddexp(log_sum_exp, _log_sum_exp_(z))
-            del z  # before the next tile is made
+        log_sum_exp, picked = self.statistics(x, target)
         return (picked - log_sum_exp).squeeze(1), log_sum_exp
 
     def _gradients_by_tiles(
@@ -296,8 +316,8 @@ class ClusterSoftmax:
         early = factor / late
         added, beta = (logits, 0.0) if bias is None else (bias, early)
         torch.addmm(added, x, weight.t(), beta=beta, alpha=early, out=logits)
-        if self.statistics != x.dtype:
-            logits = self._tile(1, self.statistics, *logits.shape).copy_(logits)
+        if self.statistics_dtype != x.dtype:
+            logits = self._tile(1, self.statistics_dtype, *logits.shape).copy_(logits)
         return logits if late == 1 else logits.mul_(late)
 
     def _gradients(
@@ -319,7 +339,7 @@ class ClusterSoftmax:
         if out is None:
             out = torch.empty_like(x)
         weight = self.weight[start : start + p.shape[1]]
-        if p.shape[1] <= MAX_SUMMED_CLASSES or dz.dtype != self.statistics:
+        if p.shape[1] <= MAX_SUMMED_CLASSES or dz.dtype != self.statistics_dtype:
             add_product(out, dz, weight, alpha=alpha, beta=beta)
             return out
         if not beta:

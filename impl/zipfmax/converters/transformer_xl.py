@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.converters.checkpoint import Checkpoint, Sample, build_layer, checked
+from zipfmax.errors import unknown
 from zipfmax.export import refuse_biases, refuse_ranks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 from zipfmax.weights import TailWeights, Weights
@@ -67,7 +68,7 @@ def from_transformer_xl(
             needed; a layer that does not reproduce `check`.
     """
     if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; choose one of: {', '.join(VARIANTS)}")
+        raise ValueError(unknown("variant", variant, VARIANTS))
     entries = Checkpoint("Transformer-XL state_dict", state_dict, prefix)
     found = _variant_told(entries, state_dict, prefix)
     if variant == "nvidia" or (variant is None and found == "nvidia"):
@@ -152,7 +153,7 @@ def to_transformer_xl(
             in_features // div_value**i; an unknown variant.
     """
     if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; choose one of: {', '.join(VARIANTS)}")
+        raise ValueError(unknown("variant", variant, VARIANTS))
     refuse_ranks(layer, "Transformer-XL's layer")
     refuse_biases(layer, "Transformer-XL's layer", "projection_bias")
     layout, weights = layer.layout, layer.weights().map(lambda tensor: tensor.detach().clone())

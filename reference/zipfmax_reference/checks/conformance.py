@@ -9,11 +9,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from zipfmax_reference.checks import probes, stability
 from zipfmax_reference.checks.probes import Probe, ProbeResult
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.invocation import invocation
@@ -69,7 +69,7 @@ def run(out: Path | None = None, resume: bool = False) -> int:
         1 where zipfmax itself differs from the definition, cannot do what torch.nn can, or is beyond its
         budget; otherwise 0: what its peers do is their own.
     """
-    directory = None if out is None else RunDirectory.start(out, invocation({"conformance": True}), resume)
+    directory = RunDirectory.optional(out, invocation({"conformance": True}), resume)
     entries, changes = _known(directory)
     if not entries:
         entries, changes = _examined()
@@ -123,7 +123,7 @@ def probed(probe: Probe, name: str) -> ProbeResult:
 
 
 def _show(entries: list[Record], changes: list[Record]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     table = Table("feature", *IMPLEMENTATIONS, title="conformance", title_justify="left", show_lines=True)
     for feature in FEATURES:
         cells = {e["impl"]: f"{e['verdict']}: {e['detail']}" for e in entries if e["feature"] == feature}

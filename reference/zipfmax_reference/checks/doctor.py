@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
@@ -13,7 +12,7 @@ from zipfmax_reference.runs.case import Case
 
 def run() -> int:
     """Print versions, devices, threads, and which implementations can run here; exit status 0."""
-    console = Console()
+    console = terminal()
     described = machine.describe()
     gpus = described["gpus"]
     memory_bytes = described["memory_bytes"]
@@ -38,7 +37,7 @@ def run() -> int:
     for device in devices:
         table.add_column(device)
     for name in registry.names():
-        table.add_row(name, *(escape(_state(name, device)) for device in devices))
+        table.add_row(name, *(_state(name, device) for device in devices))
     console.print(table)
     return 0
 

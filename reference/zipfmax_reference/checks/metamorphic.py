@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from zipfmax.errors import UsageError
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import isolated
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Metamorphic, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.arrays import Inputs, Results
@@ -65,7 +66,7 @@ def run(
     implementations = [isolated.implementation(name) for name in impl or ("zipfmax", "torch")]
     cases = list(CASES) if cells is None else grids.matching(list(CASES), cells)
     arguments = {"metamorphic": True, "impl": [i.name for i in implementations], "cells": cells}
-    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
+    directory = RunDirectory.optional(out, invocation(arguments, sources=digests(impl)), resume)
     known = [] if directory is None else [Metamorphic(**row) for row in directory.rows(Metamorphic)]
     relations = []
     for case in cases:
@@ -224,7 +225,7 @@ def _budget(case: Case, values: Values) -> float:
 
 
 def _show(relations: Sequence[Metamorphic]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = terminal(width=None if sys.stdout.isatty() else 150)
     table = Table("relation", "implementation", "case", "error", "budget", "", title="metamorphic relations")
     for r in relations:
         error, budget = (f"{x:.2e}" if x is not None else "" for x in (r.error, r.budget))

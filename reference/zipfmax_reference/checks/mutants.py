@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_use,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -87,7 +87,7 @@ def run(
     if cells is not None:
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
-    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
+    directory = RunDirectory.optional(out, invocation(arguments), resume)
     tasks = {case.task for case in cases}
     of_one_call: dict[str, type[Control]] = FAULTS if tasks - {PROTOCOL} else {}
     classes: dict[str, type[Control]] = {
@@ -120,7 +120,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
     """Run each class on each case that is meant to show it: faults in use on the protocol of calls."""
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
-    for case in track(cases, "mutants", console=Console(stderr=True), transient=True):
+    for case in track(cases, "mutants", console=terminal(stderr=True), transient=True):
         oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
             if name == CONTROL or (name in IN_USE) == (case.task == PROTOCOL):
@@ -129,7 +129,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title="planted faults", title_justify="left")
     for heading in ("fault", "given away by", "error/budget", "cells failed"):
         table.add_column(heading, justify="right" if "/" in heading or "failed" in heading else "left")

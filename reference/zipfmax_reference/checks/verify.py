@@ -20,9 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from zipfmax import backends
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
@@ -93,9 +95,7 @@ def run(
     implementations = [isolated.implementation(name) for name in options.implementations()]
     against = [isolated.implementation(name) for name in options.references()]
     if options.matmul_precision not in PRECISIONS:
-        raise UsageError(
-            f"unknown precision {options.matmul_precision!r}; choose one of: {', '.join(PRECISIONS)}"
-        )
+        raise UsageError(unknown("precision", options.matmul_precision, PRECISIONS))
     torch.set_float32_matmul_precision(options.matmul_precision)
     cases = grids.grid(options.grid, options.device, options.dtypes)
     if options.cells is not None:
@@ -103,15 +103,16 @@ def run(
     if save_results is not None and len(implementations) != 1:
         raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
-    directory = None if out is None else RunDirectory.start(out, invocation(arguments), resume)
+    sources = digests([*options.implementations(), *options.references()])
+    directory = RunDirectory.optional(out, invocation(arguments, sources=sources), resume)
     tally = Tally()
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     try:
         for record in _records(cases, implementations, against, directory, save_results):
             tally.add(record)
     except KeyboardInterrupt:
         hint = f"; go on with --out {out} --resume" if out is not None else ""
-        console.print(f"interrupted{hint}", markup=False)
+        console.print(f"interrupted{hint}")
         return INTERRUPTED
     tally.show(console, options)
     if not tally.judged:
@@ -147,7 +148,7 @@ def _records(
         MofNCompleteColumn(),
         TextColumn("{task.fields[failed]} failed"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=terminal(stderr=True),
         transient=True,
     )
     with progress:
@@ -243,7 +244,6 @@ class Tally:
         for (what, reason), cells in self._skips.items():
             console.print(
                 f"{what}, {_count(cells)}: {reason}",
-                markup=False,
                 highlight=False,
                 soft_wrap=True,
             )

@@ -16,18 +16,22 @@ from zipfmax_reference.runs.case import Case
 
 LIMIT = 300.0
 """Seconds within which a call has to be answered, the import of the user's module included."""
+MARGIN_BYTES = 1 << 20
+"""Of an answer, beyond what its arrays may have."""
 
 
 def implementation(name: str) -> Implementation:
     """The implementation of that name, a user's class in a process of its own.
 
     Raises:
-        UsageError: an unknown name, or a file that is not there.
+        UsageError: an unknown name, or a class that is not there.
     """
     if not registry.runs_code_of_others(name):
         return registry.implementation(name)
     registry.check_place(name)
-    return IsolatedLayer(name)
+    layer = IsolatedLayer(name)
+    layer.start()
+    return layer
 
 
 class IsolatedLayer:
@@ -39,7 +43,17 @@ class IsolatedLayer:
         self.name = name
         self._child = Child("zipfmax_reference.contestants.isolated:make", LIMIT)
         self._refused: ChildError | None = None
-        self._asked = False
+
+    def start(self) -> None:
+        """Import the user's module. An import that fails is a finding of every `build`, and is not tried again.
+
+        Raises:
+            NoSuchClassError: the module is not there, or has no such class.
+        """
+        try:
+            self._child.build(self.name)
+        except ChildError as error:
+            self._refused = error
 
     def unsupported_reason(self, case: Case) -> str | None:
         """The device is absent."""
@@ -47,23 +61,16 @@ class IsolatedLayer:
 
     def build(self, case: Case, inputs: Inputs) -> ChildRunner:
         """A runner in the child."""
-        return self._imported().build(self.name, "build", case, inputs)
+        return self._made("build", case, inputs)
 
     def use(self, case: Case, inputs: Inputs) -> Use:
         """A module in use in the child."""
-        return cast(Use, _RemoteUse(self._imported().build(self.name, "use", case, inputs)))
+        return cast(Use, _RemoteUse(self._made("use", case, inputs)))
 
-    def _imported(self) -> Child:
-        """The child, which has imported the user's module once; an import that failed is not tried again."""
-        if not self._asked:
-            self._asked = True
-            try:
-                self._child.build(self.name)
-            except ChildError as error:
-                self._refused = error
+    def _made(self, how: str, case: Case, inputs: Inputs) -> ChildRunner:
         if self._refused is not None:
             raise type(self._refused)(str(self._refused))
-        return self._child
+        return self._child.build(self.name, how, case, inputs, most_bytes=largest_answer(case, inputs))
 
 
 class _RemoteUse:
@@ -74,6 +81,14 @@ class _RemoteUse:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return partial(self._runner.call, name)
+
+
+def largest_answer(case: Case, inputs: Inputs) -> int:
+    """Bytes of everything that a case can compute, in float64, and twice that for a dtype or shape that is wrong."""
+    n_values = case.batch_size * (case.n_classes + case.in_features) + sum(
+        weight.size for weight in inputs.weights.values()
+    )
+    return 2 * 8 * n_values + MARGIN_BYTES
 
 
 def make(name: str, how: str | None = None, *of: Any) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_reference.contestants.implementation import AS_DEFINED, Family, Gradients, Implementation
 from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
@@ -32,6 +35,11 @@ _FACTORIES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "full:quack": ("contestants.fused", "Quack", ()),
     "sampled": ("contestants.sampled", "Sampled", ()),
 }
+
+
+class NoSuchClassError(UsageError):
+    """The name of a user's class leads nowhere."""
+
 
 USER_FORMS = "saved:DIR, package.module:Class or path/file.py:Class"
 
@@ -62,9 +70,7 @@ def implementation(name: str) -> Implementation:
         return SavedResults(Path(name.removeprefix(PREFIX)))
     place, _, attribute = name.rpartition(":")
     if not place or place in {known.partition(":")[0] for known in _FACTORIES}:
-        raise UsageError(
-            f"unknown implementation {name!r}; choose one of: {', '.join(names())}, {USER_FORMS}"
-        )
+        raise UsageError(f"{unknown('implementation', name, names())}, {USER_FORMS}")
     from zipfmax_reference.contestants.torch_nn import users_layer
 
     return users_layer(name, _users_class(place, attribute))
@@ -87,11 +93,16 @@ def check_place(name: str) -> None:
     """Of a user's class only what can be said without importing it.
 
     Raises:
-        UsageError: its file is not there.
+        NoSuchClassError: no class is named, or its file or its package is not there.
     """
-    place, _, _ = name.rpartition(":")
-    if place.endswith(".py") and not Path(place).is_file():
-        raise UsageError(f"no such file: {place}")
+    place, _, attribute = name.rpartition(":")
+    if not attribute:
+        raise NoSuchClassError(f"{name} names no class: give it as {place}:Class")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise NoSuchClassError(f"no such file: {place}")
+    elif not _is_there(place.partition(".")[0]):
+        raise NoSuchClassError(f"no such module: {place}")
 
 
 def gradients(name: str) -> Gradients:
@@ -100,27 +111,52 @@ def gradients(name: str) -> Gradients:
 
 
 def _users_class(place: str, attribute: str) -> Callable[..., Any]:
+    check_place(f"{place}:{attribute}")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     found = getattr(module, attribute, None)
     if not callable(found):
-        raise UsageError(f"{place} has no class {attribute!r}")
+        raise NoSuchClassError(f"{place} has no class {attribute!r}")
     return cast(Callable[..., Any], found)
 
 
 def _import_module(name: str) -> ModuleType:
+    _also_from(Path.cwd())
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever the user's module raises is told, not traced
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise NoSuchClassError(f"no such module: {name}") from error
         raise UsageError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _import_file(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"no such file: {file}")
+    name = file.stem
+    if not name.isidentifier() or name in sys.modules or _is_there(name):
+        name = f"users_{hashlib.sha256(bytes(file.resolve())).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    _also_from(file.resolve().parent)
+    sys.modules[name] = module  # dataclasses and pickle look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise UsageError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
     return module
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module of no package can be imported, also from the working directory. Nothing is imported."""
+    return (
+        module in sys.modules
+        or importlib.util.find_spec(module) is not None
+        or PathFinder.find_spec(module, [str(Path.cwd())]) is not None
+    )
+
+
+def _also_from(folder: Path) -> None:
+    """Import from a folder too, but only what is nowhere else: a `queue.py` there hides nobody's module."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -126,7 +126,14 @@ class TorchRunner:
 
     def mismatches(self) -> dict[str, str]:
         """Dtype and device of each tensor of the last run against the input's."""
-        return {name: fault for name, value in self.tensors().items() if (fault := self._fault(name, value))}
+        faults = {
+            name: fault for name, value in self.tensors().items() if (fault := self._fault(name, value))
+        }
+        if self._case.task == "train":
+            for name, parameter in self.module.named_parameters():
+                if not parameter.requires_grad:
+                    faults[f"grad.{name}"] = "the parameter is frozen: its requires_grad is False"
+        return faults
 
     def _train(self) -> None:
         self._hidden.grad = None
@@ -258,8 +265,12 @@ def torch_dtype(case: Case) -> torch.dtype:
 
 def missing_device(case: Case) -> str | None:
     """Why the case's device cannot be used here, or None."""
-    if case.device.startswith("cuda") and not torch.cuda.is_available():
-        return "no CUDA or ROCm device here"
+    if case.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            return "no CUDA or ROCm device here"
+        index = torch.device(case.device).index or 0
+        if index >= torch.cuda.device_count():
+            return f"there is no {case.device} here: torch sees {torch.cuda.device_count()} of them"
     return None
 
 

@@ -278,14 +278,24 @@ class TorchUse:
 
 @contextmanager
 def surroundings_kept() -> Iterator[None]:
-    """Put back what a layer must not change of torch's and NumPy's global state, and record gradients within."""
+    """Put back what a layer must not change of torch's and NumPy's global state.
+
+    Within, gradients are recorded and nothing is autocast, whatever the caller's modes are.
+    """
     dtype, precision, threads = (
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
         torch.get_num_threads(),
     )
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]), np.errstate():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.random.fork_rng(devices=[]),
+            np.errstate(),
+        ):
             yield
     finally:
         torch.set_default_dtype(dtype)

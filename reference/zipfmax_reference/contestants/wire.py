@@ -1,17 +1,46 @@
-"""Answers of a process that runs other people's code, in a form that cannot run code here: JSON and .npy arrays."""
+"""Answers of a process that runs other people's code, in a form that cannot run code here: JSON and raw arrays.
+
+A message is a line with the lengths of its parts, then JSON, then the arrays' bytes. JSON names each array's dtype
+and shape. The reader states how many bytes it takes, and allocates no more than that.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-from typing import IO, Any
+import math
+from typing import Any, Protocol
 
 import numpy as np
 
 _ARRAY = "__array__"
+_KINDS = "biuf"
+"""NumPy's kinds of dtypes that are plain numbers."""
+_LONGEST_HEADER = 10_000
+ANY = 1 << 40
+"""Bytes of an answer whose size is not known beforehand."""
 
 
-def send(value: Any, stream: IO[bytes]) -> None:
+class Sink(Protocol):
+    """Where messages are written."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write all of it."""
+
+    def flush(self) -> object:
+        """Pass on what is buffered."""
+
+
+class Source(Protocol):
+    """Where messages are read."""
+
+    def readline(self, size: int, /) -> bytes:
+        """A line, its end included; at most `size` bytes."""
+
+    def readinto(self, buffer: bytearray, /) -> int | None:
+        """Fill the buffer, and how many bytes there were."""
+
+
+def send(value: Any, stream: Sink) -> None:
     """Write plain values, of which arrays may be a part.
 
     Raises:
@@ -23,10 +52,11 @@ def send(value: Any, stream: IO[bytes]) -> None:
         if isinstance(
             part, (np.ndarray, np.generic)
         ):  # NumPy's float64 is a float too, and would arrive as one
-            buffer = io.BytesIO()
-            np.save(buffer, np.asarray(part), allow_pickle=False)
-            arrays.append(buffer.getvalue())
-            return {_ARRAY: len(arrays) - 1}
+            array = np.asarray(part)
+            if array.dtype.kind not in _KINDS:
+                raise TypeError(f"an array of {array.dtype} cannot be sent")
+            arrays.append(array.tobytes())
+            return {_ARRAY: [len(arrays) - 1, array.dtype.str, list(array.shape)]}
         if isinstance(part, dict):
             return {key: plain(value) for key, value in part.items()}
         if isinstance(part, (list, tuple)):
@@ -39,28 +69,48 @@ def send(value: Any, stream: IO[bytes]) -> None:
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> Any:
+def receive(stream: Source, most_bytes: int = ANY) -> Any:
     """Read what `send` wrote.
+
+    Args:
+        stream: where it was written.
+        most_bytes: that the message may have.
 
     Raises:
         EOFError: the other end is gone.
-        ValueError: something else was written.
+        ValueError: the message is larger, or is not one that `send` writes.
     """
-    header = stream.readline()
+    header = stream.readline(_LONGEST_HEADER)
     if not header.endswith(b"\n"):
+        if len(header) == _LONGEST_HEADER:
+            raise ValueError("its first line is no list of sizes")
         raise EOFError
-    n_text, *sizes = json.loads(header)
-    text, *parts = (_exactly(stream, size) for size in (n_text, *sizes))
-    arrays = [np.load(io.BytesIO(part), allow_pickle=False) for part in parts]
+    try:
+        sizes = json.loads(header)
+        if not all(type(size) is int and size >= 0 for size in sizes):
+            raise TypeError
+        if sum(sizes) > most_bytes:
+            raise ValueError(f"it has {sum(sizes):,} bytes, at most {most_bytes:,} are expected")
+        text, *arrays = (_exactly(stream, size) for size in sizes)
+        return json.loads(text, object_hook=lambda part: _decoded(part, arrays))
+    except (TypeError, KeyError, IndexError, RecursionError) as error:
+        raise ValueError("it is no message") from error
 
-    def decode(part: dict[str, Any]) -> Any:
-        return arrays[part[_ARRAY]] if part.keys() == {_ARRAY} else part
 
-    return json.loads(text, object_hook=decode)
+def _decoded(part: dict[str, Any], arrays: list[bytearray]) -> Any:
+    if part.keys() != {_ARRAY}:
+        return part
+    number, name, shape = part[_ARRAY]
+    dtype = np.dtype(name)
+    if dtype.kind not in _KINDS or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"an array of {dtype} with shape {shape} is not expected")
+    if math.prod(shape) * dtype.itemsize != len(arrays[number]):
+        raise ValueError(f"an array of {dtype} with shape {shape} has {len(arrays[number])} bytes")
+    return np.frombuffer(arrays[number], dtype).reshape(shape)
 
 
-def _exactly(stream: IO[bytes], size: int) -> bytes:
-    found = stream.read(size)
-    if len(found) < size:
+def _exactly(stream: Source, size: int) -> bytearray:
+    found = bytearray(size)
+    if stream.readinto(found) != size:
         raise EOFError
     return found

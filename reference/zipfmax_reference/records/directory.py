@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from zipfmax.errors import UsageError
 from zipfmax_reference.records import former
 from zipfmax_reference.records.base import FORMAT, Part, Record
+from zipfmax_reference.records.lock import DirectoryLock
 from zipfmax_reference.records.meta import Invocation, RunMeta
 
 RUN_FILE = "run.json"
@@ -44,9 +45,23 @@ class RunDirectory:
         self.meta = _read_meta(self.path / RUN_FILE)
         self.remarks: list[str] = []
         self._mended: set[str] = set()
+        self._lock: DirectoryLock | None = None
 
     @classmethod
-    def start(cls, path: Path | str, invocation: Invocation, resume: bool = False) -> Self:
+    def optional(cls, path: Path | None, invocation: Invocation, resume: bool) -> Self | None:
+        """As `start`, for a command that need not keep its records: None where no folder is given.
+
+        Raises:
+            UsageError: as `start`; or `resume` without a folder.
+        """
+        if path is None and resume:
+            raise UsageError("--resume needs --out: the run directory to go on with")
+        return None if path is None else cls.start(path, invocation, resume)
+
+    @classmethod
+    def start(
+        cls, path: Path | str, invocation: Invocation, resume: bool = False, shared: bool = False
+    ) -> Self:
         """Make the folder and write `run.json`, or with `resume` go on with what is there.
 
         Args:
@@ -54,14 +69,17 @@ class RunDirectory:
             invocation: what runs, where.
             resume: go on with an existing run, and note that in `run.json`. An empty or absent folder starts
                 afresh.
+            shared: whether other processes of the same job write it too; otherwise it is locked as long as
+                the object lives.
 
         Raises:
-            UsageError: the folder cannot be written, holds something and `resume` is off, or holds a run of
-                another format.
+            UsageError: the folder cannot be written, holds something and `resume` is off, is being written by
+                another process, or holds a run of another format or of other source of a user's class.
         """
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            lock = None if shared else DirectoryLock.take(path)
             occupied = any(path.iterdir())
             if occupied and not resume:
                 raise UsageError(f"{path} is not empty: choose another folder, or go on with it by --resume")
@@ -72,13 +90,20 @@ class RunDirectory:
                         f"{path} is a run of format {meta.format}, which can be read but not gone on with: "
                         f"this zipfmax writes format {FORMAT}"
                     )
+                for name in _changed(meta, invocation):
+                    raise UsageError(
+                        f"{name}, or a file that it imports, has changed since the run in {path}, whose verdicts "
+                        "are of what it was: choose another --out"
+                    )
                 meta = meta.model_copy(update={"resumed": [*meta.resumed, invocation]})
             else:
                 meta = RunMeta(**invocation.model_dump())
             _write_whole(path / RUN_FILE, meta.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"cannot write to {path}: {error.strerror or error}") from error
-        return cls(path)
+        started = cls(path)
+        started._lock = lock
+        return started
 
     def write(self, *records: Record) -> None:
         """Add records to their files, those of one type by one write; they are on the disk on return.
@@ -156,6 +181,16 @@ def _read_meta(file: Path) -> RunMeta:
         return RunMeta.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{file}: {_first(error)}") from error
+
+
+def _changed(meta: RunMeta, invocation: Invocation) -> list[str]:
+    """The classes whose source is not that of an earlier command of the run."""
+    return [
+        name
+        for earlier in (meta, *meta.resumed)
+        for name, digest in earlier.sources.items()
+        if invocation.sources.get(name, digest) != digest
+    ]
 
 
 def _lines(file: Path) -> tuple[list[bytes], bool]:

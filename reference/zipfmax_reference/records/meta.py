@@ -38,6 +38,8 @@ class Invocation(Part):
     machine: Machine = Machine()
     versions: dict[str, str | None] = {}
     """Installed versions by name; null for what is not installed."""
+    sources: dict[str, str] = {}
+    """Digest of the source of each user's class, by its name."""
     commit: str | None = None
     """Git commit of the code, with "-dirty" for local changes; null where it is not a checkout."""
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from zipfmax.clusters import ClusterLayout
+from zipfmax.errors import unknown
 
 TASKS = ("forward", "train", "log_prob", "predict", "topk")
 PROTOCOL = "protocol"
@@ -64,11 +65,11 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.task not in (*TASKS, PROTOCOL):
-            raise ValueError(f"unknown task {self.task!r}; choose one of: {', '.join(TASKS)}")
+            raise ValueError(unknown("task", self.task, TASKS))
         if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}; choose one of: {', '.join(DTYPES)}")
+            raise ValueError(unknown("dtype", self.dtype, DTYPES))
         if not (_scales(self.hidden) if ":" in self.hidden else self.hidden in HIDDEN):
-            raise ValueError(f"unknown hidden {self.hidden!r}; choose one of: {', '.join(HIDDEN)}")
+            raise ValueError(unknown("hidden", self.hidden, HIDDEN))
         if self.logit_std is not None and not 0 < self.logit_std < float("inf"):
             raise ValueError(f"logit_std should be a positive number, got {self.logit_std}")
         if self.batch_size < 0:

@@ -10,8 +10,9 @@ from itertools import cycle, product
 from typing import Any
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_reference.runs.case import DTYPES, PROTOCOL, Case
+from zipfmax_reference.runs.device import named
 
 TASKS = ("forward", "train", "log_prob", "predict")
 """What every reference's own layer has."""
@@ -48,13 +49,14 @@ def grid(name: str, device: str = "cpu", dtypes: Sequence[str] = ()) -> list[Cas
     """The cases of a grid: "quick", "full" or "large", each case once; `dtypes` stand in for the grid's own.
 
     Raises:
-        UsageError: unknown name or dtype.
+        UsageError: unknown name, dtype or device.
     """
     if name not in GRIDS:
-        raise UsageError(f"unknown grid {name!r}; choose one of: {', '.join(GRIDS)}")
+        raise UsageError(unknown("grid", name, GRIDS))
     for dtype in dtypes:
         if dtype not in DTYPES:
-            raise UsageError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+            raise UsageError(unknown("dtype", dtype, DTYPES))
+    named(device)
     return GRIDS[name](device, dtypes) if dtypes else GRIDS[name](device)
 
 

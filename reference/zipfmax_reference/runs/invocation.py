@@ -13,12 +13,15 @@ from zipfmax_reference.records import Invocation, Machine
 from zipfmax_reference.runs import machine
 
 
-def invocation(arguments: Mapping[str, Any], command: str | None = None) -> Invocation:
+def invocation(
+    arguments: Mapping[str, Any], command: str | None = None, sources: Mapping[str, str] | None = None
+) -> Invocation:
     """This process on this machine, now.
 
     Args:
         arguments: what it was asked to do.
         command: the command line to show; by default this process's own.
+        sources: digest of the source of each user's class, by its name.
     """
     return Invocation(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -26,6 +29,7 @@ def invocation(arguments: Mapping[str, Any], command: str | None = None) -> Invo
         command=command if command is not None else _command_line(),
         machine=Machine(**machine.describe()),
         versions=machine.versions(),
+        sources=dict(sources or {}),
         commit=machine.commit(),
     )
 

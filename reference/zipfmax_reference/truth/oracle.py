@@ -57,6 +57,7 @@ def assert_parity(
         layer: a class with torch.nn's constructor and parameter names; or a module made by one, which is
             copied, never changed; or the name of an implementation. A class or module runs in this process, whose
             global state it may change; a class given by name, as "path/file.py:Class", in one of its own.
+            A module's frozen weights are judged too: its copy takes gradients.
         cases: what to compute; by default `grid.small` for a class or a name, and for a module
             its own partition with several batches and labels.
         against: names of references.
@@ -64,7 +65,12 @@ def assert_parity(
     Raises:
         AssertionError: what is wrong, a line for each tensor of each case; one line for what a layer raises in
             every case.
+        ValueError: no cases, or no references.
     """
+    if cases is not None and not cases:
+        raise ValueError("cases is empty: give at least one, or None for the usual ones")
+    if not against:
+        raise ValueError("against is empty: give at least one reference")
     if isinstance(layer, nn.Module):
         implementation: Implementation = _module(layer)
         cases = grids.of_layer(layer) if cases is None else cases
@@ -188,7 +194,7 @@ class Oracle:
                 results, mismatches = runner.results(), runner.mismatches()
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever an implementation raises is a finding about it
+        except (Exception, SystemExit) as error:  # whatever an implementation raises is a finding about it
             raised = Verdict("fail", reason=told(error))
             tensor = getattr(error, "tensor", None) or WHOLE
             return [self._record(implementation, name, tensor, raised) for name in self._against]
@@ -265,12 +271,13 @@ class Oracle:
         if (reason := implementation.unsupported_reason(self.case)) is not None:
             return reason
         try:
-            runner = implementation.build(self.case, self.inputs)
-            runner.run()
-            results = runner.results()
+            with surroundings_kept():
+                runner = implementation.build(self.case, self.inputs)
+                runner.run()
+                results = runner.results()
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # a reference that raises judges nobody; the record says so
+        except (Exception, SystemExit) as error:  # a reference that raises judges nobody; the record says so
             return told(error)
         truth = self.truth(family)
         own = {tensor: truth.judge(tensor, results[tensor]) for tensor in truth.values if tensor in results}
@@ -304,4 +311,4 @@ def _resolved(implementation: Implementation | str) -> Implementation:
 
 
 def _module(module: nn.Module) -> Implementation:
-    return TorchModule(type(module).__name__, lambda case: copy.deepcopy(module))
+    return TorchModule(type(module).__name__, lambda case: copy.deepcopy(module).requires_grad_())

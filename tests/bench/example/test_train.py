@@ -111,9 +111,14 @@ def test_each_step_reads_the_next_window_of_every_stream(monkeypatch):
         ({"steps": 0}, "should be positive"),
         ({"epochs": -1}, "should be positive"),
         ({"window": 100_000}, "words are too few for a step of 4 x 100000"),
+        ({"seed": -1}, "--seed should be from 0 to"),
+        ({"learning_rate": float("nan")}, "--learning-rate should be a positive number, got nan"),
+        ({"model": ModelOptions(features=16, backend="triton")}, "--backend triton cannot serve this layer"),
+        ({"model": ModelOptions(layer="full", backend="tiled")}, "does not go with --layer full"),
     ],
 )
-def test_options_that_make_no_step_are_refused(change, message):
+def test_options_that_make_no_step_are_refused(change, message, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     options = replace(SMALL, **change)
     with pytest.raises(UsageError, match=message):
         train(options, load(options))
@@ -121,7 +126,7 @@ def test_options_that_make_no_step_are_refused(change, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match="there is no CUDA device"):
+    with pytest.raises(UsageError, match="device cuda: torch sees 0 GPUs here"):
         load(replace(SMALL, device="cuda"))
 
 

@@ -4,14 +4,15 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import verify
+from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -28,7 +29,8 @@ def options(**fields):
 
 @pytest.fixture
 def wrong_layer(tmp_path):
-    file = tmp_path / "mine.py"
+    file = tmp_path / "[" / "a]" / "mine.py"  # the path holds what closes a tag of rich's markup
+    file.parent.mkdir(parents=True)
     file.write_text(
         textwrap.dedent("""
             import torch
@@ -112,6 +114,12 @@ def test_a_failure_found_before_the_interruption_still_fails(tmp_path, wrong_lay
     wrong = options(impl=(wrong_layer,))
     verify.run(wrong, out=tmp_path / "run")
     assert verify.run(wrong, out=tmp_path / "run", resume=True) == 1
+    file = Path(wrong_layer.rpartition(":")[0])
+    file.write_text(file.read_text().replace("max=1", "max=10_000"))
+    with pytest.raises(
+        UsageError, match=r"mine\.py:Layer, or a file that it imports, has changed.*another --out"
+    ):
+        verify.run(wrong, out=tmp_path / "run", resume=True)
 
 
 def test_a_missing_framework_is_skipped_in_plain_words(monkeypatch, capsys):
@@ -139,6 +147,10 @@ def test_an_implementation_that_can_do_nothing_here_is_shown_with_its_reason(mon
         ["--impl", "torhc"],
         ["--against", "torhc"],
         ["--cells", "V7-"],
+        ["--impl", "nothing.py:"],
+        ["--impl", "nosuch.module:Layer"],
+        ["--device", "banana"],
+        ["--device", "cuda:"],
     ],
 )
 def test_wrong_use_is_told_in_one_line_with_status_2(arguments, monkeypatch, capsys):
@@ -157,7 +169,7 @@ def test_a_rule_that_is_not_promised_is_named(capsys):
     tally = verify.Tally()
     for record in oracle.check(case, registry.implementation(promises_less), ONE):
         tally.add(record)
-    tally.show(Console(width=200), options())
+    tally.show(terminal(width=200), options())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
     assert len(lines) == 1
     assert lines[0].startswith(

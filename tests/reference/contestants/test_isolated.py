@@ -11,6 +11,7 @@ import torch
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import verify
 from zipfmax_reference.contestants import isolated, registry
+from zipfmax_reference.contestants.child import ChildError, _of
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.truth import judgement, protocol
 from zipfmax_reference.truth.oracle import Oracle
@@ -32,6 +33,8 @@ class Wrong(torch.nn.AdaptiveLogSoftmaxWithLoss):
 """
 RIGHT = """
 import os, torch
+import beside
+from dataclasses import dataclass
 with open(__file__ + ".pids", "a") as file:
     print(os.getpid(), file=file)
 
@@ -41,7 +44,10 @@ class Right(torch.nn.AdaptiveLogSoftmaxWithLoss):
         return super().forward(hidden, target)
 """
 DIES = """
-import os, torch
+import os, time, torch
+
+if os.fork() == 0:  # holds the pipes when its parent is gone
+    time.sleep(600)
 
 class Dies(torch.nn.AdaptiveLogSoftmaxWithLoss):
     def forward(self, hidden, target):
@@ -81,8 +87,13 @@ def test_a_file_that_patches_this_project_is_still_found_wrong(place):
     assert before == (judgement.ELEMENT, np.geterr(), torch.get_default_dtype(), torch.is_grad_enabled())
 
 
-def test_a_right_layer_passes_in_a_process_of_its_own_the_protocol_too_and_as_a_reference(place):
+def test_a_right_layer_passes_in_a_process_of_its_own_the_protocol_too_and_as_a_reference(
+    place, tmp_path, monkeypatch
+):
     name = place(RIGHT, "Right")
+    (tmp_path / "beside.py").touch()
+    (tmp_path / "queue.py").write_text("import sys; sys.exit('this is no queue of the standard library')")
+    monkeypatch.chdir(tmp_path)
     layer = isolated.implementation(name)
     for case in (CASE, Case(60, 12, 9, (7, 20), 2.0, labels="uniform", task=PROTOCOL)):
         assert {r["status"] for r in records(layer, case)} == {"pass"}
@@ -146,9 +157,24 @@ def test_a_constructor_that_cannot_be_called_is_one_finding_also_where_the_run_i
         assert lines[0].endswith("(3 cells; it was not tried in others)")
 
 
-def test_a_file_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match=r"no such file: nothing\.py"):
-        isolated.implementation("nothing.py:Layer")
+def test_a_class_that_is_not_there_is_refused(place):
+    for name, told in (
+        ("nothing.py:Layer", r"no such file: nothing\.py"),
+        (place("", ""), r"layer\.py: names no class"),
+        (place("", "Nothing"), r"layer\.py has no class 'Nothing'"),
+        ("nosuch.module:Layer", r"no such module: nosuch\.module"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            isolated.implementation(name)
+
+
+def test_an_answer_that_cannot_be_is_one_finding(place, monkeypatch):
+    monkeypatch.setattr(isolated, "largest_answer", lambda case, inputs: 200)
+    (record,) = records(isolated.implementation(place(RIGHT.replace("import beside", ""), "Right")))
+    assert record["tensor"] == "*"
+    assert "gave an answer that cannot be read: it has " in record["reason"]
+    with pytest.raises(ChildError, match="another kind"):
+        _of(float, {"output": "wide"})
 
 
 def test_names_of_this_project_stay_in_this_process():

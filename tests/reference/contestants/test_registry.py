@@ -1,3 +1,4 @@
+import sys
 import textwrap
 
 import pytest
@@ -35,7 +36,8 @@ def test_a_class_of_a_module_is_taken_by_its_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["no.such.module:Class", "torch.nn:NoSuchClass", "none.py:Class", "torch:float32"]
+    "name",
+    ["no.such.module:Class", "torch.nothing:Class", "torch.nn:NoSuchClass", "none.py:Class", "torch:float32"],
 )
 def test_a_class_that_cannot_be_found_is_refused(name):
     with pytest.raises(UsageError):
@@ -48,22 +50,50 @@ def test_a_file_that_cannot_be_imported_is_refused_with_its_error(tmp_path):
         registry.implementation(f"{tmp_path}/mine.py:Layer")
 
 
-def test_a_class_of_a_file_may_use_dataclasses_and_its_own_names(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        textwrap.dedent("""
-            from __future__ import annotations
-            from dataclasses import dataclass
-            import torch
+@pytest.fixture
+def own_imports(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield
+    for name in {*sys.modules} - before:
+        del sys.modules[name]
 
-            @dataclass
-            class Options:
-                x: "int" = 1
 
-            class Layer(torch.nn.AdaptiveLogSoftmaxWithLoss):
-                options: Options = Options()
-        """)
+@pytest.mark.usefixtures("own_imports")
+def test_a_class_of_a_file_may_use_dataclasses_pickle_and_what_lies_beside(tmp_path):
+    (tmp_path / "beside_mine.py").write_text("NAME = 'beside'")
+    (tmp_path / "json.py").write_text("1 / 0")
+    text = textwrap.dedent("""
+        from __future__ import annotations
+        import json, pickle
+        from dataclasses import dataclass
+        import torch
+        from beside_mine import NAME
+
+        @dataclass
+        class Options:
+            x: "int" = 1
+            kw: "KW_ONLY" = 2
+
+        class Layer(torch.nn.AdaptiveLogSoftmaxWithLoss):
+            options: Options = pickle.loads(pickle.dumps(Options()))
+    """)
+    for name in ("mine.py", "queue.py", "not-a-name.py"):
+        (tmp_path / name).write_text(text)
+        layer = registry.implementation(f"{tmp_path}/{name}:Layer")
+        assert layer.unsupported_reason(CASE) is None
+    assert sys.path[-1] == str(tmp_path)
+    assert not sys.modules["queue"].__file__.startswith(str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_imports")
+def test_a_module_of_the_working_directory_is_found_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_module_here.py").write_text(
+        "import json, torch\nLayer = torch.nn.AdaptiveLogSoftmaxWithLoss"
     )
-    assert registry.implementation(f"{tmp_path}/mine.py:Layer").unsupported_reason(CASE) is None
+    (tmp_path / "json.py").write_text("1 / 0")
+    assert registry.implementation("a_module_here:Layer").unsupported_reason(CASE) is None
 
 
 def test_an_absent_gpu_is_the_reason():

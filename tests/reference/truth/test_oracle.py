@@ -10,7 +10,7 @@ from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.settings import Setting
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.runs import grid as grids
-from zipfmax_reference.runs.case import DTYPES, TASKS, Case
+from zipfmax_reference.runs.case import DTYPES, PROTOCOL, TASKS, Case
 from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.truth.oracle import WHOLE, Oracle, assert_parity, check
 
@@ -236,6 +236,38 @@ def test_a_module_is_not_changed_by_the_check():
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     assert_parity(layer, against=("definition",))
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_a_callers_modes_and_a_modules_frozen_weights_do_not_count():
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        layer = Layer(24, 203, [7, 30, 202], 2.0, head_bias=True).requires_grad_(False)
+        assert_parity(layer, [CASE])
+        assert torch.is_inference_mode_enabled()
+    assert not any(weight.requires_grad for weight in layer.parameters())
+
+
+def test_a_class_that_freezes_its_weights_is_told_so():
+    def frozen(*arguments, **keywords):
+        return Layer(*arguments, **keywords).requires_grad_(False)
+
+    with pytest.raises(AssertionError, match="requires_grad is False"):
+        assert_parity(frozen, [CASE], ("definition",))
+
+
+def test_nothing_to_compare_is_wrong_use():
+    for empty in ({"cases": []}, {"against": ()}):
+        with pytest.raises(ValueError, match="is empty"):
+            assert_parity(Layer, **empty)
+
+
+def test_a_layer_that_exits_fails():
+    class Exits(Layer):
+        def forward(self, hidden, target):
+            sys.exit(0)
+
+    for case in (CASE, replace(CASE, task=PROTOCOL)):
+        with pytest.raises(AssertionError, match="raised SystemExit: 0"):
+            assert_parity(Exits, [case], ("definition",))
 
 
 def test_a_wrong_layer_is_told_by_tensor_reference_and_case():

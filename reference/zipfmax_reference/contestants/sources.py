@@ -1,0 +1,88 @@
+"""What a user's class is made of: a digest of its file and of the files that it imports beside it.
+
+A run that goes on with --resume keeps verdicts of the code that made them. So `run.json` holds these digests. Nothing
+is imported: imports are read from the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from zipfmax_reference.contestants import registry
+
+INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of packages whose files nobody edits: of these only the module itself and its packages are read."""
+
+
+def digests(names: Sequence[str]) -> dict[str, str]:
+    """A digest for each name of a user's class; other names are left out.
+
+    Raises:
+        NoSuchClassError: its file or its package is not there.
+    """
+    return {name: _digest(name) for name in names if registry.runs_code_of_others(name)}
+
+
+def _digest(name: str) -> str:
+    registry.check_place(name)
+    place, _, _ = name.rpartition(":")
+    digest = hashlib.sha256()
+    for content in sorted(path.read_bytes() for path in _files(place)):
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _files(place: str) -> set[Path]:
+    """The file of a module, and those that it imports from its own folder or package."""
+    if place.endswith(".py"):
+        folder, first = Path(place).resolve().parent, [Path(place).resolve()]
+    else:
+        spec = PathFinder.find_spec(place.partition(".")[0]) or PathFinder.find_spec(
+            place.partition(".")[0], [str(Path.cwd())]
+        )
+        if spec is None or spec.origin is None:
+            return set()
+        origin = Path(spec.origin)
+        folder = origin.parents[1 if origin.name == "__init__.py" else 0]
+        first = list(_named(folder, place))
+        if INSTALLED & {*folder.parts}:
+            return {*first}
+    found: set[Path] = set()
+    left = first
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            left += [other for module in _imported(file, folder) for other in _named(folder, module)]
+    return found
+
+
+def _imported(file: Path, folder: Path) -> Iterator[str]:
+    """Every name that might be a module, of the import statements of a file."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # told where it is imported
+        return
+    package = file.relative_to(folder).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*above, *([node.module] if node.module else [])]
+            yield ".".join(base)
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def _named(folder: Path, module: str) -> Iterator[Path]:
+    """The files in a folder that importing a module executes: its packages', and its own."""
+    path = folder
+    for part in module.split("."):
+        path = path / part
+        for file in (path.with_name(f"{part}.py"), path / "__init__.py"):
+            if file.is_file():
+                yield file

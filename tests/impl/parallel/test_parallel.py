@@ -1,0 +1,64 @@
+"""A layer over two ranks: its results and gradients are those of one process."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LIMIT_S = 300
+
+
+def checks():
+    sys.path.insert(0, str(HERE))
+    try:
+        from ranks import checks_of
+    finally:
+        sys.path.remove(str(HERE))
+    return checks_of(HERE / "checks.py")
+
+
+def run_ranks(folder, world, module="checks.py"):
+    """What each check met, of every rank: name to tracebacks, None for none. Kills ranks that take too long."""
+    arguments = [
+        (str(HERE / module), str(r), str(world), str(folder / "store"), str(folder / f"{r}"))
+        for r in range(world)
+    ]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "ranks.py"), *argument],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        for argument in arguments
+    ]
+    outputs = []
+    for rank in ranks:
+        try:
+            outputs.append(rank.communicate(timeout=LIMIT_S)[0])
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            outputs.append(f"killed after {LIMIT_S} s\n{rank.communicate()[0]}")
+    found = [
+        pickle.loads((folder / f"{r}").read_bytes()) if (folder / f"{r}").exists() else {}
+        for r in range(world)
+    ]
+    return found, "\n".join(outputs)
+
+
+@pytest.fixture(scope="module")
+def met(tmp_path_factory):
+    return run_ranks(tmp_path_factory.mktemp("ranks"), 2)
+
+
+@pytest.mark.parametrize("name", checks())
+def test_over_two_ranks(met, name):
+    found, output = met
+    for rank, of_rank in enumerate(found):
+        assert name in of_rank, f"rank {rank} did not get to it\n{output}"
+        assert of_rank[name] is None, f"rank {rank}:\n{of_rank[name]}"

@@ -1,0 +1,39 @@
+"""The digest of a user's class changes with its file and with what it imports of its own, and with nothing else."""
+
+import pytest
+
+from zipfmax_reference.contestants.sources import digests
+
+FILES = {
+    "layer.py": "import torch, one\nfrom package.inner import two",
+    "one.py": "",
+    "package/__init__.py": "",
+    "package/inner.py": "from . import three\nfrom .four import x",
+    "package/three.py": "syntax error",
+    "package/four.py": "import json",
+    "json.py": "",
+    "other.py": "",
+}
+
+
+@pytest.mark.parametrize("name", ["layer.py:Layer", "layer:Layer", "package.inner:two"])
+def test_a_digest_follows_every_file_that_is_imported(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "package").mkdir()
+    for file, text in FILES.items():
+        (tmp_path / file).write_text(text)
+    before = digests([name, "torch", "saved:nothing"])
+    assert before.keys() == {name}
+    followed = set()
+    for file, text in FILES.items():
+        (tmp_path / file).write_text(f"{text}\n# edited")
+        if digests([name]) != before:
+            followed.add(file)
+        (tmp_path / file).write_text(text)
+    assert digests([name]) == before
+    unused = {"other.py"} if name.startswith("layer") else {"other.py", "layer.py", "one.py"}
+    assert followed == FILES.keys() - unused
+
+
+def test_a_class_of_an_installed_package_has_one_too():
+    assert len(digests(["torch.nn:AdaptiveLogSoftmaxWithLoss"]).popitem()[1]) == 64
