@@ -73,5 +73,5 @@ def test_a_command_or_an_option_that_is_not_there_would_be_found(tmp_path):
         "`make nothing`",
     ):
         page.write_text(wrong)
-        with pytest.raises(AssertionError, match="--round|--nothing|make nothing"):
+        with pytest.raises(AssertionError, match=r"--round|--nothing|make nothing"):
             test_every_command_and_option_of_a_page_is_there(page)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import Child, ChildDiedError, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import TorchModule, TorchRunner, zipfmax_layer
@@ -202,7 +203,8 @@ def _differences(first: Any, other: Any) -> list[str]:
 def make(store: str, rank: int, world: int, layer: str, how: str, case: Case, inputs: Inputs) -> Any:
     """What a rank keeps: a runner by "build", a module in use by "use"."""
     group = group_of(store, rank, world, case.device)
-    return of_module(sharded(layer, case, inputs, group), how, case, inputs)
+    before = surroundings.read()
+    return of_module(sharded(layer, case, inputs, group), how, case, inputs, before)
 
 
 def sharded(layer: str, case: Case, inputs: Inputs, group: Any) -> Any:
@@ -212,9 +214,9 @@ def sharded(layer: str, case: Case, inputs: Inputs, group: Any) -> Any:
     return shard_vocabulary(cast(Any, _inner(layer).build(case, inputs).module), group)
 
 
-def of_module(module: Any, how: str, case: Case, inputs: Inputs) -> Any:
-    """A module as "build" and "use" hand it out."""
-    return TorchUse(module, case) if how == "use" else TorchRunner(module, case, inputs)
+def of_module(module: Any, how: str, case: Case, inputs: Inputs, before: dict[str, str]) -> Any:
+    """A module as "build" and "use" hand it out; `before`: the surroundings before it was made."""
+    return TorchUse(module, case, before) if how == "use" else TorchRunner(module, case, inputs)
 
 
 @cache
