@@ -7,15 +7,46 @@ the hidden states and the projections, and complete where it concerns its own we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zipfmax.parallel.collectives import gather, gather_rows, scatter_rows, start_sum
 from zipfmax.parallel.shard import Shard
+
+
+class _NoFurther(torch.autograd.Function):
+    """A gradient itself; to differentiate it raises."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("a sharded layer can be differentiated once only: its gradients have no gradients")
+
+
+def _differentiated_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A backward whose results refuse to be differentiated.
+
+    torch's `once_differentiable` does so only where an incoming gradient requires one. These results depend
+    on what was saved too, and would pass for constants.
+    """
+
+    @wraps(backward)
+    def once(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return found
+        refusing = (_NoFurther.apply(g.detach().requires_grad_()) if g is not None else g for g in found)  # type: ignore[no-untyped-call]
+        return tuple(refusing)
+
+    return once
 
 
 class _Shared(torch.autograd.Function):
@@ -31,7 +62,7 @@ class _Shared(torch.autograd.Function):
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
-    @once_differentiable
+    @_differentiated_once
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         shard: Shard = ctx.shard
         of_hidden, others = list(gradients[: ctx.n_hidden]), gradients[ctx.n_hidden :]
@@ -55,7 +86,7 @@ class _Rows(torch.autograd.Function):
         return gather_rows(rows, n_rows, shard.group)
 
     @staticmethod
-    @once_differentiable
+    @_differentiated_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return None, scatter_rows(gradient.contiguous(), ctx.shard.group), None
 
@@ -72,7 +103,7 @@ class _Joined(torch.autograd.Function):
         return joined, summed
 
     @staticmethod
-    @once_differentiable
+    @_differentiated_once
     def backward(ctx: Any, of_joined: Tensor, of_summed: Tensor) -> tuple[Any, ...]:
         log_sum_exp, joined = ctx.saved_tensors
         return None, of_joined * (log_sum_exp - joined).exp(), of_summed
@@ -88,7 +119,7 @@ class _Columns(torch.autograd.Function):
         return gather(columns, shard.group).transpose(0, 1)
 
     @staticmethod
-    @once_differentiable
+    @_differentiated_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return None, gradient[:, ctx.rank]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError, unknown
-from zipfmax_reference.runs.case import DTYPES, PROTOCOL, Case
+from zipfmax_reference.runs.case import DTYPES, PROTOCOL, RANKS, Case
 from zipfmax_reference.runs.device import named
 
 TASKS = ("forward", "train", "log_prob", "predict")
@@ -144,6 +144,14 @@ def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str
         Case(n_classes, 12, 17, cutoffs, 2.0, turn == 0, dtype, device, "uniform", task=PROTOCOL)
         for turn, (n_classes, cutoffs) in enumerate(partitions)
         for dtype in dtypes
+    ]
+
+
+def of_ranks(device: str = "cpu") -> list[Case]:
+    """What goes wrong over ranks: an odd number of classes, and of every cluster's."""
+    return [
+        Case(61, 12, 33, (9, 30), 2.0, bias, "float64", device, "uniform", task=RANKS)
+        for bias in (False, True)
     ]
 
 

@@ -277,8 +277,11 @@ def a_backward_of_the_backward_is_refused(group):
     layer = shard_vocabulary(make(), group)
     hidden, target = batch()
     hidden.requires_grad_()
-    (gradient,) = torch.autograd.grad(layer(hidden, target).loss, hidden, create_graph=True)
-    raises(RuntimeError, "once_differentiable", lambda: gradient.sum().backward())
+    for of in (hidden, layer.head.weight, layer.tail[0][0].weight):
+        (gradient,) = torch.autograd.grad(layer(hidden, target).loss, of, create_graph=True)
+        raises(RuntimeError, "once only", lambda gradient=gradient: gradient.sum().backward())
+    (gradient,) = torch.autograd.grad(layer.log_prob(hidden).sum(), hidden, create_graph=True)
+    raises(RuntimeError, "once only", lambda: gradient.sum().backward())
     raises(
         RuntimeError,
         "cannot be called under",
