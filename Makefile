@@ -1,6 +1,6 @@
 # Each target does its own set-up in .venv; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup report test kernels lint compile gate clean
+.PHONY: help setup report test kernels lint docs compile gate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,14 +9,19 @@ OUT := reports/out/latest
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Two environments in one: what the report needs, and what tests and checks need besides (TensorFlow is large).
+$(VENV)/.report: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[harness,labels,dev,paddle,tensorflow,triton]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[harness,labels,paddle]'
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.report
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[harness,labels,dev,docs,paddle,tensorflow,triton]'
 	touch $@
 
 setup: $(VENV)/.ready  ## the environment of every other target
 
-report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's path
+report: $(VENV)/.report  ## verify, a quick sweep, the page; prints the page's path
 	rm -rf $(OUT)
 	$(BIN)/zipfmax verify --grid quick --out $(OUT)
 	$(BIN)/zipfmax mutants --out $(OUT) --resume
@@ -27,8 +32,9 @@ report: $(VENV)/.ready  ## verify, a quick sweep, the page; prints the page's pa
 test: $(VENV)/.ready  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
 
-kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter (minutes)
+kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter, and of compiling them (minutes)
 	ZIPFMAX_KERNEL_TESTS=all TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/impl/backends/triton
+	ZIPFMAX_KERNEL_TESTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/bench/kernels
 
 lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the workflows
 	$(BIN)/ruff format --check .
@@ -36,6 +42,9 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the work
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.ready  ## the documentation, into build/site; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; COMPILE=--quick for the largest
 	$(BIN)/zipfmax compile $(COMPILE)

@@ -118,13 +118,17 @@ def gate(
     if self_test:
         from zipfmax_bench.selftest import self_test as check
 
-        if run is not None or baseline is not None:
+        if run or baseline or update or junit or summary or threshold != 0.05 or not rerun:
             raise UsageError("--self-test measures its own runs: it takes only --out and --resume")
         raise typer.Exit(check(out, resume))
     if out is not None or resume:
         raise UsageError("--out and --resume go with --self-test")
     if run is None or baseline is None:
         raise UsageError("gate needs a run and --baseline FILE, or --self-test")
+    if update and (junit or summary):
+        raise UsageError(
+            "--update makes a baseline and judges nothing: it goes without --junit and --summary"
+        )
     from zipfmax_bench.gate import gate as hold
 
     raise typer.Exit(
@@ -149,7 +153,18 @@ def plan(
     features: Annotated[int, typer.Option(help="Hidden width d.")],
     batch: Annotated[int, typer.Option(help="Rows N of a step.")],
     counts: Annotated[
-        Path | None, typer.Option(help="Label counts as .npy or .csv, or a text whose words are counted.")
+        Path | None,
+        typer.Option(
+            help="Counts by label: token and count lines, .csv, .tsv, .npy, .npz, .json, or a text to count; "
+            "also gzipped."
+        ),
+    ] = None,
+    counts_format: Annotated[
+        str | None,
+        typer.Option(help="text, token-count, csv, tsv, npy, npz or json, where the guess is wrong."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json: the tokens of the text in --counts are counted.")
     ] = None,
     zipf: Annotated[
         float | None, typer.Option(help="A Zipf law with this exponent; needs --classes.")
@@ -166,9 +181,19 @@ def plan(
     min_shortlist_share: Annotated[
         float, typer.Option(help="Least share of the labels that the shortlist holds, for perplexity.")
     ] = 0.0,
-    multiple: Annotated[int, typer.Option(help="Cutoffs are multiples of this.")] = 1,
+    multiple: Annotated[
+        int | None,
+        typer.Option(help="Cutoffs are multiples of this; by default of 16, of 1 below 1,024 classes."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
-    recalibrate: Annotated[bool, typer.Option(help="Measure the cost model again.")] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Plan with this machine's cost model, measured once (45 s), in place of the bundled one.",
+        ),
+    ] = False,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure it again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw cost against the first cutoff into this file (.svg, .png, ...).")
@@ -176,16 +201,25 @@ def plan(
     measure: Annotated[
         bool, typer.Option(help="Time the plan, the literature's cutoffs and full softmax, interleaved.")
     ] = False,
-    python: Annotated[bool, typer.Option(help="Print only the line of code to paste.")] = False,
+    python: Annotated[bool, typer.Option(help="Print only the code to paste.")] = False,
 ) -> None:
-    """Choose the cutoffs: the cheapest partition on this machine for these labels."""
+    """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for."""
     from zipfmax_bench.planning import PlanOptions, run
     from zipfmax_reference.console import terminal
+    from zipfmax_reference.records.files import check_writable
 
+    if as_json and python:
+        raise UsageError("--json and --python exclude each other: both say what standard output holds")
     draw = _figure("plan") if plot is not None else None
+    check_writable(plot)
+    if counts is None and (counts_format or tokenizer):
+        raise UsageError("--counts-format and --tokenizer go with --counts FILE")
+    if counts_format and tokenizer:
+        raise UsageError("--tokenizer counts the tokens of a text: it goes without --counts-format")
+    how = f"{tokenizer or counts_format}@" if tokenizer or counts_format else ""
     sources = [
         source
-        for source in (counts and f"counts:{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
+        for source in (counts and f"counts:{how}{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
         if source
     ]
     if len(sources) != 1:
@@ -205,6 +239,7 @@ def plan(
         min_shortlist_share=min_shortlist_share,
         multiple=multiple,
         threads=threads,
+        calibrate=calibrate,
         recalibrate=recalibrate,
     )
     quiet = as_json or python
@@ -220,7 +255,7 @@ def train(
     ] = None,
     layer: Annotated[str, typer.Option(help="Output layer: zipfmax, torch or full.")] = "zipfmax",
     embedding: Annotated[str, typer.Option(help="plain, adaptive, or tied to zipfmax's layer.")] = "plain",
-    epochs: Annotated[int, typer.Option(help="Passes over the text.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text; by default 1.")] = None,
     steps: Annotated[int | None, typer.Option(help="Take that many steps instead.")] = None,
     batch: Annotated[int, typer.Option(help="Streams of text read side by side.")] = 16,
     window: Annotated[int, typer.Option(help="Words of each stream that a step reads.")] = 32,
@@ -238,6 +273,9 @@ def train(
     from zipfmax_bench.example.model import ModelOptions
     from zipfmax_bench.example.train import TrainOptions, run
 
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps exclude each other: both say how long to train")
+    epochs = 1 if epochs is None else epochs
     model = ModelOptions(
         layer, embedding, features, depth, _integers("--cutoffs", cutoffs), div_value, backend
     )

@@ -1,7 +1,8 @@
-"""`zipfmax compare BASE_REF`: another git revision measured interleaved with this one, for a pull request.
+"""`zipfmax compare BASE_REF`: a git revision measured interleaved with the working tree, for a pull request.
 
-The revision is checked out into a worktree, and an environment of its own sees that and this environment's
-other packages, so both compute with the same torch. Its workers take turns with this one's.
+Both are of the repository of the working directory, whichever zipfmax is installed. The revision is checked out
+into a worktree, and each side's workers run in an environment that sees the side's packages and this
+environment's others, so both compute with the same torch.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def compare(
     junit: Path | None = None,
     summary: Path | None = None,
 ) -> int:
-    """Measure a revision beside this one and return 1 if this one is surely slower, twice, or does more work.
+    """Measure a revision beside the working tree; 1 if the tree is surely slower, twice, or does more work.
 
     Args:
         base: a git revision, such as `main`.
@@ -51,38 +52,60 @@ def compare(
         junit, summary: files to write, JUnit XML and Markdown.
 
     Raises:
-        UsageError: no such revision, or one that cannot be measured.
+        UsageError: not in a checkout of zipfmax, no such revision, or one that cannot be measured.
     """
     check_writable(junit, summary)
+    if not 0 <= threshold < 1:
+        raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
     console = terminal()
     cases = presets.cases(suite.AXES["quick"])
-    with environment_of(base) as python:
-        findings = examine(cases, base, python, threads or usable_cores(), threshold)
-    gate_report.show(findings, [], console)
+    repository = repository_here()
+    with environment_of(base, repository) as then, environment(repository) as now:
+        notes = [f"{base} is {_named(repository, base)}; this revision is {working_tree(repository)}"]
+        console.print(notes[0], highlight=False, markup=False, soft_wrap=True)
+        findings = examine(cases, base, (then, now), threads or usable_cores(), threshold)
+    gate_report.show(findings, notes, console)
     if junit is not None:
         write_text(junit, gate_report.junit(findings))
     if summary is not None:
-        write_text(summary, gate_report.summary(findings, []))
+        write_text(summary, gate_report.summary(findings, notes))
     return 1 if any(finding.failed for finding in findings) else 0
 
 
+def repository_here() -> Path:
+    """The checkout of zipfmax that the working directory is in.
+
+    Raises:
+        UsageError: it is in none.
+    """
+    top = _run(["git", "rev-parse", "--show-toplevel"], "compare needs a git repository: run it in one")
+    if not (Path(top) / OLDEST_WORKER).is_file():
+        raise UsageError(f"{top} is no checkout of zipfmax that can be measured: it lacks {OLDEST_WORKER}")
+    return Path(top)
+
+
+def working_tree(repository: Path) -> str:
+    """The checkout and its commit in words, and whether files differ from the commit."""
+    described = _named(repository, "--dirty")
+    commit = described.removesuffix("-dirty")
+    return f"the working tree of {repository} at {commit}{', with changes' if commit != described else ''}"
+
+
+def _named(repository: Path, what: str) -> str:
+    return _run(["git", "-C", str(repository), "describe", "--always", what], "it cannot be described")
+
+
 @contextmanager
-def environment_of(revision: str, repository: Path | None = None) -> Iterator[str]:
+def environment_of(revision: str, repository: Path) -> Iterator[str]:
     """A Python interpreter that imports zipfmax of a revision, as long as the context lasts.
 
     Args:
         revision: as git takes it.
-        repository: a checkout; by default that of the working directory.
+        repository: a checkout.
 
     Raises:
-        UsageError: not in a git repository, no such revision, or one that cannot be measured.
+        UsageError: no such revision, or one that cannot be measured.
     """
-    repository = repository or Path(
-        _run(
-            ["git", "rev-parse", "--show-toplevel"],
-            "compare needs a git repository: run it in one",
-        )
-    )
     commit = _run(
         ["git", "-C", str(repository), "rev-parse", "--verify", f"{revision}^{{commit}}"],
         f"no revision {revision!r} in {repository}",
@@ -90,19 +113,14 @@ def environment_of(revision: str, repository: Path | None = None) -> Iterator[st
     if _fails(["git", "-C", str(repository), "cat-file", "-e", f"{commit}:{OLDEST_WORKER}"]):
         raise UsageError(f"revision {revision!r} cannot be measured: it is older than {OLDEST_WORKER}")
     with tempfile.TemporaryDirectory() as folder:
-        source, environment = Path(folder) / "source", Path(folder) / "venv"
+        source = Path(folder) / "source"
         _run(
             ["git", "-C", str(repository), "worktree", "add", "--detach", str(source), commit],
             f"revision {revision!r} cannot be checked out",
         )
         try:
-            venv.create(environment, with_pip=False)
-            python = environment / "bin" / "python"
-            site = sysconfig.get_path("purelib", "venv", {"base": str(environment)})
-            # The revision's own packages, and after them this environment's: torch and the rest.
-            paths = [*(str(source / root) for root in SOURCE_ROOTS), sysconfig.get_path("purelib")]
-            Path(site, "revision.pth").write_text("\n".join(paths) + "\n")
-            yield str(python)
+            with environment(source) as python:
+                yield python
         finally:
             _run(
                 ["git", "-C", str(repository), "worktree", "remove", "--force", str(source)],
@@ -110,10 +128,22 @@ def environment_of(revision: str, repository: Path | None = None) -> Iterator[st
             )
 
 
+@contextmanager
+def environment(checkout: Path) -> Iterator[str]:
+    """A Python interpreter that imports zipfmax from a checkout, as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=False)
+        site = sysconfig.get_path("purelib", "venv", {"base": folder})
+        # The checkout's own packages, and after them this environment's: torch and the rest.
+        paths = [*(str(checkout / root) for root in SOURCE_ROOTS), sysconfig.get_path("purelib")]
+        Path(site, "checkout.pth").write_text("\n".join(paths) + "\n")
+        yield str(Path(folder) / "bin" / "python")
+
+
 def examine(
     cases: Sequence[Case],
     base: str,
-    python: str,
+    pythons: tuple[str, str],
     threads: int,
     threshold: float,
     policy: SamplingPolicy = POLICY,
@@ -123,7 +153,7 @@ def examine(
     Args:
         cases: to measure.
         base: what the other revision is called.
-        python: interpreter that imports it.
+        pythons: interpreters that import the other revision and this one.
         threads: of every worker.
         threshold: relative slowdown that is let pass.
         policy: how long to measure each case.
@@ -131,19 +161,25 @@ def examine(
 
     def measured(keys: Sequence[str]) -> dict[str, Finding]:
         chosen = [case for case in cases if case.id in keys]
-        return _measured(chosen, base, python, threads, threshold, policy)
+        return _measured(chosen, base, pythons, threads, threshold, policy)
 
     return list(judge.twice(measured([case.id for case in cases]), measured).values())
 
 
 def _measured(
-    cases: Sequence[Case], base: str, python: str, threads: int, threshold: float, policy: SamplingPolicy
+    cases: Sequence[Case],
+    base: str,
+    pythons: tuple[str, str],
+    threads: int,
+    threshold: float,
+    policy: SamplingPolicy,
 ) -> dict[str, Finding]:
     """A finding for each case's id, from processes of their own."""
     other = f"{IMPLEMENTATION}@{base}"
-    names = [IMPLEMENTATION, other]
+    names = [other, IMPLEMENTATION]
     findings = {}
-    with Engine.of_processes(names, threads, PROCESSES, pythons={other: python}) as engine:
+    interpreters = dict(zip(names, pythons, strict=True))
+    with Engine.of_processes(names, threads, PROCESSES, pythons=interpreters) as engine:
         for case in cases:
             found = engine.measure(dict.fromkeys(names, case), policy)
             findings[case.id] = verdict(case, base, found[other], found[IMPLEMENTATION], threshold)

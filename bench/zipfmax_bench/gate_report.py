@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
+from zipfmax_reference.console import print_table
 from zipfmax_reference.records import Finding
 
 SUMMARY_LIMIT = 64_000
@@ -29,7 +30,7 @@ def show(findings: Sequence[Finding], notes: Sequence[str], console: Console) ->
         table = Table("outcome", "case", "impl", "what was found", show_lines=True)
         for finding in notable:
             table.add_row(finding.outcome, finding.case, finding.impl, finding.text)
-        console.print(table)
+        print_table(console, table)
     for finding in notable:
         if finding.update:
             _say(

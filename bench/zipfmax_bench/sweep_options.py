@@ -209,5 +209,9 @@ def _check_positive(options: SweepOptions) -> None:
     for name in ("classes", "features", "batch", "threads", "processes", "rounds", "budget"):
         value = getattr(options, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not number > 0:
+            if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"--{name} should be a positive number, got {number}")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed should be from 0 to 2**63 - 1, got {options.seed}")
+    if options.rounds is not None and options.precision is not None:
+        raise UsageError("--rounds and --precision exclude each other: both say how long to go on")

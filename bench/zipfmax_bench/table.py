@@ -8,9 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from zipfmax_reference.console import print_table
 from zipfmax_reference.records import Timing
-
-_ANY_WIDTH = 100_000
 
 # What a cell without a time shows in its place.
 _WORDS = {
@@ -44,14 +43,9 @@ def timing_tables(timings: Iterable[Timing], implementations: Sequence[str]) -> 
 
 
 def show(console: Console, tables: Iterable[Table]) -> None:
-    """Print tables: as wide as they are into a pipe or a file, folded to the width of a terminal."""
-    wide = (
-        console
-        if console.is_terminal
-        else Console(file=console.file, width=_ANY_WIDTH, markup=False, emoji=False)
-    )
+    """Print tables, each with all its columns."""
     for table in tables:
-        wide.print(table)
+        print_table(console, table)
 
 
 def headings(implementations: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 import zipfmax
 from zipfmax.errors import UsageError
-from zipfmax_bench.compare import environment_of, examine, verdict
+from zipfmax_bench.compare import environment, environment_of, examine, repository_here, verdict, working_tree
 from zipfmax_bench.engine import Measurement, Sample, SamplingPolicy
 from zipfmax_bench.messages import Work
 from zipfmax_reference.runs.case import Case
@@ -73,16 +74,18 @@ def test_outside_of_a_repository_and_on_a_revision_of_the_former_layout_one_line
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(UsageError, match="needs a git repository: run it in one"), environment_of("HEAD"):
-        raise AssertionError("it has been measured")
+    with pytest.raises(UsageError, match="needs a git repository: run it in one"):
+        repository_here()
     (tmp_path / "impl").mkdir()
     (tmp_path / "impl" / "module.py").touch()
     commit_all(tmp_path)
     with (
         pytest.raises(UsageError, match="'HEAD' cannot be measured: it is older"),
-        environment_of("HEAD"),
+        environment_of("HEAD", tmp_path),
     ):
         raise AssertionError("it has been measured")
+    with pytest.raises(UsageError, match=f"{tmp_path} is no checkout of zipfmax"):
+        repository_here()
 
 
 @pytest.fixture
@@ -112,6 +115,20 @@ AdaptiveLogSoftmaxWithLoss.forward = _waiting
     return repository
 
 
+def test_this_side_is_the_working_directorys_checkout_whatever_is_installed(other_revision, monkeypatch):
+    monkeypatch.chdir(other_revision / "impl")
+    repository = repository_here()
+    assert repository == other_revision
+    assert working_tree(repository).startswith(f"the working tree of {repository} at ")
+    assert "changes" not in working_tree(repository)
+    (repository / "impl" / "zipfmax" / "errors.py").write_text("# changed\n")
+    assert working_tree(repository).endswith(", with changes")
+    with environment(repository) as python:
+        program = "import zipfmax; print(zipfmax.__file__)"
+        told = subprocess.run([python, "-I", "-c", program], check=True, capture_output=True, text=True)
+    assert Path(told.stdout.strip()).is_relative_to(repository)
+
+
 def test_another_revision_is_measured_beside_this_one(other_revision, monkeypatch):
     roots = [str(CHECKOUT / name) for name in ("impl", "reference", "bench")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(roots))  # this code must not hide the other revision's
@@ -121,8 +138,9 @@ def test_another_revision_is_measured_beside_this_one(other_revision, monkeypatc
             [python, "-I", "-c", "import zipfmax, torch; print(zipfmax.__file__); print(torch.__version__)"],
             check=True, capture_output=True, text=True, cwd="/",
         ).stdout.split()  # fmt: skip
-        (finding,) = examine([CASE], "base", python, 1, 0.99, SamplingPolicy(rounds=3))
-    assert Path(where[0]).is_relative_to(Path(python).parents[2] / "source")
+        pythons = (python, sys.executable)
+        (finding,) = examine([CASE], "base", pythons, 1, 0.99, SamplingPolicy(rounds=3))
+    assert Path(where[0]).parent.parts[-3:] == ("source", "impl", "zipfmax")
     assert where[1] == torch.__version__
     assert not finding.failed, finding.text
     assert "launches" in finding.text

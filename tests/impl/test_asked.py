@@ -1,4 +1,4 @@
-"""README's tables of what users asked for and what the layer works with: each row names tests that exist."""
+"""The documentation's tables of what users asked for and what works: each row names tests that exist."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"asked": "## Asked, and where it is answered", "with": "## Works with"}
+TABLES = {"asked": "## Asked, and where it is answered", "with": "# Works with"}
 
 
 def rows(first_column):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split(TABLES[first_column], 1)[1]
+    page = (ROOT / "reports/docs/works-with.md").read_text(encoding="utf-8")
+    section = page.split(TABLES[first_column], 1)[1]
     return section.split(f"\n| {first_column} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
 
 

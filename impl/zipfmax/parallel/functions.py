@@ -19,10 +19,10 @@ from zipfmax.parallel.shard import Shard
 
 
 class _NoFurther(torch.autograd.Function):
-    """A gradient itself; to differentiate it raises."""
+    """A gradient itself, as a function of what it was computed from; to differentiate it raises."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -31,10 +31,10 @@ class _NoFurther(torch.autograd.Function):
 
 
 def _differentiated_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """A backward whose results refuse to be differentiated.
+    """A backward whose results refuse to be differentiated by the function's inputs, which it has to save.
 
-    torch's `once_differentiable` does so only where an incoming gradient requires one. These results depend
-    on what was saved too, and would pass for constants.
+    torch's `once_differentiable` refuses by incoming gradients only. To the inputs it leaves no way, and a second
+    derivative would be wrong without a sign.
     """
 
     @wraps(backward)
@@ -43,8 +43,9 @@ def _differentiated_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[.
             found = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
-        refusing = (_NoFurther.apply(g.detach().requires_grad_()) if g is not None else g for g in found)  # type: ignore[no-untyped-call]
-        return tuple(refusing)
+        of = (*ctx.saved_tensors, *gradients)
+        made = (None if g is None else _NoFurther.apply(g, *of) for g in found)  # type: ignore[no-untyped-call]
+        return tuple(made)
 
     return once
 
@@ -58,6 +59,7 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Shard, n_hidden: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.shard, ctx.n_hidden = shard, n_hidden
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
@@ -83,6 +85,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Shard, rows: Tensor, n_rows: int) -> Tensor:
         ctx.shard = shard
+        ctx.save_for_backward(rows)
         return gather_rows(rows, n_rows, shard.group)
 
     @staticmethod
@@ -115,7 +118,8 @@ class _Columns(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shard: Shard, columns: Tensor) -> Tensor:
-        ctx.rank, ctx.width = shard.rank, columns.shape[1]
+        ctx.rank = shard.rank
+        ctx.save_for_backward(columns)
         return gather(columns, shard.group).transpose(0, 1)
 
     @staticmethod

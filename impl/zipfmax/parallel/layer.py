@@ -255,7 +255,7 @@ class _ShardedLayer(_Base):
         return operands(input, weights)
 
     def _backend_for(self, hidden: Tensor, scorer: Weights | Called, *more: Any) -> Backend:
-        inner = backends.select(self.backend, hidden, cast(Weights, scorer))
+        inner = backends.select(self.backend, hidden, cast(Weights, scorer))  # of this rank's classes
         return cast(Backend, ShardedBackend(self._shard, inner))
 
 

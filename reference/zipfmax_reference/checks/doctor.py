@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
@@ -29,7 +29,7 @@ def run() -> int:
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name, value)
-    console.print(table)
+    print_table(console, table)
 
     devices = ["cpu", *(["cuda"] if gpus else [])]
     table = Table(title="implementations", title_justify="left")
@@ -38,7 +38,7 @@ def run() -> int:
         table.add_column(device)
     for name in registry.names():
         table.add_row(name, *(_state(name, device) for device in devices))
-    console.print(table)
+    print_table(console, table)
     return 0
 
 

@@ -12,7 +12,6 @@ need one pass each:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from rich.table import Table
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import isolated
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Implementation
@@ -225,10 +224,9 @@ def _budget(case: Case, values: Values) -> float:
 
 
 def _show(relations: Sequence[Metamorphic]) -> None:
-    console = terminal(width=None if sys.stdout.isatty() else 150)
     table = Table("relation", "implementation", "case", "error", "budget", "", title="metamorphic relations")
     for r in relations:
         error, budget = (f"{x:.2e}" if x is not None else "" for x in (r.error, r.budget))
         style = "red" if r.status == "fail" else None
         table.add_row(r.relation, r.impl, r.case, error, budget, r.reason or r.status, style=style)
-    console.print(table)
+    print_table(terminal(), table)

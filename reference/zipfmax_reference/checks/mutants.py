@@ -18,23 +18,25 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
     faults_forward,
+    faults_modes,
     faults_ranks,
     faults_results,
     faults_use,
+    faults_weights,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants.ranks import RankedLayer, RankPool
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
+from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)
-WIDTH = 140
 
 
 @dataclass
@@ -95,13 +97,9 @@ def run(
     if world is not None:
         arguments["world"] = world
     directory = RunDirectory.optional(out, invocation(arguments), resume)
-    tasks = {case.task for case in cases}
-    of_one_call: dict[str, type[Control]] = FAULTS if tasks - {PROTOCOL} else {}
-    classes: dict[str, type[Control]] = {
-        CONTROL: Control,
-        **of_one_call,
-        **(IN_USE if PROTOCOL in tasks else {}),
-    }
+    of_one_call: dict[str, type[Control]] = FAULTS if any(case.task != PROTOCOL for case in cases) else {}
+    in_use = {name: cls for name, cls in IN_USE.items() if any(_shows(cls, case) for case in cases)}
+    classes: dict[str, type[Control]] = {CONTROL: Control, **of_one_call, **in_use}
     known = [Outcome(**record) for record in directory.rows(Mutant)] if directory is not None else []
     wanted = list(classes) if world is None else [CONTROL, *faults_ranks.FAULTS]
     if [outcome.mutant for outcome in known] == wanted:
@@ -125,14 +123,17 @@ def run(
 
 
 def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Outcome]:
-    """Run each class on each case that is meant to show it: faults in use on the protocol of calls."""
+    """Run each class on each case that is meant to show it: a fault in use on the rule that it breaks."""
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
     for case in track(cases, "mutants", console=terminal(stderr=True), transient=True):
         oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
-            if name == CONTROL or (name in IN_USE) == (case.task == PROTOCOL):
+            cls = classes[name]
+            if name == CONTROL or (case.task != PROTOCOL and cls.breaks is None):
                 outcomes[name].note(oracle.check(layer))
+            elif _shows(cls, case):
+                outcomes[name].note(oracle.check(layer, [str(cls.breaks)]))
     return list(outcomes.values())
 
 
@@ -152,8 +153,16 @@ def examine_ranks(
     return outcomes
 
 
+def _shows(cls: type[Control], case: Case) -> bool:
+    """Whether a case of the protocol asks for the rule that a fault in use breaks, in a shape that shows it."""
+    return (
+        case.task == PROTOCOL
+        and cls.breaks in protocol.names(case)
+        and (not cls.large or protocol.is_large(case))
+    )
+
+
 def _show(outcomes: Sequence[Outcome]) -> None:
-    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title="planted faults", title_justify="left")
     for heading in ("fault", "given away by", "error/budget", "cells failed"):
         table.add_column(heading, justify="right" if "/" in heading or "failed" in heading else "left")
@@ -166,7 +175,7 @@ def _show(outcomes: Sequence[Outcome]) -> None:
             f"{o.cells_failed} of {o.cells}",
             style="red" if wrong else None,
         )
-    console.print(table)
+    print_table(terminal(), table)
 
 
 def _size(outcome: Outcome) -> str:

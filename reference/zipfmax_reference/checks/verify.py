@@ -8,7 +8,6 @@ are skipped.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,7 +20,8 @@ from rich.table import Table
 
 from zipfmax import backends
 from zipfmax.errors import UsageError, unknown
-from zipfmax_reference.console import terminal
+from zipfmax_reference.checks.findings import count, lines, share
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.contestants.sources import digests
@@ -30,14 +30,12 @@ from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth import protocol
-from zipfmax_reference.truth.oracle import WHOLE, Attempts, Oracle, Record, fault
+from zipfmax_reference.truth.oracle import WHOLE, Attempts, Oracle, Record
 
 REFERENCES = ("definition", "torch", "paddle")
 ONE_RANK = "zipfmax"
 PRECISIONS = ("highest", "high", "medium")
 INTERRUPTED = 130
-WIDTH = 120
-"""Columns of a table that goes to a file."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Options:
         return self.against or (*REFERENCES, *([ONE_RANK] if self.world else []))
 
     def rerun(self, impl: str, case: str) -> str:
-        """The command that runs one cell again."""
+        """The command that runs one cell of an implementation again."""
         layer, _, world = impl.partition("@") if self.world else (impl, "", "")
         words = ["zipfmax", "verify", "--grid", self.grid, "--impl", layer, "--cells", case]
         if world:
@@ -113,7 +111,7 @@ def run(
     sources = digests([*options.implementations(), *options.references()])
     directory = RunDirectory.optional(out, invocation(arguments, sources=sources), resume)
     tally = Tally()
-    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal()
     try:
         for record in _records(cases, implementations, against, directory, save_results):
             tally.add(record)
@@ -121,7 +119,7 @@ def run(
         hint = f"; go on with --out {out} --resume" if out is not None else ""
         console.print(f"interrupted{hint}")
         return INTERRUPTED
-    tally.show(console, options)
+    tally.show(console, options, out)
     if not tally.judged:
         raise UsageError(f"nothing was judged: {tally.first_reason()}")
     return 1 if tally.failures else 0
@@ -196,6 +194,7 @@ class Tally:
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], _Row] = {}
         self._skips: dict[tuple[str, str], set[str]] = {}
+        self._against: dict[str, None] = {}
         self.failures: list[Record] = []
 
     def add(self, record: Record) -> None:
@@ -211,13 +210,14 @@ class Tally:
             self._skips.setdefault((what, record["reason"]), set()).add(case)
             return
         row.judged.add(case)
+        self._against[record["against"]] = None
         row.tensors += record["tensor"] != WHOLE
         if record["status"] == "fail":
             row.failed.add(case)
             self.failures.append(record)
-        share = _share(record)
-        if share > row.worst:
-            row.worst, row.where = share, f"{record['tensor']} against {record['against']}"
+        of_budget = share(record)
+        if of_budget > row.worst:
+            row.worst, row.where = of_budget, f"{record['tensor']} against {record['against']}"
 
     @property
     def judged(self) -> bool:
@@ -228,8 +228,8 @@ class Tally:
         """Why a cell was skipped."""
         return next((reason for _, reason in self._skips), "the grid has no cell")
 
-    def show(self, console: Console, options: Options) -> None:
-        """Print the table, what was skipped and why, and every failure with its command."""
+    def show(self, console: Console, options: Options, out: Path | None = None) -> None:
+        """Print the table, what was skipped and why, the causes of failures, and last the verdict."""
         table = Table(title=f"parity, {options.grid} grid", title_justify="left")
         for heading in ("implementation", "dtype", "worst tensor"):
             table.add_column(heading)
@@ -247,42 +247,29 @@ class Tally:
                 f"{row.worst:.3g}" if row.judged else "",
                 style="red" if row.failed else None,
             )
-        console.print(table)
+        print_table(console, table)
         for (what, reason), cells in self._skips.items():
-            console.print(
-                f"{what}, {_count(cells)}: {reason}",
-                highlight=False,
-                soft_wrap=True,
-            )
-        shown = set()
-        whole: dict[tuple[str, str], set[str]] = {}
-        for record in self.failures:
-            if record["tensor"] == WHOLE:
-                whole.setdefault((record["impl"], record["reason"]), set()).add(record["case"])
-        for (impl, reason), cells in whole.items():
-            known = {cell for (name, dtype), row in self._rows.items() if name == impl for cell in row.cells}
-            more = "; it was not tried in others" if known == cells and len(cells) == Attempts.CELLS else ""
-            print(f"FAILED {impl}: {reason} ({_count(cells)}{more})")
-            print(f"  {options.rerun(impl, min(cells))}")
-        for record in self.failures:
-            if record["tensor"] == WHOLE:
-                continue
-            print(f"FAILED {record['impl']} against {record['against']}, {record['tensor']}: {fault(record)}")
-            cell = record["impl"], record["case"]
-            if cell not in shown:
-                print(f"  {options.rerun(*cell)}")
-                shown.add(cell)
-        sys.stdout.flush()
+            console.print(f"{what}, {count(cells, 'cell')}: {reason}", highlight=False, soft_wrap=True)
+        kept = "keep their records with --out DIR" if out is None else f"see {out / 'parity.jsonl'}"
+        for line in (*lines(self.failures, self._tried(), options.rerun, kept), self.verdict()):
+            console.print(line, highlight=False, soft_wrap=True)
 
+    def verdict(self) -> str:
+        """One line that says it all."""
+        judged = {(impl, case) for (impl, _), row in self._rows.items() for case in row.judged}
+        failed = {(record["impl"], record["case"]) for record in self.failures}
+        if failed:
+            names = ", ".join(dict.fromkeys(record["impl"] for record in self.failures))
+            return f"verdict: FAILED, {len(failed):,} of {count(judged, 'cell')} wrong: {names}"
+        names = ", ".join(dict.fromkeys(impl for (impl, _), row in self._rows.items() if row.judged))
+        worst = max((row.worst for row in self._rows.values()), default=0.0)
+        return (
+            f"verdict: passed, {count(judged, 'cell')} of {names} within the budgets against "
+            f"{', '.join(self._against)}; the worst error is {worst:.2g} of its budget"
+        )
 
-def _count(cells: set[str]) -> str:
-    return f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
-
-
-def _share(record: Record) -> float:
-    error, budget = record["error"], record["budget"]
-    if error is None or budget is None:
-        return float("inf") if record["status"] == "fail" else 0.0
-    if budget == 0:
-        return 0.0 if error == 0 else float("inf")
-    return float(error / budget)
+    def _tried(self) -> dict[str, set[str]]:
+        tried: dict[str, set[str]] = {}
+        for (impl, _), row in self._rows.items():
+            tried.setdefault(impl, set()).update(row.cells)
+        return tried

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import Child, ChildDiedError, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import (
@@ -223,13 +224,18 @@ class _RankedUse:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return partial(self._runner.call, name)
 
-    def surroundings(self) -> dict[str, str]:
+    def surroundings(self, stirred: bool = False) -> dict[str, str]:
         """Of every rank: each has random numbers of its own."""
-        everyone = self._runner.everyones("surroundings")
+        return self._of_every_rank("surroundings", stirred)
+
+    def surroundings_before(self) -> dict[str, str]:
+        """The same before the layers were made."""
+        return self._of_every_rank("surroundings_before")
+
+    def _of_every_rank(self, method: str, *arguments: Any) -> dict[str, str]:
+        everyone = self._runner.everyones(method, *arguments)
         return {
-            f"{name} of rank {rank}": value
-            for rank, own in enumerate(everyone)
-            for name, value in own.items()
+            f"{name}, rank {rank}": text for rank, own in enumerate(everyone) for name, text in own.items()
         }
 
 
@@ -242,7 +248,7 @@ def _differences(first: Any, other: Any) -> list[str]:
     if isinstance(first, np.ndarray) and isinstance(other, np.ndarray):
         same = first.shape == other.shape and first.tobytes() == other.tobytes()
     else:
-        same = first == other
+        same = type(first) is type(other) and bool(first == other)
     return [] if same else [""]
 
 
@@ -254,11 +260,12 @@ def make(store: str, rank: int, world: int, layer: str, how: str, case: Case, in
     from zipfmax.parallel import shard_vocabulary
 
     group = group_of(store, rank, world, case.device)
+    before = surroundings.read()
     if how == "options":
         return Options(layer, case, inputs, group)
     inner = _inner(layer).build(replace(case, task="train") if how == "use" else case, inputs).module
     module = shard_vocabulary(cast(AdaptiveLogSoftmaxWithLoss, inner), group)
-    return TorchUse(module, case) if how == "use" else TorchRunner(module, case, inputs)
+    return TorchUse(module, case, before) if how == "use" else TorchRunner(module, case, inputs)
 
 
 @cache

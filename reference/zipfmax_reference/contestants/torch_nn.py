@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.use import TorchUse, is_dtensor, plain, to_numpy
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
@@ -64,7 +65,8 @@ class TorchModule:
 
     def use(self, case: Case, inputs: Inputs) -> TorchUse:
         """The module with the case's weights, for many calls."""
-        return TorchUse(self.build(replace(case, task="train"), inputs).module, case)
+        before = surroundings.read()
+        return TorchUse(self.build(replace(case, task="train"), inputs).module, case, before)
 
 
 class TorchRunner:

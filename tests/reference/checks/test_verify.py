@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_reference.checks import verify
+from zipfmax_reference.checks import findings, verify
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Parity, RunDirectory
@@ -48,6 +48,9 @@ def test_a_right_implementation_gives_status_0_and_a_table(capsys):
     shown = capsys.readouterr().out
     assert "zipfmax:eager" in shown
     assert "FAILED" not in shown
+    assert shown.splitlines()[-1].startswith(
+        "verdict: passed, 4 cells of zipfmax:eager within the budgets against definition; the worst error is "
+    )
 
 
 def test_a_wrong_layer_gives_status_1_and_the_command_that_shows_it(wrong_layer, capsys):
@@ -56,10 +59,55 @@ def test_a_wrong_layer_gives_status_1_and_the_command_that_shows_it(wrong_layer,
     failures = [line for line in shown if line.startswith("FAILED")]
     assert failures
     assert all("predict" in line and wrong_layer in line for line in failures)
+    assert shown[-1].startswith("verdict: FAILED, ")
+    assert shown[-1].endswith(f" wrong: {wrong_layer}")
     command = shlex.split(next(line for line in shown if line.startswith("  zipfmax verify")))
     again = CliRunner().invoke(application(command[1]), command[2:])
     assert again.exit_code == 1
     assert "FAILED" in again.output
+
+
+def failed(case, tensor, cause=None, error=2.0, impl="mine.py:Layer"):
+    return {
+        "impl": impl,
+        "case": case,
+        "tensor": tensor,
+        "against": "definition",
+        "dtype": "float32",
+        "status": "fail",
+        "error": error,
+        "budget": 1.0,
+        "cause": cause,
+        "reason": None,
+        "where": "row 3",
+        "grain": "row",
+        "parts": [],
+    }
+
+
+def test_failures_are_grouped_by_cause_with_one_command_each_and_at_most_ten_are_shown():
+    rare = [failed(f"V{n}", f"tensor.{n}") for n in range(11)]
+    alike = [
+        failed(f"V{n}", tensor, "no gradient", n) for n in range(2, 5) for tensor in ("a", "b", "c", "d")
+    ]
+    shown = list(
+        findings.lines(
+            [*rare, *alike], {"mine.py:Layer": set()}, lambda impl, case: f"{impl} {case}", "see FILE"
+        )
+    )
+    assert shown[0] == (
+        "FAILED mine.py:Layer, a and 3 other tensors: row 3 is off by 4, 1 is allowed (row); "
+        "likely cause: no gradient (3 cells, against definition)"
+    )
+    assert shown[1] == "  mine.py:Layer V4"
+    assert len(shown) == 2 * findings.MOST + 1
+    assert shown[-1] == "and 2 other causes: see FILE"
+
+
+def test_a_table_keeps_its_columns_in_a_pipe(wrong_layer, capsys):
+    verify.run(options(impl=(wrong_layer,)))
+    heading = next(line for line in capsys.readouterr().out.splitlines() if "implementation" in line)
+    assert "worst error/budget" in heading
 
 
 def test_every_record_is_left_in_the_run_directory(tmp_path):
