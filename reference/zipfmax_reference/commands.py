@@ -82,17 +82,23 @@ def mutants(
     timing: Annotated[
         bool, typer.Option("--timing", help="Instead, plant ways to claim time that was not earned.")
     ] = False,
+    world: Annotated[
+        int | None,
+        typer.Option(
+            help="Instead, plant the faults of layers whose vocabulary is split over so many ranks."
+        ),
+    ] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
     """Check that every planted fault is caught; exit status 1 if one passes."""
     if timing:
-        if (grid, cells, device, resume) != ("quick", None, "cpu", False):
+        if (grid, cells, device, resume, world) != ("quick", None, "cpu", False, None):
             raise UsageError("--timing has cases of its own: of the other options it takes only --out")
         raise typer.Exit(_timing_faults()(out))
     from zipfmax_reference.checks.mutants import run
 
-    raise typer.Exit(run(grid, cells, out, resume, device))
+    raise typer.Exit(run(grid, cells, out, resume, device, world))
 
 
 def conformance(out: Out = None, resume: Resume = False) -> None:
