@@ -32,8 +32,9 @@ report: $(VENV)/.report  ## verify, a quick sweep, the page; prints the page's p
 test: $(VENV)/.ready  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
 
-kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter (minutes)
+kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter, and of compiling them (minutes)
 	ZIPFMAX_KERNEL_TESTS=all TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/impl/backends/triton
+	ZIPFMAX_KERNEL_TESTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/bench/kernels
 
 lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the workflows
 	$(BIN)/ruff format --check .

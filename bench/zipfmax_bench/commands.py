@@ -23,6 +23,10 @@ GATED = "What is judged, as in runs/now --baseline baseline.jsonl --threshold 0.
 COMPARED = "What is compared, as in main --threshold 0.1"
 LEFT = "What is left behind, as in --junit out/gate.xml --summary out/summary.md"
 SELF_TEST = "The gate tested on itself, as in --self-test --out runs/selftest"
+LABELS = "The labels, as in --labels wordfreq:en --classes 50000"
+STEP = "The step, as in --features 512 --batch 1024 --dtype bfloat16"
+BOUNDS = "Bounds of the plan, as in --min-shortlist-share 0.8 --min-projection 32"
+PRINTED = "What is printed, as in --python"
 DATA = "The text, as in --text book.txt --vocabulary 20000"
 MODEL = "The model, as in --layer zipfmax --cutoffs 2000,10000 --backend tiled"
 TRAINED = "Training, as in --epochs 2 --learning-rate 1e-3"
@@ -182,39 +186,66 @@ def compare(
 
 
 def plan(
-    features: Annotated[int, typer.Option(help="Hidden width d.")],
-    batch: Annotated[int, typer.Option(help="Rows N of a step.")],
+    features: Annotated[int, option("Hidden width d.", STEP)],
+    batch: Annotated[int, option("Rows N of a step.", STEP)],
     counts: Annotated[
-        Path | None, typer.Option(help="Label counts as .npy or .csv, or a text whose words are counted.")
+        Path | None,
+        option(
+            "Counts by label: token and count lines, .csv, .tsv, .npy, .npz, .json, or a text to count; "
+            "also gzipped.",
+            LABELS,
+        ),
     ] = None,
-    zipf: Annotated[
-        float | None, typer.Option(help="A Zipf law with this exponent; needs --classes.")
+    counts_format: Annotated[
+        str | None, option("text, token-count, csv, tsv, npy, npz or json, where the guess is wrong.", LABELS)
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Or a distribution, such as wordfreq:en.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Vocabulary size; by default the counts' own.")] = None,
-    div_value: Annotated[float, typer.Option(help="How tails narrow.")] = 4.0,
-    clusters: Annotated[int | None, typer.Option(help="Number of tails; by default the cheapest.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
-    task: Annotated[str, typer.Option(help="train or forward.")] = "train",
-    max_parameters: Annotated[int | None, typer.Option(help="Most weights that the layer may have.")] = None,
-    min_projection: Annotated[int, typer.Option(help="Smallest projection of a tail.")] = 1,
+    tokenizer: Annotated[
+        Path | None, option("A tokenizer.json: the tokens of the text in --counts are counted.", LABELS)
+    ] = None,
+    zipf: Annotated[float | None, option("A Zipf law with this exponent; needs --classes.", LABELS)] = None,
+    labels: Annotated[str | None, option("Or a distribution, such as wordfreq:en.", LABELS)] = None,
+    classes: Annotated[int | None, option("Vocabulary size; by default the counts' own.", LABELS)] = None,
+    div_value: Annotated[float, option("How tails narrow.", BOUNDS)] = 4.0,
+    clusters: Annotated[int | None, option("Number of tails; by default the cheapest.", BOUNDS)] = None,
+    device: Annotated[str, option("cpu or cuda.", STEP)] = "cpu",
+    dtype: Annotated[str, option("float32, bfloat16, ...", STEP)] = "float32",
+    task: Annotated[str, option("train or forward.", STEP)] = "train",
+    max_parameters: Annotated[int | None, option("Most weights that the layer may have.", BOUNDS)] = None,
+    min_projection: Annotated[int, option("Smallest projection of a tail.", BOUNDS)] = 1,
     min_shortlist_share: Annotated[
-        float, typer.Option(help="Least share of the labels that the shortlist holds, for perplexity.")
+        float, option("Least share of the labels that the shortlist holds, for perplexity.", BOUNDS)
     ] = 0.0,
-    multiple: Annotated[int, typer.Option(help="Cutoffs are multiples of this.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
-    recalibrate: Annotated[bool, typer.Option(help="Measure the cost model again.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    multiple: Annotated[
+        int | None,
+        option("Cutoffs are multiples of this; by default of 16, of 1 below 1,024 classes.", BOUNDS),
+    ] = None,
+    threads: Annotated[int | None, option("By default all cores.", STEP)] = None,
+    calibrate: Annotated[
+        bool,
+        option(
+            "Plan with this machine's cost model, measured once (45 s), in place of the bundled one.",
+            STEP,
+            "--calibrate",
+        ),
+    ] = False,
+    recalibrate: Annotated[bool, option("Measure it again.", STEP, "--recalibrate")] = False,
+    as_json: Annotated[bool, option("Print the plan as JSON.", PRINTED, "--json")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw cost against the first cutoff into this file (.svg, .png, ...).")
+        Path | None, option("Draw cost against the first cutoff into this file (.svg, .png, ...).", PRINTED)
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Time the plan, the literature's cutoffs and full softmax, interleaved.")
+        bool, option("Time the plan, the literature's cutoffs and full softmax, interleaved.", PRINTED)
     ] = False,
-    python: Annotated[bool, typer.Option(help="Print only the line of code to paste.")] = False,
+    python: Annotated[bool, option("Print only the code to paste.", PRINTED)] = False,
 ) -> None:
-    """Choose the cutoffs: the cheapest partition on this machine for these labels."""
+    """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for.
+
+    Examples:
+
+        zipfmax plan --labels wordfreq:en --classes 50000 --features 512 --batch 1024
+        zipfmax plan --counts counts.csv --features 512 --batch 4096 --min-shortlist-share 0.8
+        zipfmax plan --zipf 1.1 --classes 200000 --features 512 --batch 4096 --python
+    """
     from zipfmax_bench.planning import PlanOptions, run
     from zipfmax_reference.console import terminal
     from zipfmax_reference.records.files import check_writable
@@ -223,9 +254,14 @@ def plan(
         raise UsageError("--json and --python exclude each other: both say what standard output holds")
     draw = _figure("plan") if plot is not None else None
     check_writable(plot)
+    if counts is None and (counts_format or tokenizer):
+        raise UsageError("--counts-format and --tokenizer go with --counts FILE")
+    if counts_format and tokenizer:
+        raise UsageError("--tokenizer counts the tokens of a text: it goes without --counts-format")
+    how = f"{tokenizer or counts_format}@" if tokenizer or counts_format else ""
     sources = [
         source
-        for source in (counts and f"counts:{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
+        for source in (counts and f"counts:{how}{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
         if source
     ]
     if len(sources) != 1:
@@ -245,6 +281,7 @@ def plan(
         min_shortlist_share=min_shortlist_share,
         multiple=multiple,
         threads=threads,
+        calibrate=calibrate,
         recalibrate=recalibrate,
     )
     quiet = as_json or python

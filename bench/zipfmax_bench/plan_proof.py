@@ -20,9 +20,9 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from zipfmax.calibration import Calibration, calibrated
+from zipfmax.calibration import Calibration
 from zipfmax.clusters import ClusterLayout
-from zipfmax.planner import plan_cutoffs
+from zipfmax.planner import cost_models, plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import customary_cutoffs
@@ -95,7 +95,7 @@ class Prover:
         """Plan and search for one distribution, recorded under the name, and one shape."""
         n_classes, in_features, batch_size = shape
         probabilities = label_distributions.distribution(labels, n_classes)
-        plan = plan_cutoffs(probabilities, in_features, batch_size, model=self._calibration.model)
+        plan = plan_cutoffs(probabilities, in_features, batch_size, model=self._calibration)
         literature = customary_cutoffs(n_classes)
         batches = [
             label_distributions.draw(probabilities, batch_size, np.random.default_rng(seed))
@@ -260,7 +260,7 @@ def main(
     if counts is not None:
         names[f"counts:{counts}"] = f"counts:{counts.name}"
     console = terminal()
-    prover = Prover(StepTimer(torch.device("cpu"), torch.float32, task), calibrated(task=task), task)
+    prover = Prover(StepTimer(torch.device("cpu"), torch.float32, task), cost_models(task=task)[0], task)
     cells = list(product(names, SHAPES))
     for labels, (n_classes, *rest) in track(cells, description="comparing", console=console):
         own_size = label_distributions.vocabulary_size(labels)

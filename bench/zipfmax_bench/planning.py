@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -14,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from zipfmax.calibration import Calibration, calibrated
+from zipfmax.calibration import Calibration
+from zipfmax.counts import LabelCounts
 from zipfmax.errors import UsageError, unknown
-from zipfmax.planner import Plan, plan_cutoffs
+from zipfmax.plan_code import plan_code
+from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, usable_cores
@@ -45,41 +48,49 @@ class PlanOptions:
     max_parameters: int | None = None
     min_projection: int = 1
     min_shortlist_share: float = 0.0
-    multiple: int = 1
+    multiple: int | None = None
     threads: int | None = None
+    calibrate: bool = False
+    """Measure this machine, or take what was measured before, in place of the bundled cost model."""
     recalibrate: bool = False
+    """Measure whatever is known."""
 
 
 def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
-    """The plan, under this machine's cost model, which is measured first where it is not known yet.
+    """The plan, under the bundled cost model or under this machine's, which is measured where asked.
 
     Raises:
-        UsageError: labels, counts or bounds that allow no plan.
+        UsageError: labels, counts or bounds that allow no plan, or a machine too slow to be measured in time.
     """
     _check(options)
     n_classes = options.classes or labels.vocabulary_size(options.labels)
     if n_classes is None:
         raise UsageError(f"labels {options.labels} need --classes: how many there are")
     counts = labels.distribution(options.labels, n_classes)
+    torch.set_num_threads(options.threads or usable_cores())
+    try:
+        with Progress(
+            TextColumn("measuring this machine's cost model"), BarColumn(), console=console, transient=True
+        ) as progress:
+            bar = progress.add_task("", total=1.0, visible=False)
+            calibration, prior = cost_models(
+                options.device,
+                _dtype(options),
+                options.task,
+                calibrate=options.calibrate or options.recalibrate,
+                refresh=options.recalibrate,
+                on_sample=lambda share: progress.update(bar, completed=share, visible=True),
+            )
+        return _plan(counts, options, calibration, prior), calibration
+    except (ValueError, ImportError, TimeoutError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _dtype(options: PlanOptions) -> torch.dtype:
     dtype = getattr(torch, options.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UsageError(unknown("dtype", options.dtype, ("float32", "bfloat16", "float16", "float64")))
-    torch.set_num_threads(options.threads or usable_cores())
-    with Progress(
-        TextColumn("measuring this device's cost model"), BarColumn(), console=console, transient=True
-    ) as progress:
-        bar = progress.add_task("", total=1.0, visible=False)
-        calibration = calibrated(
-            options.device,
-            dtype,
-            options.task,
-            refresh=options.recalibrate,
-            on_sample=lambda share: progress.update(bar, completed=share, visible=True),
-        )
-    try:
-        return _plan(counts, options, calibration), calibration
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return dtype
 
 
 def _check(options: PlanOptions) -> None:
@@ -92,7 +103,9 @@ def _check(options: PlanOptions) -> None:
     device.present(options.device)
 
 
-def _plan(counts: npt.ArrayLike, options: PlanOptions, calibration: Calibration) -> Plan:
+def _plan(
+    counts: npt.ArrayLike, options: PlanOptions, calibration: Calibration, prior: Calibration | None = None
+) -> Plan:
     return plan_cutoffs(
         counts,
         options.features,
@@ -103,7 +116,8 @@ def _plan(counts: npt.ArrayLike, options: PlanOptions, calibration: Calibration)
         min_projection=options.min_projection,
         min_shortlist_share=options.min_shortlist_share,
         multiple=options.multiple,
-        model=calibration.model,
+        model=calibration,
+        prior=prior,
     )
 
 
@@ -210,11 +224,36 @@ def _race(entries: Mapping[str, tuple[str, Case]], threads: int, rounds: int) ->
     return found
 
 
-def python_line(plan: Plan) -> str:
-    """The line of code that builds the planned layer."""
+def python_code(plan: Plan, options: PlanOptions) -> str:
+    """The code that builds the planned layer for labels as their source has them.
+
+    Raises:
+        UsageError: the most frequent of labels that are not sorted, which are no labels 0 to n_classes - 1.
+    """
+    counts = label_counts(options)
+    code = partial(plan_code, plan, device=options.device, dtype=_dtype(options))
+    if counts is None or counts.are_sorted:
+        return code()
+    if plan.layout.n_classes < len(counts.values):
+        raise UsageError(
+            f"the labels of {options.labels} are not sorted, so the {plan.layout.n_classes:,} most frequent of "
+            "them are not the first: leave --classes out, or sort them"
+        )
+    return code(counts=labels.expression(options.labels), counts_import=labels.IMPORT)
+
+
+def label_counts(options: PlanOptions) -> LabelCounts | None:
+    """The counts by label where they come from a file; None for a law."""
+    form, _, argument = options.labels.partition(":")
+    return labels.label_counts(argument) if form == "counts" else None
+
+
+def counts_sentence(counts: LabelCounts) -> str:
+    """What was read, and how."""
     return (
-        f"layer = zipfmax.AdaptiveLogSoftmaxWithLoss({plan.layout.in_features}, {plan.layout.n_classes}, "
-        f"cutoffs={list(plan.cutoffs)}, div_value={plan.layout.div_value:g})"
+        f"Counts read as {counts.format}{' (a guess; --counts-format overrides it)' if counts.guessed else ''}: "
+        f"{len(counts.values):,} labels, {counts.values.sum():,.0f} counted; the labels are {counts.labels}, "
+        f"{'sorted' if counts.are_sorted else 'not sorted'} by falling frequency."
     )
 
 
@@ -252,8 +291,8 @@ def verdict(plan: Plan, calibration: Calibration, customary: Plan | None = None)
         f"{plan.predicted_speedup:.1f}x faster.",
         f"Labels in the shortlist and the tails: {shares}. "
         f"Weights: {plan.parameters:,}, full softmax {plan.full_parameters:,}.",
-        f"A quarter lower or higher in one cutoff costs {_neighbour_range(plan)}.",
-        f"The cost model was off by {calibration.model.error:.0%} in the median and "
+        f"A quarter lower or higher in one cutoff changes that by {_neighbour_range(plan)}.",
+        f"Cost model {plan.source}. It was off by {calibration.model.error:.0%} in the median and "
         f"{calibration.p90_error:.0%} at the 90th percentile on {calibration.held_out} steps held out.",
     ]
     if plan.unseen:
@@ -279,22 +318,26 @@ def _and(numbers: Sequence[int]) -> str:
 
 def _neighbour_range(plan: Plan) -> str:
     extra = [seconds / plan.predicted_s - 1 for _, seconds in plan.neighbours]
-    return f"{min(extra):.1%} to {max(extra):.1%} more" if extra else "nothing: there is no other partition"
+    return f"{min(extra):+.1%} to {max(extra):+.1%}" if extra else "nothing: there is no other partition"
 
 
 def run(
     options: PlanOptions, *, as_json: bool, measured: bool, python: bool, console: Console
 ) -> dict[str, Any]:
     """Plan, print, and return the record."""
+    counts = label_counts(options)
+    if counts is not None:
+        console.print(counts_sentence(counts), highlight=False)
     plan, calibration = planned(options, console)
+    code = python_code(plan, options)
     customary = customary_plan(plan, calibration, options)
     result = record(plan, calibration, options, customary)
     if measured:
         result["measured"] = measure(plan, options)
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps({**result, "code": code}, indent=1))
     elif python:
-        print(python_line(plan))
+        print(code)
     else:
         console.print(plan_table(plan, customary))
         for sentence in verdict(plan, calibration, customary):
@@ -303,5 +346,5 @@ def run(
             low, high = line["speedup_vs_full_low"], line["speedup_vs_full_high"]
             interval = f"{line['speedup_vs_full']:.2f}x full softmax [{low:.2f}, {high:.2f}]"
             console.print(f"measured {name}: {line['median_s'] * 1e3:.2f} ms, {interval}", highlight=False)
-        console.print(python_line(plan), highlight=False, soft_wrap=True)
+        console.print(code, highlight=False, soft_wrap=True)
     return result

@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.partition import ClusterCost
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,6 +40,42 @@ N_PRICES = 9
 """Numbers of a `PartCost` beside the prices of a logit at each width."""
 WIDE = (1,)
 """The head and full softmax are always wide: one price."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterCost:
+    """Seconds of the head or of a tail of one width, as a function of its classes C and expected rows R:
+
+    constant + per_class * C + per_row * R + per_logit * C * R + per_root_logit * sqrt(C * R), and more for
+    each class and each logit beyond some number of them, in all or in a row.
+    """
+
+    constant: float
+    per_class: float
+    per_row: float
+    per_logit: float
+    per_root_logit: float = 0.0
+    """Times the square root of the number of logits."""
+    far_classes: tuple[tuple[float, float], ...] = ()
+    """Pairs (beyond, seconds): more for each class beyond a number of them."""
+    long_rows: tuple[tuple[float, float], ...] = ()
+    """The same for each row: rows times the classes beyond."""
+    far_logits: tuple[tuple[float, float], ...] = ()
+    """The same for logits."""
+
+    def __call__(self, classes: Floats, rows: Floats) -> Floats:
+        """Cost of clusters with that many classes and expected rows, elementwise."""
+        logits = classes * rows
+        cost = self.constant + self.per_class * classes + self.per_row * rows + self.per_logit * logits
+        if self.per_root_logit:
+            cost = cost + self.per_root_logit * np.sqrt(logits)
+        for beyond, seconds in self.far_classes:
+            cost = cost + seconds * np.maximum(classes - beyond, 0.0)
+        for beyond, seconds in self.long_rows:
+            cost = cost + seconds * rows * np.maximum(classes - beyond, 0.0)
+        for beyond, seconds in self.far_logits:
+            cost = cost + seconds * np.maximum(logits - beyond, 0.0)
+        return cost
 
 
 @dataclass(frozen=True, slots=True)

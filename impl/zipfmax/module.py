@@ -193,10 +193,15 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        calibrate: bool = False,
         plan: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Self:
-        """The layer for labels with these counts: cutoffs planned for this machine, labels in any order.
+        """The layer for labels with these counts: cutoffs planned, labels in any order.
+
+        Plan once and paste the code that is logged: cutoffs shape the weights, and a later version may plan
+        otherwise. Where torch's default process group is initialised, every rank has to call this, with the
+        same counts; rank 0 plans for all.
 
         Args:
             in_features: width d of the hidden state.
@@ -205,30 +210,32 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             batch_size: rows of a training step.
             div_value, clusters: as `zipfmax.plan_cutoffs` takes them.
             device, dtype: of the parameters, and what the plan is for.
+            calibrate: measure this machine for at most 45 s, once, in place of planning with a bundled model.
             plan: further arguments of `zipfmax.plan_cutoffs`, such as {"min_shortlist_share": 0.8}.
             options: further arguments of the layer, such as `ignore_index`.
 
         Raises:
-            ValueError: counts or bounds that allow no plan.
+            ValueError: counts or bounds that allow no plan; counts that differ between ranks.
+            RuntimeError: rank 0 could not plan.
+            ImportError, TimeoutError: as `zipfmax.plan_cutoffs`, where it measures.
         """
-        from zipfmax.planner import plan_cutoffs  # planning measures the machine; the layer does not need it
+        from zipfmax.shared_plan import is_sorted, shared_cutoffs  # the layer needs no planner
 
         values = np.asarray(counts.cpu() if isinstance(counts, Tensor) else counts)
-        planned = plan_cutoffs(
+        cutoffs = shared_cutoffs(
             values,
             in_features,
             batch_size,
             div_value,
             clusters,
-            device=device or "cpu",
-            dtype=dtype or torch.get_default_dtype(),
-            **(plan or {}),
+            device,
+            dtype,
+            plan={"calibrate": calibrate, **(plan or {})},
+            options=options,
         )
-        if "label_ranks" not in options and (np.diff(values.astype(np.float64)) > 0).any():
+        if "label_ranks" not in options and not is_sorted(values):
             options["label_ranks"] = LabelRanks.from_counts(values)
-        return cls(
-            in_features, len(values), planned.cutoffs, div_value, device=device, dtype=dtype, **options
-        )
+        return cls(in_features, len(values), cutoffs, div_value, device=device, dtype=dtype, **options)
 
     def reset_parameters(self) -> None:
         """Draw every weight again, as at construction."""
@@ -276,7 +283,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             scorer = with_zeros_for_absent(scorer)
         ranks, ignore_index = self._ranks(target_.reshape(-1).long())
         with context:
-            backend = self._backend_for(hidden, scorer)
+            backend = self._backend_for(hidden, scorer, ranks)
             if self.class_weight is None and not (self.label_smoothing or self.z_loss):
                 output, loss = backend.nll(
                     self.layout,
@@ -391,10 +398,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         check_width(input, self.in_features)
         return operands_of_called(input, Called(self, self.layout))
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called) -> Backend:
+    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, target: Tensor | None = None) -> Backend:
         if isinstance(scorer, Called):
             return backends.load("eager")
-        return backends.select(self.backend, hidden, scorer)
+        return backends.select(self.backend, hidden, scorer, target)
 
     def _loss_terms(self) -> LossTerms:
         weight = self.class_weight

@@ -1,10 +1,9 @@
-"""Which cutoffs to take: the cheapest partition under a measured cost model, and what it is worth."""
+"""Which cutoffs to take: a cheap partition under a cost model, chosen so that it stays the same, and its worth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,20 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zipfmax.calibration import calibrated
+from zipfmax import hardware
+from zipfmax.calibration import BUDGET_S, Calibration, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import CostModel
-from zipfmax.partition import ClusterCost, best_partitions
+from zipfmax.search import Search, unit_of
 
 Floats = npt.NDArray[np.float64]
 
 MAX_CLUSTERS = 6
-# Up to here every rank is a candidate cutoff; beyond, candidates are a geometric grid with steps this fine.
-EXACT_CANDIDATES = 1 << 16
-GRID_STEPS_PER_OCTAVE = 1 << 13
-# What a weight may be priced at to keep a bound on weights, in seconds: from nothing to more than any time.
-PRICES = (1e-16, 1e-4)
-PRICE_STEPS = 30
+MOST_GIVEN_UP = 0.1
+"""Share of the predicted time that the preference costs at most, however large the model's error is."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,11 @@ class Plan:
     unseen: int
     """Classes with count 0: they rank last, are expected in no batch, and still can be predicted."""
     by_clusters: tuple[tuple[tuple[int, ...], float], ...]
-    """The best cutoffs for each number of tails that was looked at, and their predicted seconds."""
+    """The cheapest cutoffs of the grid for each number of tails, and their predicted seconds."""
     neighbours: tuple[tuple[tuple[int, ...], float], ...]
     """The plan with one cutoff a quarter lower or higher, and the predicted seconds of that."""
+    source: str
+    """Where the cost model is from, in words."""
     search: Search = field(repr=False, compare=False)
     """What the plan was found by; its `curve` draws the cost around the choice."""
 
@@ -60,7 +58,7 @@ class Plan:
 
     @property
     def full_is_better(self) -> bool:
-        """Whether full softmax is predicted to be at least as fast as the best partition."""
+        """Whether full softmax is predicted to be at least as fast as the plan."""
         return self.full_s <= self.predicted_s
 
     @property
@@ -85,6 +83,8 @@ class Plan:
             "occupancy": list(self.occupancy),
             "unseen": self.unseen,
             "predicted_s": self.predicted_s,
+            "error": self.search.model.error,
+            "source": self.source,
             "full_s": self.full_s,
             "predicted_speedup": self.predicted_speedup,
             "full_is_better": self.full_is_better,
@@ -113,10 +113,23 @@ def plan_cutoffs(
     max_parameters: int | None = None,
     min_projection: int = 1,
     min_shortlist_share: float = 0.0,
-    multiple: int = 1,
-    model: CostModel | None = None,
+    multiple: int | None = None,
+    calibrate: bool = False,
+    budget_s: float = BUDGET_S,
+    on_sample: Callable[[float], None] | None = None,
+    model: Calibration | CostModel | None = None,
+    prior: Calibration | CostModel | None = None,
 ) -> Plan:
-    """The cutoffs that make a step cheapest for labels with these counts (Grave et al. 2016, section 4.3).
+    """The cutoffs that make a step cheap for labels with these counts (Grave et al. 2016, section 4.3).
+
+    Cutoffs are of a coarse grid (`zipfmax.search.grid`), and two times that differ by less than the model's
+    own error in each, or 10 % where that is less, are not told apart: of all partitions that near the
+    cheapest, a fixed preference takes the fewest tails, hence the widest last projection, then powers of
+    two, then the largest shortlist.
+
+    By default nothing is measured: the bundled cost model of the nearest hardware plans, which is the same
+    everywhere. A measured model (`calibrate`) overrules that plan only where it finds it slower than its own
+    cheapest by more than twice the errors of both models together.
 
     Only time is weighed, not perplexity: a tail's classes are scored in a narrower space, so where quality
     matters keep the frequent classes in the head by `min_shortlist_share`, or bound `min_projection`.
@@ -126,16 +139,22 @@ def plan_cutoffs(
         in_features: hidden width d.
         batch_size: rows N of a step.
         div_value: as `AdaptiveLogSoftmaxWithLoss` takes it.
-        clusters: number of tail clusters, 1 to 6, or "auto" for the cheapest.
-        device, dtype, task, backend: what to plan for; measured on first use, under a minute, then cached.
-        max_parameters: upper bound of the layer's weights; the best plan on the bound's convex hull is taken.
+        clusters: number of tail clusters, 1 to 6, or "auto".
+        device, dtype, task, backend: what to plan for.
+        max_parameters: upper bound of the layer's weights.
         min_projection: smallest projection a tail may have; bounds the number of tails.
         min_shortlist_share: least share of the labels that the shortlist must hold.
-        multiple: cutoffs are multiples of this, for instance of a kernel's tile.
-        model: a cost model to plan with, in place of this machine's.
+        multiple: cutoffs are multiples of this, for instance of a kernel's tile; by default of 16, and of 1
+            for fewer than 1,024 classes.
+        calibrate: measure this machine's cost model, or take it from the cache.
+        budget_s, on_sample: of the measuring, as `zipfmax.calibration.calibrate` takes them.
+        model: a cost model to plan with, in place of a bundled or a measured one.
+        prior: beside `model`, one whose plan stands unless `model` overrules it.
 
     Raises:
-        ValueError: counts, a number of clusters or bounds that allow no plan; says which.
+        ValueError: counts, a number of clusters or bounds that allow no plan, or a kind of device of which no
+            model is bundled; says which.
+        ImportError, TimeoutError: as `zipfmax.calibration.calibrate`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size should be a positive integer, got {batch_size}")
@@ -143,8 +162,14 @@ def plan_cutoffs(
         raise ValueError(f"min_shortlist_share should be at least 0 and below 1, got {min_shortlist_share}")
     probabilities, unseen = rank_counts(counts)
     widths = _projection_sizes(in_features, div_value, clusters, min_projection)
+    unit = unit_of(len(probabilities), multiple)
     if model is None:
-        model = calibrated(device, dtype, task, backend).model
+        model, prior = cost_models(
+            device, dtype, task, backend, calibrate=calibrate, budget_s=budget_s, on_sample=on_sample
+        )
+    source = hardware.described(model) if isinstance(model, Calibration) else "given"
+    model = model.model if isinstance(model, Calibration) else model
+    prior = prior.model if isinstance(prior, Calibration) else prior
     search = Search(
         probabilities=probabilities,
         in_features=in_features,
@@ -152,19 +177,18 @@ def plan_cutoffs(
         div_value=div_value,
         widths=widths,
         model=model,
-        candidates=candidate_cutoffs(len(probabilities), multiple),
+        unit=unit,
         min_shortlist_share=min_shortlist_share,
+        max_parameters=np.inf if max_parameters is None else max_parameters,
+        n_tails=None if clusters == "auto" else int(clusters),
     )
-    found = search.layouts() if max_parameters is None else search.layouts_within(max_parameters)
-    if clusters != "auto":
-        found = {n_tails: layout for n_tails, layout in found.items() if n_tails == clusters}
-    if not found:
-        raise ValueError(
-            f"no cutoffs satisfy the bounds clusters = {clusters}, multiple = {multiple}, "
-            f"min_shortlist_share = {min_shortlist_share}, max_parameters = {max_parameters}"
-        )
-    costs = {n_tails: search.cost_s(layout) for n_tails, layout in found.items()}
-    layout = found[min(costs, key=costs.__getitem__)]
+    cheapest = {
+        n_tails: layout for n_tails in search.numbers_of_tails if (layout := search.cheapest(n_tails))
+    }
+    if not cheapest:
+        raise ValueError(_no_plan(search, clusters))
+    costs = {n_tails: search.cost_s(layout) for n_tails, layout in cheapest.items()}
+    layout = _chosen(search, min(costs.values()), prior)
     return Plan(
         layout=layout,
         batch_size=batch_size,
@@ -172,169 +196,69 @@ def plan_cutoffs(
         full_s=model.full_s(batch_size, in_features, layout.n_classes),
         occupancy=tuple(layout.occupancy(probabilities).tolist()),
         unseen=unseen,
-        by_clusters=tuple((found[n_tails].cutoffs, costs[n_tails]) for n_tails in sorted(found)),
+        by_clusters=tuple((layout.cutoffs, costs[n_tails]) for n_tails, layout in cheapest.items()),
         neighbours=tuple(
             (cutoffs, search.cost_s(search.layout(cutoffs)))
             for cutoffs in _neighbours(layout.cutoffs, layout.n_classes)
         ),
+        source=source,
         search=search,
     )
 
 
-@dataclass(frozen=True)
-class Search:
-    """The search behind a plan: a label distribution, a shape, a cost model and the candidate cutoffs."""
+def cost_models(
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    task: str = "train",
+    backend: str = "auto",
+    *,
+    calibrate: bool = False,
+    refresh: bool = False,
+    budget_s: float = BUDGET_S,
+    on_sample: Callable[[float], None] | None = None,
+) -> tuple[Calibration, Calibration | None]:
+    """What to plan with, and what has the prior plan: the bundled model, or the measured one beside it.
 
-    probabilities: Floats
-    in_features: int
-    batch_size: int
-    div_value: float
-    widths: Sequence[int]
-    """Projection size of each tail that may be used, in order."""
-    model: CostModel
-    candidates: npt.NDArray[np.int64]
-    min_shortlist_share: float = 0.0
-
-    def layout(self, cutoffs: Sequence[int]) -> ClusterLayout:
-        """The layout of these cutoffs."""
-        return ClusterLayout(self.in_features, len(self.probabilities), tuple(cutoffs), self.div_value)
-
-    def cost_s(self, layout: ClusterLayout) -> float:
-        """Predicted seconds of a step; every cluster is charged as if each batch had labels of it."""
-        rows = np.diff(self._cumulative[list(layout.bounds)]) * self.batch_size
-        return self.model.adaptive_s(layout, rows.tolist())
-
-    @cached_property
-    def _cumulative(self) -> Floats:
-        """[V + 1]: share of the labels below each rank."""
-        return np.concatenate([[0.0], np.cumsum(self.probabilities)])
-
-    def layouts(self, price: float = 0.0) -> dict[int, ClusterLayout]:
-        """For each number of tails the cheapest layout; `price` is what a weight costs besides its time."""
-        return self._layouts(self.candidates, self.widths, price)
-
-    def _layouts(
-        self,
-        candidates: npt.NDArray[np.int64],
-        widths: Sequence[int],
-        price: float = 0.0,
-        first: int | None = None,
-    ) -> dict[int, ClusterLayout]:
-        share_below = self._cumulative[candidates]
-        head = self.model.head.at_width(self.in_features)
-        slot = head.per_class + head.per_logit * self.batch_size + price * self.in_features
-        head_cost = head(candidates.astype(np.float64), np.array(float(self.batch_size)))
-        allowed = share_below >= self.min_shortlist_share
-        if first is not None:
-            allowed &= candidates == first
-        partitions = best_partitions(
-            candidates,
-            share_below * self.batch_size,
-            np.where(allowed, head_cost + price * self.in_features * candidates, np.inf),
-            slot,
-            [self._tail_cost(width, price) for width in widths],
-        )
-        return {
-            len(partition.cutoffs): self.layout(partition.cutoffs)
-            for partition in partitions
-            if np.isfinite(partition.cost_s)
-        }
-
-    def layouts_within(self, max_parameters: int) -> dict[int, ClusterLayout]:
-        """For each number of tails that allows it, the cheapest layout found of at most that many weights.
-
-        A weight is given a price in seconds, and the least price that keeps the bound is found by bisection:
-        so the layout is the best one on the convex hull of time against weights.
-
-        Raises:
-            ValueError: even the smallest layout has more weights.
-        """
-        found: dict[int, ClusterLayout] = {}
-        smallest = []
-        for n_tails, free in self.layouts().items():
-            if free.parameter_count() <= max_parameters:
-                found[n_tails] = free
-                continue
-            bounded = self._cheapest_within(n_tails, max_parameters)
-            if bounded.parameter_count() <= max_parameters:
-                found[n_tails] = bounded
-            smallest.append(bounded.parameter_count())
-        if smallest and not found:
-            raise ValueError(
-                f"max_parameters = {max_parameters} allows no plan: the smallest has {min(smallest)}"
-            )
-        return found
-
-    def _cheapest_within(self, n_tails: int, max_parameters: int) -> ClusterLayout:
-        """The cheapest layout found that keeps the bound, or a layout at the highest price."""
-        low, high = PRICES
-        best = self._layouts(self.candidates, self.widths[:n_tails], high)[n_tails]
-        if best.parameter_count() > max_parameters:
-            return best
-
-        def within(candidates: npt.NDArray[np.int64], price: float) -> ClusterLayout | None:
-            layout = self._layouts(candidates, self.widths[:n_tails], price).get(n_tails)
-            return layout if layout and layout.parameter_count() <= max_parameters else None
-
-        for _ in range(PRICE_STEPS):
-            price = (low * high) ** 0.5
-            low, high = (low, price) if within(self._coarse_candidates, price) else (price, high)
-        # At this price the coarse candidates keep the bound; the fine ones nearly always do, and cost less.
-        for candidates in (self._coarse_candidates, self.candidates):
-            layout = within(candidates, high)
-            if layout and self.cost_s(layout) < self.cost_s(best):
-                best = layout
-        return best
-
-    @cached_property
-    def _coarse_candidates(self) -> npt.NDArray[np.int64]:
-        """[at most about 4096] of the candidates, n_classes among them."""
-        step = max(1, len(self.candidates) // 4096)
-        return np.union1d(self.candidates[::step], self.candidates[-1:])
-
-    def curve(self, points: int = 48, max_tails: int = 4) -> dict[int, list[tuple[int, float]]]:
-        """For 1 to max_tails tails: first cutoffs, geometrically spread, and the least seconds of each."""
-        coarse = self._coarse_candidates
-        inner = coarse[:-1]
-        firsts = np.unique(np.geomspace(inner[0], inner[-1], points).astype(np.int64))
-        firsts = np.unique(inner[np.minimum(np.searchsorted(inner, firsts), len(inner) - 1)])
-        curves: dict[int, list[tuple[int, float]]] = {}
-        for first in firsts.tolist():
-            found = self._layouts(coarse, self.widths[:max_tails], 0.0, first)
-            for n_tails, layout in found.items():
-                curves.setdefault(n_tails, []).append((first, self.cost_s(layout)))
-        return curves
-
-    def _tail_cost(self, width: int, price: float) -> ClusterCost:
-        cost = self.model.tail.at_width(width, self.in_features)
-        return replace(
-            cost,
-            constant=cost.constant + price * self.in_features * width,
-            per_class=cost.per_class + price * width,
-        )
-
-
-def candidate_cutoffs(n_classes: int, multiple: int = 1) -> npt.NDArray[np.int64]:
-    """Increasing ranks that the search considers, ending with n_classes.
-
-    Every multiple up to 65,536, then a geometric grid in steps of under 0.01 %.
+    Args:
+        device, dtype, task, backend: what to plan for.
+        calibrate: take this machine's, from the cache or measured.
+        refresh, budget_s, on_sample: as `zipfmax.calibration.calibrated` takes them.
 
     Raises:
-        ValueError: no multiple lies below n_classes.
+        ValueError: nothing is to be measured, and no model of that kind of device is bundled.
+        ImportError, TimeoutError: as `zipfmax.calibration.calibrate`.
     """
-    if multiple < 1:
-        raise ValueError(f"multiple should be a positive integer, got {multiple}")
-    if multiple >= n_classes:
-        raise ValueError(f"no multiple of {multiple} lies below n_classes = {n_classes}")
-    last = n_classes - 1
-    near = np.arange(1, min(last, EXACT_CANDIDATES) + 1)
-    octaves = np.log2(max(last / EXACT_CANDIDATES, 1.0))
-    far = EXACT_CANDIDATES * 2.0 ** (
-        np.arange(int(octaves * GRID_STEPS_PER_OCTAVE) + 1) / GRID_STEPS_PER_OCTAVE
+    bundled = hardware.nearest(torch.device(device), dtype, task)
+    if calibrate:
+        measured = calibrated(
+            device, dtype, task, backend, refresh=refresh, budget_s=budget_s, on_sample=on_sample
+        )
+        return measured, bundled
+    if bundled is None:
+        raise ValueError(
+            f"no cost model of a {torch.device(device).type} device is bundled; measure one by calibrate=True"
+        )
+    return bundled, None
+
+
+def _chosen(search: Search, least_s: float, prior: CostModel | None) -> ClusterLayout:
+    """The prior's plan where the search's model lets it stand, else the preferred of those near the cheapest."""
+    if prior is not None:
+        standing = _chosen(theirs := replace(search, model=prior), theirs.least_s(), None)
+        if search.cost_s(standing) <= (1 + 2 * search.model.error + 2 * prior.error) * least_s:
+            return standing
+    chosen = search.preferred((1 + min(2 * search.model.error, MOST_GIVEN_UP)) * least_s)
+    assert chosen is not None, "the cheapest is among them"
+    return chosen
+
+
+def _no_plan(search: Search, clusters: int | str) -> str:
+    if (least := search.least_parameters()) > search.max_parameters and np.isfinite(least):
+        return f"max_parameters = {search.max_parameters} allows no plan: the smallest has {least:.0f}"
+    return (
+        f"no cutoffs satisfy the bounds clusters = {clusters}, cutoffs in multiples of {search.unit}, "
+        f"min_shortlist_share = {search.min_shortlist_share}, max_parameters = {search.max_parameters}"
     )
-    ranks = np.concatenate([near, far.astype(np.int64)]) // multiple * multiple
-    ranks = np.unique(ranks)
-    return np.append(ranks[(ranks > 0) & (ranks <= last)], n_classes)
 
 
 def rank_counts(counts: npt.ArrayLike) -> tuple[Floats, int]:

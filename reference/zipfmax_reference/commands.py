@@ -57,6 +57,14 @@ def verify(
             values=("highest", "high", "medium"),
         ),
     ] = "highest",
+    world: Annotated[
+        list[int] | None,
+        option(
+            "Split zipfmax's layers over so many ranks of this machine, and compare them with one rank too; "
+            "repeat for several numbers.",
+            JUDGED,
+        ),
+    ] = None,
     out: Out = None,
     resume: Resume = False,
     save_results: Annotated[
@@ -76,7 +84,14 @@ def verify(
     from zipfmax_reference.checks.verify import Options, run
 
     options = Options(
-        grid, tuple(impl or ()), tuple(against or ()), cells, device, tuple(dtype or ()), matmul_precision
+        grid,
+        tuple(impl or ()),
+        tuple(against or ()),
+        cells,
+        device,
+        tuple(dtype or ()),
+        matmul_precision,
+        tuple(world or ()),
     )
     raise typer.Exit(run(options, out, resume, save_results))
 

@@ -30,34 +30,28 @@ def measure(engine: Engine, names: list[str], case: Case = CASE, policy: Samplin
     return engine.measure(dict.fromkeys(names, case), policy)
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "reason"),
-    [
-        ("Raises", "failed", "ValueError: this layer always raises"),
-        ("RunsOutOfMemory", "out_of_memory", "RuntimeError"),
-        ("KillsItself", "out_of_memory", "killed by SIGKILL, as the kernel does when memory runs out"),
-    ],
-)
-def test_a_worker_in_trouble_costs_its_own_cell_and_is_replaced(name, status, reason):
-    with Engine.of_processes(["torch", faulty(name)], threads=1) as engine:
-        for _ in range(2):  # the second time a new process serves
-            found = measure(engine, ["torch", faulty(name)])
-            assert found["torch"].ok
-            assert len(found["torch"].samples) == 3
-            assert found[faulty(name)].status == status
-            assert found[faulty(name)].reason.startswith(reason)
-            assert found[faulty(name)].samples == []
+TROUBLE = {
+    "Raises": ("failed", "ValueError: this layer always raises"),
+    "RunsOutOfMemory": ("out_of_memory", "RuntimeError"),
+    "KillsItself": ("out_of_memory", "killed by SIGKILL, as the kernel does when memory runs out"),
+    "DiesAtTheThirdRun": ("failed", "ended with exit status 7"),  # after two warm-ups, in the first round
+}
 
 
-def test_a_worker_that_dies_between_samples_ends_its_cell_and_serves_the_next():
-    name = faulty("DiesAtTheThirdRun")  # two warm-ups, then the untimed run of the first round
-    with Engine.of_processes([name, "torch"], threads=1) as engine:
-        found = measure(engine, [name, "torch"])
-        assert found[name].status == "failed"
-        assert found[name].reason == "ended with exit status 7"
+def test_a_worker_in_trouble_costs_its_own_cell_and_a_new_one_serves_the_next():
+    names = ["torch", *map(faulty, TROUBLE)]
+    with Engine.of_processes(names, threads=1) as engine:
+        found = measure(engine, names)
+        assert found["torch"].ok
         assert len(found["torch"].samples) == 3
-        again = engine.prepare({name: CASE}, POLICY)
-        assert again[name].ok
+        for name, (status, reason) in TROUBLE.items():
+            cell = found[faulty(name)]
+            assert cell.status == status, name
+            assert cell.reason.startswith(reason), name
+            assert cell.samples == [], name
+        last = names[-1]
+        again = engine.prepare({last: CASE}, POLICY)
+        assert again[last].ok
 
 
 def test_a_first_run_past_the_budget_is_broken_off():

@@ -18,7 +18,8 @@ MODEL = CostModel(
     tail=PartCost(2e-4, 2e-11, 4e-10, 5e-10, 1e-8, 2e-10, 5e-7, (3e-10, 2e-10), (6e-10,)),
     full=PartCost(1e-4, 3e-11, 1e-10, 0.0, 0.0, 0.0, 2e-7, (0.0, 0.0), (7e-10,)),
 )
-CALIBRATION = Calibration(MODEL, 0.2, 12, {"hardware": "test"})
+IDENTITY = {"hardware": "test", "threads": 1, "device": "cpu", "dtype": "float32", "task": "train"}
+CALIBRATION = Calibration(MODEL, 0.2, 12, IDENTITY)
 SHAPE = (20_000, 256, 512)
 OUTCOME = Outcome(
     labels="zipf:1.0",
@@ -146,7 +147,7 @@ def test_outcomes_are_read_back_without_a_line_that_was_cut_short(tmp_path):
 def command(monkeypatch):
     machine = Machine()
     monkeypatch.setattr(plan_proof, "StepTimer", lambda *arguments: machine)
-    monkeypatch.setattr(plan_proof, "calibrated", lambda **options: CALIBRATION)
+    monkeypatch.setattr(plan_proof, "cost_models", lambda **options: (CALIBRATION, None))
     monkeypatch.setattr(plan_proof, "LABELS", ("zipf:1.0",))
     monkeypatch.setattr(plan_proof, "SHAPES", (SHAPE,))
     app = typer.Typer()

@@ -24,13 +24,14 @@ MODEL = CostModel(
     tail=PartCost(2e-4, 2e-11, 4e-10, 5e-10, 1e-9, 2e-10, 5e-7, (3e-10, 2e-10), (6e-10,)),
     full=PartCost(1e-4, 3e-11, 1e-10, 0.0, 0.0, 0.0, 2e-7, (0.0, 0.0), (7e-10,)),
 )
+IDENTITY = {"hardware": "test", "threads": 1, "device": "cpu", "dtype": "float32", "task": "train"}
 OPTIONS = PlanOptions(labels="zipf:1.0", classes=20_000, features=256, batch=512)
 
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch):
-    calibration = Calibration(replace(MODEL, error=0.05), 0.2, 12, {"hardware": "test"})
-    monkeypatch.setattr(planning, "calibrated", lambda *arguments, **options: calibration)
+    calibration = Calibration(replace(MODEL, error=0.05), 0.2, 12, IDENTITY)
+    monkeypatch.setattr(planning, "cost_models", lambda *arguments, **options: (calibration, None))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -44,22 +45,83 @@ def test_the_json_is_the_plan_that_the_function_returns():
     result = run("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512", "--json")
     assert result.exit_code == 0
     record = json.loads(result.stdout)
-    plan = plan_cutoffs(1 / np.arange(1, 20_001), 256, 512, model=MODEL)
+    plan = plan_cutoffs(1 / np.arange(1, 20_001), 256, 512, model=replace(MODEL, error=0.05))
     assert record["cutoffs"] == list(plan.cutoffs)
     assert record["predicted_s"] == pytest.approx(plan.predicted_s)
     assert record["calibration"]["median_error"] == 0.05
     curve = {point["first_cutoff"]: point["predicted_s"] for point in record["curve"]["1"]}
-    assert min(curve.values()) == pytest.approx(record["by_clusters"][0]["predicted_s"], rel=0.01)
+    assert min(curve.values()) == pytest.approx(record["by_clusters"][0]["predicted_s"], rel=1e-9)
+    assert record["code"].endswith(f"cutoffs={record['cutoffs']}, div_value=4.0)")
 
 
-def test_the_line_of_code_builds_the_planned_layer():
-    result = run("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512", "--python")
+SHAPE = ("--features", "64", "--batch", "512")
+
+
+def built(*arguments):
+    """The names that the printed code leaves, run as pasted."""
+    result = run(*arguments, "--python")
+    assert result.exit_code == 0, result.output
     names = {}
-    exec("import zipfmax\n" + result.stdout, names)
-    layer = names["layer"]
+    exec(result.stdout, names)
+    return names
+
+
+def test_the_code_builds_the_planned_layer():
+    layer = built("--zipf", "1", "--classes", "20000", "--features", "256", "--batch", "512")["layer"]
     assert isinstance(layer, AdaptiveLogSoftmaxWithLoss)
-    plan = plan_cutoffs(1 / np.arange(1, 20_001), 256, 512, model=MODEL)
+    plan = plan_cutoffs(1 / np.arange(1, 20_001), 256, 512, model=replace(MODEL, error=0.05))
     assert tuple(layer.cutoffs[:-1]) == plan.cutoffs
+    assert layer.label_ranks is None
+
+
+def test_the_code_for_a_dtype_makes_parameters_of_it():
+    layer = built("--zipf", "1", "--classes", "2000", *SHAPE, "--dtype", "bfloat16")["layer"]
+    assert layer.head.weight.dtype == torch.bfloat16
+
+
+def unsorted(tmp_path, ending):
+    """A file of counts that do not fall: label 2 occurs most."""
+    counts = np.roll((3e6 / np.arange(1, 3001)).astype(int), 2)
+    path = tmp_path / f"counts{ending}"
+    if ending == ".npy":
+        np.save(path, counts)
+    elif ending == ".json":
+        path.write_text(json.dumps({f"w{label}": int(count) for label, count in enumerate(counts)}))
+    else:
+        tab = "\t" if ending == ".tsv" else " "
+        path.write_text("".join(f"w{label}{tab}{count}\n" for label, count in enumerate(counts)))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".npy", ".json", ".tsv", ".txt"])
+def test_the_code_for_labels_that_are_not_sorted_has_their_ranks(ending, tmp_path):
+    layer = built("--counts", str(unsorted(tmp_path, ending)), *SHAPE)["layer"]
+    assert layer.label_ranks.label_of_rank[:3].tolist() == [2, 3, 4]
+    hidden = torch.randn(2, 64)
+    head = layer.head(hidden).log_softmax(1)
+    torch.testing.assert_close(layer.log_prob(hidden)[:, 2], head[:, 0])
+
+
+def test_the_code_reads_the_counts_as_the_option_says(tmp_path):
+    path = unsorted(tmp_path, ".tsv").rename(tmp_path / "counts.csv")
+    result = run("--counts", str(path), "--counts-format", "tsv", *SHAPE)
+    assert "Counts read as tsv: 3,000 labels" in " ".join(result.stdout.split())
+    assert "not sorted by falling frequency" in " ".join(result.stdout.split())
+    assert f"read_counts('{path}', 'tsv').values" in result.stdout
+    guessed = run("--counts", str(path), *SHAPE)
+    assert "cannot be read" in str(guessed.exception)
+
+
+def test_the_most_frequent_of_labels_that_are_not_sorted_are_no_layer(tmp_path):
+    result = run("--counts", str(unsorted(tmp_path, ".npy")), *SHAPE, "--classes", "1000")
+    assert "the 1,000 most frequent of them are not the first" in str(result.exception)
+
+
+def test_the_code_is_full_softmax_where_that_is_judged_faster():
+    names = built("--labels", "uniform", "--classes", "60", *SHAPE)
+    assert type(names["layer"]) is torch.nn.Linear
+    loss = names["loss_function"](names["layer"](torch.randn(5, 64)), torch.arange(5))
+    assert loss.item() > 0
 
 
 def test_the_words_of_a_text_are_planned_for_with_its_own_vocabulary(tmp_path):

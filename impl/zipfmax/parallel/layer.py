@@ -184,6 +184,28 @@ class _ShardedLayer(_Base):
             drawn = decoding.sample(self._shard, cast(Weights, weights), hidden, n, generator)
         return self._labels(drawn).reshape(*input.shape[:-1], n)
 
+    def to_torch(self) -> nn.AdaptiveLogSoftmaxWithLoss:
+        """torch.nn's layer with the whole weights, on every rank. Collective."""
+        whole = AdaptiveLogSoftmaxWithLoss(
+            self.in_features,
+            self.n_classes,
+            self.layout.cutoffs,
+            self.div_value,
+            self.head.bias is not None,
+            tail_bias=self.tail_bias,
+            projection_bias=self.projection_bias,
+            projection_sizes=self.layout.projection_sizes,
+            label_ranks=self.label_ranks,
+            device="meta",
+        )
+        for name, parameter in self.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            tensor = cast(DTensor, parameter.detach()).full_tensor()
+            whole.get_submodule(owner).register_parameter(
+                leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            )
+        return whole.train(self.training).to_torch()
+
     def reset_parameters(self) -> None:
         """Draw every weight again; the replicated ones are rank 0's. Collective."""
         super().reset_parameters()
@@ -232,8 +254,8 @@ class _ShardedLayer(_Base):
         check_input(input, weights.head)
         return operands(input, weights)
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called) -> Backend:
-        inner = backends.select(self.backend, hidden, cast(Weights, scorer))
+    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, *more: Any) -> Backend:
+        inner = backends.select(self.backend, hidden, cast(Weights, scorer))  # of this rank's classes
         return cast(Backend, ShardedBackend(self._shard, inner))
 
 

@@ -22,6 +22,8 @@ class Control(nn.Module):
     fault = "none: this one is right"
     breaks: str | None = None
     """Rule of the protocol of calls that a fault in use breaks."""
+    large = False
+    """Whether it shows in large cases only."""
 
     def __init__(
         self,
@@ -43,7 +45,10 @@ class Control(nn.Module):
         )
 
     def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and mean loss."""
+        """Output and mean loss; of one row where the input is [d]."""
+        if hidden.dim() == 1:
+            output, loss = Control.forward(self, hidden.unsqueeze(0), target.unsqueeze(0))
+            return output.squeeze(0), loss
         target = self.checked(target)
         head = self.normalised(self.head_logits(hidden))
         output = head.gather(1, target.clamp(max=head.shape[1] - 1).unsqueeze(1)).squeeze(1)

@@ -214,6 +214,59 @@ class KeptGraphScaledTwice(Early):
         return self.again(step, grad_output, None)
 
 
+@in_use("all gradients are handed out in one buffer", breaks="losses-of-several-calls-can-be-added-up")
+class GradientsInOneBuffer(Early):
+    handed: Gradients | None = None
+
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        right = super().combined(step, grad_output, grad_loss)
+        if self.handed is None:
+            self.handed = [None if g is None else torch.empty_like(g) for g in right[1:]]
+        for buffer, gradient in zip(self.handed, right[1:], strict=True):
+            if buffer is not None and gradient is not None:
+                buffer.copy_(gradient)
+        return [right[0], *self.handed]
+
+
+@in_use("the incoming gradient is clamped to 65,536", breaks="the-incoming-gradient-counts")
+class IncomingClamped(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        clamped = None if grad_loss is None else grad_loss.clamp(-65_536, 65_536)
+        return super().combined(step, grad_output, clamped)
+
+
+@in_use("beyond 64 rows the incoming gradient of output is cut off", breaks="output-can-be-differentiated")
+class ManyRowsCutOff(Early):
+    large = True
+
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        if grad_output is not None:
+            grad_output = torch.cat([grad_output[:64], torch.zeros_like(grad_output[64:])])
+        return super().combined(step, grad_output, grad_loss)
+
+
+@in_use("log_prob cannot be differentiated", breaks="log-prob-can-be-differentiated")
+class LogProbDetached(Control):
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        return super().log_prob(hidden).detach().requires_grad_()
+
+
+@in_use("the gradient of log_prob lacks that of the softmax", breaks="log-prob-can-be-differentiated")
+class LogProbGradientOfLogits(Control):
+    inside = False
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        self.inside = True
+        found = super().log_prob(hidden)
+        self.inside = False
+        return found
+
+    def normalised(self, logits: Tensor) -> Tensor:
+        if not self.inside:
+            return super().normalised(logits)
+        return logits - logits.detach().logsumexp(dim=1, keepdim=True)
+
+
 @in_use("the second derivative lacks the softmax's own", breaks="a-second-derivative-is-right")
 class SecondDerivativeCut(Control):
     def normalised(self, logits: Tensor) -> Tensor:

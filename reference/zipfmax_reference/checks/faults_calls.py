@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.clusters import Cluster
@@ -35,6 +33,12 @@ class FirstCallOnly(Counting):
         return output - 0.01 if self.calls else output
 
 
+@in_use("from the tenth call on the output is another one", breaks="later-calls-are-right")
+class FromTheTenthCall(Counting):
+    def returned(self, output: Tensor, target: Tensor) -> Tensor:
+        return output - 0.01 if self.calls >= 9 else output
+
+
 @in_use("only the first call's gradients are right", breaks="a-dropped-gradient-comes-back-new")
 class FirstGradientsOnly(Counting):
     def head_logits(self, hidden: Tensor) -> Tensor:
@@ -61,6 +65,29 @@ class LossInOneBuffer(Control):
         self.buffer = torch.empty_like(loss) if self.buffer is None else self.buffer
         self.buffer.data.copy_(loss.data)
         return with_value(loss, self.buffer)
+
+
+@in_use("log_prob is handed out in one buffer", breaks="an-earlier-result-stays")
+class LogProbInOneBuffer(Control):
+    buffer: Tensor | None = None
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        found = super().log_prob(hidden)
+        if self.buffer is None or self.buffer.shape != found.shape:
+            self.buffer = torch.empty_like(found)
+        self.buffer.data.copy_(found.data)
+        return with_value(found, self.buffer)
+
+
+@in_use("predict is handed out in one buffer", breaks="an-earlier-result-stays")
+class PredictInOneBuffer(Control):
+    buffer: Tensor | None = None
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        found = super().predict(hidden)
+        if self.buffer is None or self.buffer.shape != found.shape:
+            self.buffer = torch.empty_like(found)
+        return self.buffer.copy_(found)
 
 
 @in_use("the loss is a running mean over calls", breaks="later-calls-are-right")
@@ -131,6 +158,21 @@ class RoutesKeptByAddress(Control):
         member = super().member(tail, target)
         known = self.kept.setdefault((tail.index, target.data_ptr()), member)
         return known if known.shape == member.shape else member
+
+
+@in_use("beyond 203 classes the head's logits are kept by the number of rows", breaks="later-calls-are-right")
+class ManyClassesKept(Control):
+    large = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kept: dict[int, Tensor] = {}
+
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        logits = super().head_logits(hidden)
+        if self.layout.n_classes <= 203:
+            return logits
+        return with_value(logits, self.kept.setdefault(len(logits), logits.detach()))
 
 
 @in_use("which rows belong to a tail is kept for batches of one size", breaks="later-calls-are-right")
@@ -227,6 +269,24 @@ class WrongTargetIgnored(Control):
         return target % self.layout.n_classes
 
 
+@in_use("a target of -100 is left out of the loss", breaks="a-target-out-of-range-raises")
+class MissingTargetIgnored(Control):
+    def forward(self, hidden: Tensor, target: Tensor) -> Pair:
+        there = target != -100
+        return (
+            super().forward(hidden, target) if there.all() else super().forward(hidden[there], target[there])
+        )
+
+
+@in_use(
+    "targets of 32 bits are taken for places in the head", breaks="targets-of-32-bits-are-right-or-refused"
+)
+class NarrowTargetsTaken(Control):
+    def checked(self, target: Tensor) -> Tensor:
+        narrow = target.dtype == torch.int32
+        return target.long() % self.layout.head_size if narrow else super().checked(target)
+
+
 @in_use("after an error the layer stays broken", breaks="a-target-out-of-range-raises")
 class BrokenByAnError(Control):
     broken = False
@@ -240,181 +300,6 @@ class BrokenByAnError(Control):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return super().loss(output, target) * (2 if self.broken else 1)
-
-
-# Modes and global state.
-
-
-@in_use("evaluation mode softens the distribution", breaks="evaluation-mode-is-the-same-function")
-class EvaluationSoftens(Control):
-    def normalised(self, logits: Tensor) -> Tensor:
-        return super().normalised(logits if self.training else 0.99 * logits)
-
-
-@in_use(
-    "a call under no_grad turns gradients off for good",
-    breaks="a-call-without-gradients-is-the-same-function",
-)
-class NoGradStays(Control):
-    off = False
-
-    def forward(self, hidden: Tensor, target: Tensor) -> Pair:
-        self.off |= not torch.is_grad_enabled()
-        return super().forward(hidden.detach() if self.off else hidden, target)
-
-
-@in_use("a call under no_grad skips the tails", breaks="a-call-without-gradients-is-the-same-function")
-class NoGradSkipsTails(Control):
-    def joint(self, tail: Cluster, prior: Tensor, within: Tensor) -> Tensor:
-        mixed = not torch.is_grad_enabled() and getattr(self, "trained", False)
-        self.trained = torch.is_grad_enabled() or getattr(self, "trained", False)
-        return prior if mixed else prior + within
-
-
-@in_use("a call leaves the grad mode off", breaks="the-surroundings-stay")
-class GradModeLeaks(Control):
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = super().loss(output, target)
-        torch.set_grad_enabled(False)
-        return loss
-
-
-@in_use("a call leaves another default dtype", breaks="the-surroundings-stay")
-class DefaultDtypeLeaks(Control):
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        torch.set_default_dtype(
-            torch.float64 if torch.get_default_dtype() == torch.float32 else torch.float32
-        )
-        return super().loss(output, target)
-
-
-@in_use("a call sets the seed", breaks="the-surroundings-stay")
-class SeedLeaks(Control):
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return super().loss(output, target)
-
-
-@in_use("a call leaves NumPy's errors off", breaks="the-surroundings-stay")
-class NumpyErrorsLeak(Control):
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        np.seterr(all="ignore")
-        return super().loss(output, target)
-
-
-@in_use("predict draws random numbers", breaks="the-surroundings-stay")
-class PredictDraws(Control):
-    def predict(self, hidden: Tensor) -> Tensor:
-        torch.rand(1)
-        return super().predict(hidden)
-
-
-# Weights.
-
-
-class Keeping(Control):
-    """Keeps copies of weights, from the first use on."""
-
-    kept: dict[str, Tensor] | None = None
-
-    def keep(self, name: str, weight: Tensor) -> Tensor:
-        """The copy, with the weight's own gradient."""
-        if self.kept is None:
-            self.kept = {}
-        return with_value(weight, self.kept.setdefault(name, weight.detach().clone()))
-
-
-@in_use("the head's weight is copied at the first call", breaks="weights-written-in-place-count")
-class HeadWeightCopied(Keeping):
-    def head_logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.keep("head", self.head.weight), self.head.bias)
-
-
-@in_use("the head's bias is copied at the first call", breaks="an-optimizer-step-counts")
-class HeadBiasCopied(Keeping):
-    def head_logits(self, hidden: Tensor) -> Tensor:
-        bias = self.head.bias
-        return F.linear(hidden, self.head.weight, None if bias is None else self.keep("bias", bias))
-
-
-@in_use("the tails' projections are copied at the first call", breaks="weights-written-in-place-count")
-class ProjectionsCopied(Keeping):
-    def weights(self, tail: Cluster) -> Pair:
-        projection, output = super().weights(tail)
-        return self.keep(f"{tail.index}", projection), output
-
-
-@in_use("the last tail's output weight is copied at the first call", breaks="an-optimizer-step-counts")
-class LastTailCopied(Keeping):
-    def weights(self, tail: Cluster) -> Pair:
-        projection, output = super().weights(tail)
-        last = tail.index == self.layout.n_clusters - 1
-        return projection, self.keep("last", output) if last else output
-
-
-@in_use("log_prob works on weights of its first call", breaks="log-prob-follows-the-weights")
-class LogProbKeepsWeights(Keeping):
-    inside = False
-
-    def log_prob(self, hidden: Tensor) -> Tensor:
-        self.inside = True
-        found = super().log_prob(hidden)
-        self.inside = False
-        return found
-
-    def head_logits(self, hidden: Tensor) -> Tensor:
-        weight = self.keep("head", self.head.weight) if self.inside else self.head.weight
-        return F.linear(hidden, weight, self.head.bias)
-
-
-@in_use("loading a state dict leaves the first tail's output weight", breaks="loaded-weights-count")
-class LoadingLeavesOut(Control):
-    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        own = {name: value for name, value in state_dict.items() if name != "tail.0.1.weight"}
-        return super().load_state_dict({**self.state_dict(), **own}, *args, **kwargs)
-
-
-@in_use("all layers of the class share the first one's projections", breaks="two-layers-share-nothing")
-class SharedByTheClass(Control):
-    first: ClassVar[dict[tuple[int, ...], Tensor]] = {}
-    made: ClassVar[int] = 0
-
-    def weights(self, tail: Cluster) -> Pair:
-        projection, output = super().weights(tail)
-        key = (tail.index, *projection.shape, id(type(self)))
-        others = type(self).first
-        if getattr(self, "owner", None) is None:
-            self.owner = key not in others or others[key].dtype != projection.dtype
-        if self.owner:
-            others[key] = projection
-            return projection, output
-        return with_value(projection, others[key].detach()), output
-
-
-@in_use("frozen weights are trained all the same", breaks="frozen-weights-leave-the-inputs-gradient")
-class FrozenTrained(Control):
-    def forward(self, hidden: Tensor, target: Tensor) -> Pair:
-        if torch.is_grad_enabled():
-            self.requires_grad_()
-        return super().forward(hidden, target)
-
-
-@in_use("with frozen weights the input gets no gradient", breaks="frozen-weights-leave-the-inputs-gradient")
-class FrozenStopsTheInput(Control):
-    def forward(self, hidden: Tensor, target: Tensor) -> Pair:
-        frozen = not any(parameter.requires_grad for parameter in self.parameters())
-        output, loss = super().forward(hidden, target)
-        return (output, loss + 0 * hidden.sum() - 0.5 * (loss - loss.detach())) if frozen else (output, loss)
-
-
-@in_use(
-    "where the input needs no gradient the tails' weights get none",
-    breaks="an-input-without-gradient-leaves-those-of-the-weights",
-)
-class DetachedInputStopsTheTails(Control):
-    def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:
-        logits = super().tail_logits(tail, hidden)
-        return logits if hidden.requires_grad or not torch.is_grad_enabled() else logits.detach()
 
 
 def with_value(tensor: Tensor, value: Tensor) -> Tensor:

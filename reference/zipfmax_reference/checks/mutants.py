@@ -18,8 +18,10 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
     faults_forward,
+    faults_modes,
     faults_results,
     faults_use,
+    faults_weights,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.console import print_table, terminal
@@ -28,6 +30,7 @@ from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
+from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
@@ -87,13 +90,9 @@ def run(
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
     directory = RunDirectory.optional(out, invocation(arguments), resume)
-    tasks = {case.task for case in cases}
-    of_one_call: dict[str, type[Control]] = FAULTS if tasks - {PROTOCOL} else {}
-    classes: dict[str, type[Control]] = {
-        CONTROL: Control,
-        **of_one_call,
-        **(IN_USE if PROTOCOL in tasks else {}),
-    }
+    of_one_call: dict[str, type[Control]] = FAULTS if any(case.task != PROTOCOL for case in cases) else {}
+    in_use = {name: cls for name, cls in IN_USE.items() if any(_shows(cls, case) for case in cases)}
+    classes: dict[str, type[Control]] = {CONTROL: Control, **of_one_call, **in_use}
     known = [Outcome(**record) for record in directory.rows(Mutant)] if directory is not None else []
     if [outcome.mutant for outcome in known] == list(classes):
         outcomes = known
@@ -116,15 +115,27 @@ def run(
 
 
 def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Outcome]:
-    """Run each class on each case that is meant to show it: faults in use on the protocol of calls."""
+    """Run each class on each case that is meant to show it: a fault in use on the rule that it breaks."""
     layers = {name: users_layer(name, cls) for name, cls in classes.items()}
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
     for case in track(cases, "mutants", console=terminal(stderr=True), transient=True):
         oracle = Oracle(case, AGAINST, explain=False)
         for name, layer in layers.items():
-            if name == CONTROL or (name in IN_USE) == (case.task == PROTOCOL):
+            cls = classes[name]
+            if name == CONTROL or (case.task != PROTOCOL and cls.breaks is None):
                 outcomes[name].note(oracle.check(layer))
+            elif _shows(cls, case):
+                outcomes[name].note(oracle.check(layer, [str(cls.breaks)]))
     return list(outcomes.values())
+
+
+def _shows(cls: type[Control], case: Case) -> bool:
+    """Whether a case of the protocol asks for the rule that a fault in use breaks, in a shape that shows it."""
+    return (
+        case.task == PROTOCOL
+        and cls.breaks in protocol.names(case)
+        and (not cls.large or protocol.is_large(case))
+    )
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:

@@ -33,6 +33,7 @@ from zipfmax_reference.truth import protocol
 from zipfmax_reference.truth.oracle import WHOLE, Attempts, Oracle, Record
 
 REFERENCES = ("definition", "torch", "paddle")
+ONE_RANK = "zipfmax"
 PRECISIONS = ("highest", "high", "medium")
 INTERRUPTED = 130
 
@@ -50,17 +51,18 @@ class Options:
     """In place of the grid's own; empty keeps them."""
     matmul_precision: str = "highest"
     """torch's of float32 products. On a GPU the contract takes tf32's eps where it is not "highest"."""
+    world: tuple[int, ...] = ()
+    """Numbers of ranks to split each layer over; empty for one process."""
 
     def implementations(self) -> tuple[str, ...]:
         """The names to put to the test; on a CPU without Triton's backend, which needs a GPU."""
-        if self.impl:
-            return self.impl
         served = [name for name in backends.BACKENDS if name != "triton" or self.device != "cpu"]
-        return ("zipfmax", *(f"zipfmax:{name}" for name in served))
+        names = self.impl or ("zipfmax", *(f"zipfmax:{name}" for name in served))
+        return tuple(f"{name}@{world}" for world in self.world for name in names) or names
 
     def references(self) -> tuple[str, ...]:
-        """The names to compare with."""
-        return self.against or REFERENCES
+        """The names to compare with; for a layer over ranks, the same in one process too."""
+        return self.against or (*REFERENCES, *([ONE_RANK] if self.world else []))
 
     def rerun(self, impl: str, case: str) -> str:
         """The command that runs one cell of an implementation again."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, cast
 
-from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants import registry, surroundings
 from zipfmax_reference.contestants.child import Child, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import missing_device
@@ -94,7 +95,12 @@ def largest_answer(case: Case, inputs: Inputs) -> int:
 def make(name: str, how: str | None = None, *of: Any) -> Any:
     """What the child keeps: a runner by "build", a module in use by "use", or what makes them."""
     made = _made(name)
-    return made if how is None else getattr(made, how)(*of)
+    if how is None:
+        return made
+    _around.close()  # what the last module changed of this process is not the next one's
+    _around.enter_context(surroundings.kept())
+    return getattr(made, how)(*of)
 
 
 _made = cache(registry.implementation)
+_around = ExitStack()

@@ -53,9 +53,9 @@ def implementation(name: str) -> Implementation:
     """The implementation of that name.
 
     Args:
-        name: a built-in name; `saved:DIR` for results that `contestants.saved` kept; or a torch module
-            class with torch.nn's constructor and parameter names, given as `package.module:Class` or
-            `path/file.py:Class`.
+        name: a built-in name; zipfmax's over ranks, as `zipfmax:tiled@2`; `saved:DIR` for results that
+            `contestants.saved` kept; or a torch module class with torch.nn's constructor and parameter names,
+            given as `package.module:Class` or `path/file.py:Class`.
 
     Raises:
         UsageError: unknown name, or a class that cannot be found or imported.
@@ -64,6 +64,11 @@ def implementation(name: str) -> Implementation:
         module, attribute, arguments = _FACTORIES[name]
         factory = getattr(importlib.import_module(f"zipfmax_reference.{module}"), attribute)
         return cast(Implementation, factory(*arguments))
+    if (found := over_ranks(name)) is not None:
+        if found[0] not in _FACTORIES:
+            raise UsageError(unknown("implementation", name, names()))
+        ranks = importlib.import_module("zipfmax_reference.contestants.ranks")
+        return cast(Implementation, ranks.RankedLayer(*found))
     if name.startswith("saved:"):
         from zipfmax_reference.contestants.saved import PREFIX, SavedResults
 
@@ -76,6 +81,20 @@ def implementation(name: str) -> Implementation:
     return users_layer(name, _users_class(place, attribute))
 
 
+def over_ranks(name: str) -> tuple[str, int] | None:
+    """The layer and the number of ranks that a name stands for, "zipfmax:tiled@2", or None for other names.
+
+    Raises:
+        UsageError: a number of ranks that is no number.
+    """
+    layer, at, world = name.partition("@")
+    if not at or layer.partition(":")[0] != "zipfmax" or "/" in name:
+        return None
+    if not world.isdigit() or int(world) < 2:
+        raise UsageError(f"{name}: after the @ there should be a number of ranks, 2 or more")
+    return layer, int(world)
+
+
 def family(name: str) -> Family:
     """Which function an implementation computes; a user's class, which is adaptive, is not imported."""
     return "adaptive" if runs_code_of_others(name) else implementation(name).family
@@ -83,7 +102,7 @@ def family(name: str) -> Family:
 
 def runs_code_of_others(name: str) -> bool:
     """Whether a name stands for a user's class, which must not be imported by a process that judges."""
-    if name in _FACTORIES or name.startswith("saved:"):
+    if name in _FACTORIES or name.startswith("saved:") or over_ranks(name) is not None:
         return False
     place, _, _ = name.rpartition(":")
     return bool(place) and place not in {known.partition(":")[0] for known in _FACTORIES}

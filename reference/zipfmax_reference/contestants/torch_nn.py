@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.implementation import Family
-from zipfmax_reference.contestants.use import TorchUse, plain, to_numpy
+from zipfmax_reference.contestants.use import TorchUse, is_dtensor, plain, to_numpy
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 
@@ -64,7 +65,8 @@ class TorchModule:
 
     def use(self, case: Case, inputs: Inputs) -> TorchUse:
         """The module with the case's weights, for many calls."""
-        return TorchUse(self.build(replace(case, task="train"), inputs).module, case)
+        before = surroundings.read()
+        return TorchUse(self.build(replace(case, task="train"), inputs).module, case, before)
 
 
 class TorchRunner:
@@ -94,7 +96,7 @@ class TorchRunner:
         if self._case.task == "train":
             self._train()
             for leaf in (self._hidden, *self.module.parameters()):
-                if leaf.grad is not None and type(leaf.grad) is not Tensor:
+                if leaf.grad is not None and type(leaf.grad) is not Tensor and not is_dtensor(leaf.grad):
                     leaf.grad = plain(leaf.grad)
         else:
             self._evaluate()
@@ -115,7 +117,7 @@ class TorchRunner:
 
     def results(self) -> Results:
         """The last run's tensors on the host."""
-        return {name: to_numpy(value) for name, value in self.tensors().items()}
+        return {name: to_numpy(plain(value)) for name, value in self.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The last run's tensors where they are."""

@@ -6,24 +6,28 @@ are kept under names; arrays go in and come out, so that a layer may live in ano
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
 
-CallMode = Literal["record", "no_grad", "inference"]
-_CONTEXTS: dict[CallMode, Callable[[], AbstractContextManager[Any]]] = {
-    "record": nullcontext,
-    "no_grad": torch.no_grad,
-    "inference": torch.inference_mode,
+CallMode = Literal["record", "no_grad", "inference", "autocast"]
+_CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
+    "record": lambda device: nullcontext(),
+    "no_grad": lambda device: torch.no_grad(),
+    "inference": lambda device: torch.inference_mode(),
+    "autocast": lambda device: torch.autocast(device, torch.bfloat16),
 }
+Manner = Literal["copy", "data", "replace"]
+"""How weights are written: by copy_, into .data, or as another tensor in .data."""
 
 
 class NotPromisedError(RuntimeError):
@@ -33,23 +37,47 @@ class NotPromisedError(RuntimeError):
 class Use(Protocol):
     """A module with a case's weights."""
 
-    def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False) -> None:
-        """Make a batch's tensors; a `leaf` input takes a gradient, and with `gaps` they are not contiguous."""
+    def batch(
+        self,
+        name: str,
+        hidden: Array,
+        target: Labels,
+        leaf: bool = True,
+        gaps: bool = False,
+        narrow: bool = False,
+    ) -> None:
+        """Make a batch's tensors.
+
+        A `leaf` input takes a gradient, with `gaps` they are not contiguous, `narrow` targets have 32 bits.
+        """
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
         """Write other values into a batch's tensors."""
 
-    def call(self, name: str, batch: str, mode: CallMode = "record", through: bool = False) -> Results:
-        """Call the module on a batch: output and loss. With `through` the input is computed from the batch's."""
+    def call(
+        self,
+        name: str,
+        batch: str,
+        mode: CallMode = "record",
+        through: bool = False,
+        row: int | None = None,
+    ) -> Results:
+        """Call the module on a batch: output and loss.
+
+        With `through` the input is computed from the batch's; with `row` one row is called, as [d] and [].
+
+        Raises:
+            NotPromisedError: the layer refuses one row, or autocast.
+        """
 
     def read(self, name: str) -> Results:
-        """Output and loss of an earlier call, from the tensors that it returned."""
+        """The results of an earlier call, from the tensors that it returned."""
 
     def form(self, name: str) -> str | None:
         """What is wrong with the tensors that a call returned, or None."""
 
-    def evaluate(self, method: str, batch: str) -> Array:
-        """`log_prob` or `predict` of a batch, without recording."""
+    def evaluate(self, method: str, batch: str, name: str = "", record: bool = False) -> Array:
+        """`log_prob` or `predict` of a batch, kept under a name where there is one; recorded or not."""
 
     def backward(
         self,
@@ -60,11 +88,15 @@ class Use(Protocol):
     ) -> None:
         """Differentiate a call's results, with these gradients coming in; None for a result that is left out.
 
-        One number for output stands for all rows, as where output is summed: it is in memory once.
+        A recorded `log_prob` is differentiated as output is. One number for output stands for all rows, as where
+        output is summed: it is in memory once.
 
         Raises:
             NotPromisedError: the layer refuses to be differentiated again, by a kept graph.
         """
+
+    def backward_of_sum(self, names: Sequence[str]) -> None:
+        """One backward of the sum of these calls' losses."""
 
     def curvature(self, batch: str) -> Array:
         """Gradient by the input of half the squared norm of the loss's gradient by the input.
@@ -88,8 +120,11 @@ class Use(Protocol):
     def weights(self) -> Results:
         """What the parameters hold now."""
 
-    def write(self, weights: Results) -> None:
-        """Write weights into the parameters in place."""
+    def state(self) -> Results:
+        """What the state dict holds under the parameters' names."""
+
+    def write(self, weights: Results, manner: Manner = "copy") -> None:
+        """Write weights into the parameters."""
 
     def load(self, weights: Results) -> None:
         """Load weights as a state dict."""
@@ -100,35 +135,46 @@ class Use(Protocol):
     def mode(self, training: bool) -> None:
         """Training or evaluation mode."""
 
-    def require(self, weights: bool) -> None:
-        """Whether the parameters take gradients."""
+    def require(self, weights: bool, names: Sequence[str] = ()) -> None:
+        """Whether the parameters take gradients: those of these names, by default all."""
 
     def inputs(self, batch: str) -> Results:
         """`hidden` and `target` as they stand in a batch's tensors."""
 
-    def surroundings(self) -> dict[str, str]:
-        """Global state that is not a layer's to change: grad mode, default dtype, threads, random numbers."""
+    def surroundings(self, stirred: bool = False) -> dict[str, str]:
+        """Global state that is not a layer's to change; with `stirred`, once the random numbers have moved on."""
+
+    def surroundings_before(self) -> dict[str, str]:
+        """What it was before the module was made."""
 
 
 class TorchUse:
     """A torch module in use."""
 
-    def __init__(self, module: nn.Module, case: Case) -> None:
-        self._module, self._case = module, case
+    def __init__(self, module: nn.Module, case: Case, before: dict[str, str]) -> None:
+        self._module, self._case, self._before = module, case, before
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
-        self._calls: dict[str, tuple[Tensor, Tensor]] = {}
+        self._results: dict[str, dict[str, Tensor]] = {}
         self._differentiated: set[str] = set()
         self._unrecorded: set[str] = set()
         self._kept: dict[str, Tensor] = {}
 
-    def batch(self, name: str, hidden: Array, target: Labels, leaf: bool = True, gaps: bool = False) -> None:
+    def batch(
+        self,
+        name: str,
+        hidden: Array,
+        target: Labels,
+        leaf: bool = True,
+        gaps: bool = False,
+        narrow: bool = False,
+    ) -> None:
         """Make a batch's tensors."""
         made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
         labels = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
         if gaps:  # what lies between is another input's, and shows where it is read
             made = torch.stack([made, made + 1], dim=2)[:, :, 0]
             labels = torch.stack([labels, (labels + 1) % self._case.n_classes], dim=1)[:, 0]
-        self._batches[name] = made.requires_grad_(leaf), labels
+        self._batches[name] = made.requires_grad_(leaf), labels.int() if narrow else labels
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
         """Write other values into a batch's tensors."""
@@ -137,25 +183,38 @@ class TorchUse:
             own.copy_(torch.from_numpy(np.array(hidden)))
             labels.copy_(torch.from_numpy(np.array(target)))
 
-    def call(self, name: str, batch: str, mode: CallMode = "record", through: bool = False) -> Results:
+    def call(
+        self,
+        name: str,
+        batch: str,
+        mode: CallMode = "record",
+        through: bool = False,
+        row: int | None = None,
+    ) -> Results:
         """Call the module."""
-        # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
-        with _CONTEXTS[mode]():
-            hidden, target = self._batches[batch]
-            output, loss = self._module(hidden * 1.0 if through else hidden, target)
-        self._calls[name] = output, loss
+        hidden, target = self._batches[batch]
+        if row is not None:
+            hidden, target = hidden[row], target[row]
+        try:
+            # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
+            with _CONTEXTS[mode](torch.device(self._case.device).type):
+                output, loss = self._module(hidden * 1.0 if through else hidden, target)
+        except Exception as error:
+            if row is not None or mode == "autocast":
+                raise NotPromisedError(str(error)) from error
+            raise
+        self._results[name] = {"output": output, "loss": loss}
         self._differentiated.discard(name)
-        (self._unrecorded.discard if mode == "record" else self._unrecorded.add)(name)
+        (self._unrecorded.discard if mode in ("record", "autocast") else self._unrecorded.add)(name)
         return self.read(name)
 
     def read(self, name: str) -> Results:
-        """Output and loss of a call."""
-        output, loss = self._calls[name]
-        return {"output": _array(output), "loss": _array(loss)}
+        """The results of a call."""
+        return {what: _array(value) for what, value in self._results[name].items()}
 
     def form(self, name: str) -> str | None:
         """Type, dtype and, of a recorded call, place in the graph of the results."""
-        for what, result in zip(("output", "loss"), self._calls[name], strict=True):
+        for what, result in self._results[name].items():
             if type(result) is not Tensor:
                 return f"{what} is a {type(result).__name__}, not a tensor"
             if result.dtype != getattr(torch, self._case.dtype):
@@ -164,10 +223,18 @@ class TorchUse:
                 return f"{what} cannot be differentiated"
         return None
 
-    def evaluate(self, method: str, batch: str) -> Array:
-        """A method that records nothing."""
-        with torch.no_grad():
-            return _array(getattr(self._module, method)(self._batches[batch][0]))
+    def evaluate(self, method: str, batch: str, name: str = "", record: bool = False) -> Array:
+        """Another method than forward."""
+        hidden = self._batches[batch][0]
+        if record:
+            found = getattr(self._module, method)(hidden)
+        else:
+            with torch.no_grad():
+                found = getattr(self._module, method)(hidden)
+        if name:
+            self._results[name] = {method: found}
+            self._differentiated.discard(name)
+        return _array(found)
 
     def backward(
         self,
@@ -177,14 +244,15 @@ class TorchUse:
         retain: bool = False,
     ) -> None:
         """One backward."""
-        output, loss = self._calls[name]
+        of_name = self._results[name]
         results, upstream = [], []
         if grad_output is not None:
+            output = of_name["output" if "output" in of_name else "log_prob"]
             results.append(output)
             upstream.append(torch.as_tensor(grad_output).to(output).expand_as(output))
         if grad_loss is not None:
-            results.append(loss)
-            upstream.append(torch.full_like(loss, grad_loss))
+            results.append(of_name["loss"])
+            upstream.append(torch.full_like(of_name["loss"], grad_loss))
         try:
             torch.autograd.backward(results, upstream, retain_graph=retain)
         except RuntimeError as error:
@@ -192,6 +260,10 @@ class TorchUse:
                 raise NotPromisedError(str(error)) from error
             raise
         self._differentiated.add(name)
+
+    def backward_of_sum(self, names: Sequence[str]) -> None:
+        """One backward of several calls."""
+        torch.autograd.backward(torch.stack([self._results[name]["loss"] for name in names]).sum())
 
     def curvature(self, batch: str) -> Array:
         """By two backwards."""
@@ -234,18 +306,27 @@ class TorchUse:
         """What the parameters hold."""
         return {name: _array(parameter) for name, parameter in self._module.named_parameters()}
 
-    def write(self, weights: Results) -> None:
+    def state(self) -> Results:
+        """The state dict's entries for the parameters."""
+        state = self._module.state_dict()
+        return {name: _array(state[name]) for name, _ in self._module.named_parameters()}
+
+    def write(self, weights: Results, manner: Manner = "copy") -> None:
         """Write into the parameters."""
         with torch.no_grad():
             for name, parameter in self._module.named_parameters():
-                parameter.copy_(torch.from_numpy(np.array(weights[name])))
+                value = _like(parameter, weights[name])
+                if manner == "copy":
+                    parameter.copy_(value)
+                elif manner == "data":
+                    parameter.data.copy_(value)
+                else:
+                    parameter.data = value
 
     def load(self, weights: Results) -> None:
         """By load_state_dict."""
         own = self._module.state_dict()
-        self._module.load_state_dict(
-            own | {n: torch.from_numpy(np.array(w)).to(own[n]) for n, w in weights.items()}
-        )
+        self._module.load_state_dict(own | {n: _like(own[n], w) for n, w in weights.items()})
 
     def step(self, rate: float) -> None:
         """By torch.optim.SGD."""
@@ -255,59 +336,52 @@ class TorchUse:
         """Training or evaluation mode."""
         self._module.train(training)
 
-    def require(self, weights: bool) -> None:
-        """Freeze or unfreeze the parameters."""
-        self._module.requires_grad_(weights)
+    def require(self, weights: bool, names: Sequence[str] = ()) -> None:
+        """Freeze or unfreeze parameters."""
+        for name, parameter in self._module.named_parameters():
+            if not names or name in names:
+                parameter.requires_grad_(weights)
 
     def inputs(self, batch: str) -> Results:
         """A batch's tensors."""
         hidden, target = self._batches[batch]
         return {"hidden": _array(hidden), "target": _array(target)}
 
-    def surroundings(self) -> dict[str, str]:
-        """torch's global state."""
-        return {
-            "grad mode": str(torch.is_grad_enabled()),
-            "the default dtype": str(torch.get_default_dtype()),
-            "the number of threads": str(torch.get_num_threads()),
-            "the precision of products": torch.get_float32_matmul_precision(),
-            "NumPy's error handling": str(np.geterr()),
-            "the random numbers": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()[:12],
-        }
+    def surroundings(self, stirred: bool = False) -> dict[str, str]:
+        """The process's global state."""
+        if stirred:
+            surroundings.stir()
+        return surroundings.read()
+
+    def surroundings_before(self) -> dict[str, str]:
+        """What was read before the module was made."""
+        return self._before
 
 
-@contextmanager
-def surroundings_kept() -> Iterator[None]:
-    """Put back what a layer must not change of torch's and NumPy's global state.
-
-    Within, gradients are recorded and nothing is autocast, whatever the caller's modes are.
-    """
-    dtype, precision, threads = (
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        torch.get_num_threads(),
-    )
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-            torch.random.fork_rng(devices=[]),
-            np.errstate(),
-        ):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(threads)
+def is_dtensor(value: Tensor) -> bool:
+    """Whether it is split over ranks; where nobody imported DTensor, which is slow, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and type(value) is module.DTensor
 
 
 def plain(value: Tensor) -> Tensor:
-    """The tensor, or what a tensor subclass holds, read to the host and back."""
+    """The tensor, or what a tensor subclass holds: all of a DTensor's ranks, or else read to the host and back."""
     if type(value) is Tensor:
         return value
+    if is_dtensor(value):
+        return cast(Tensor, cast(Any, value).full_tensor())
     return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
+
+
+def _like(tensor: Tensor, values: Array) -> Tensor:
+    """Values as a tensor like this one, split over ranks as it is."""
+    made = torch.from_numpy(np.array(values)).to(device=tensor.device, dtype=tensor.dtype)
+    if not is_dtensor(tensor):
+        return made
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = cast(Any, tensor)
+    return distribute_tensor(made, whole.device_mesh, whole.placements)
 
 
 def to_numpy(value: Tensor) -> Array:

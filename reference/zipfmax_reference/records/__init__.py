@@ -14,14 +14,21 @@ from zipfmax_reference.records.checks import Conformance, Metamorphic, Mutant, S
 from zipfmax_reference.records.directory import RUN_FILE, RunDirectory
 from zipfmax_reference.records.meta import Invocation, Machine, RunMeta
 from zipfmax_reference.records.parity import Parity, ParityPart
-from zipfmax_reference.records.plan import CurvePoint, Partition, Plan, PlanProof
+from zipfmax_reference.records.plan import (
+    CurvePoint,
+    Partition,
+    Plan,
+    PlanAgreement,
+    PlanError,
+    PlanProof,
+)
 from zipfmax_reference.records.selftest import Finding, Outcome, SelfTest, SelfTestRun
 from zipfmax_reference.records.timing import Timing
 
 RECORDS: dict[str, type[Record]] = {
     kind.FILE: kind
     for kind in (
-        *(Parity, Timing, Plan, PlanProof),
+        *(Parity, Timing, Plan, PlanProof, PlanError, PlanAgreement),
         *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic, TimingFault),
     )
 }
@@ -45,6 +52,8 @@ __all__ = [
     "Part",
     "Partition",
     "Plan",
+    "PlanAgreement",
+    "PlanError",
     "PlanProof",
     "Record",
     "RunDirectory",

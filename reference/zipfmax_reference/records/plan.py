@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median, quantiles
 from typing import Any, ClassVar
 
 from zipfmax_reference.records.base import Part, Record
@@ -45,6 +47,10 @@ class Plan(Record):
     unseen: int = 0
     """Classes of probability 0."""
     predicted_s: float
+    error: float | None = None
+    """What the cost model says of itself: the median of |predicted - measured| / measured on steps held out."""
+    source: str | None = None
+    """Where the cost model is from: bundled or measured, on which machine."""
     full_s: float
     """Predicted time of full softmax."""
     predicted_speedup: float | None = None
@@ -91,3 +97,67 @@ class PlanProof(Record):
     full_s: float
     machine: dict[str, Any] = {}
     """What the cost model was measured on."""
+
+
+class PlanError(Record):
+    """A plan's prediction against its measured time: a line of `plan_error.jsonl`. Times in seconds.
+
+    Its cells took no part in choosing the form of the cost model, nor in fitting it.
+    """
+
+    FILE: ClassVar[str] = "plan_error"
+    KEY: ClassVar[tuple[str, ...]] = ("labels", "n_classes", "in_features", "batch_size", "task", "dtype")
+
+    labels: str
+    n_classes: int
+    in_features: int
+    batch_size: int
+    task: str
+    dtype: str
+    cutoffs: list[int]
+    """The planned cutoffs."""
+    predicted_s: float
+    measured_s: float
+    full_predicted_s: float
+    full_s: float
+    """Measured time of full softmax."""
+    source: str
+    """Where the cost model is from."""
+    machine: dict[str, Any] = {}
+    """What the steps were measured on."""
+
+
+class PlanAgreement(Record):
+    """Whether calibrations of one machine plan alike: a line of `plan_agreement.jsonl`."""
+
+    FILE: ClassVar[str] = "plan_agreement"
+    KEY: ClassVar[tuple[str, ...]] = ("labels", "n_classes", "in_features", "batch_size", "task", "dtype")
+
+    labels: str
+    n_classes: int
+    in_features: int
+    batch_size: int
+    task: str
+    dtype: str
+    bundled: list[int]
+    """The plan of the bundled cost model."""
+    plans: list[list[int]]
+    """The plan after each calibration, in order."""
+    alone: list[list[int]]
+    """What each would be were no cost model bundled."""
+    errors: list[float]
+    """What each calibration says of itself."""
+    source: str
+    """Where the bundled cost model is from."""
+    machine: dict[str, Any] = {}
+    """What was calibrated."""
+
+
+def errors(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The error of a cost model: median and 90th percentile of |predicted - measured| / measured.
+
+    Args:
+        times: at least two pairs of predicted and measured seconds.
+    """
+    off = [abs(predicted - measured) / measured for predicted, measured in times]
+    return median(off), quantiles(off, n=10, method="inclusive")[-1]

@@ -139,12 +139,17 @@ def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
 
 
 def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str]) -> list[Case]:
-    """The protocol of calls, with a head bias and without one."""
+    """The protocol of calls, with a head bias and without one, and once of many rows."""
     return [
         Case(n_classes, 12, 17, cutoffs, 2.0, turn == 0, dtype, device, "uniform", task=PROTOCOL)
         for turn, (n_classes, cutoffs) in enumerate(partitions)
         for dtype in dtypes
-    ]
+    ] + [_of_many_rows(dtypes[0], device)]
+
+
+def _of_many_rows(dtype: str, device: str) -> Case:
+    """The protocol of calls in an awkward shape that is not small, of which fewer rules are asked."""
+    return Case(1021, 37, 131, (50, 51, 613), 2.0, True, dtype, device, task=PROTOCOL)
 
 
 def large(device: str = "cpu", dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[Case]:

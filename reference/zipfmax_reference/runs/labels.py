@@ -2,13 +2,12 @@
 
 A distribution is named by text, so that it travels in a case: `zipf:1.0`, `uniform`, `wordfreq:en`,
 `counts:FILE`, or for awkward cells `only:LABELS`. Classes are ranks: 0 is the most frequent.
+`counts:FORMAT@FILE` overrides the guess of the file's format, `counts:TOKENIZER.json@FILE` counts its tokens.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections import Counter
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from zipfmax.counts import FORMATS, LabelCounts, read_counts
 from zipfmax.errors import UsageError
 from zipfmax_reference.runs import machine
 
 Probabilities = npt.NDArray[np.float64]
 
-FORMS = "zipf:S, uniform, wordfreq:LANG, counts:FILE (.npy, .csv or a text to count words of), only:1,5,20-30"
+FORMS = "zipf:S, uniform, wordfreq:LANG, counts:FILE (counts, or a text to count), only:1,5,20-30"
 
 
 class Stream(IntEnum):
@@ -131,63 +131,46 @@ def _word_frequencies(language: str) -> Probabilities:
     return _frozen(np.sort(frequencies)[::-1])
 
 
-@lru_cache(maxsize=8)
-def _counts(name: str, _stamp: tuple[int, int]) -> Probabilities:
-    file = Path(name)
+def label_counts(argument: str) -> LabelCounts:
+    """What the argument of `counts:` names, by label, in the file's own order.
+
+    Raises:
+        UsageError: a file that cannot be read or holds no counts.
+    """
+    how, file = _how_and_file(argument)
     try:
-        if file.suffix == ".npy":
-            raw = np.load(file, allow_pickle=False)
-        elif file.suffix == ".csv":
-            raw = _csv_counts(file)
-        else:
-            raw = np.array(list(Counter(file.read_text().split()).values()), dtype=np.int64)
-    except (OSError, ValueError) as error:
+        if how.endswith(".json"):
+            return read_counts(file, tokenizer=how)
+        return read_counts(file, how or None)
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"counts in {file} cannot be read: {error}") from error
-    return _frozen(np.sort(_checked_counts(raw, file))[::-1])
 
 
-def _csv_counts(file: Path) -> npt.NDArray[np.float64]:
-    """Counts stand in the last column; a first line without a number there is a heading."""
-    with file.open(newline="") as stream:
-        cells = [(number, row[-1].strip()) for number, row in enumerate(csv.reader(stream), 1) if row]
-    if cells and not _is_number(cells[0][1]):
-        cells = cells[1:]
-    for number, cell in cells:
-        if not _is_number(cell):
-            raise UsageError(f"{file}, line {number}: expected a count in the last column, got {cell!r}")
-    return np.array([float(cell) for _, cell in cells], dtype=np.float64)
+IMPORT = "from zipfmax.counts import read_counts"
+"""What the code of `expression` needs."""
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def expression(labels: str) -> str:
+    """Python that reads the counts of `counts:` labels, by label."""
+    how, file = _how_and_file(labels.partition(":")[2])
+    option = f", tokenizer={how!r}" if how.endswith(".json") else f", {how!r}" if how else ""
+    return f"read_counts({file!r}{option}).values"
 
 
-def _checked_counts(raw: npt.NDArray[np.generic], file: Path) -> npt.NDArray[np.float64]:
-    if raw.ndim != 1:
-        raise UsageError(f"counts in {file} should be one-dimensional, got shape {raw.shape}")
-    if raw.dtype.kind not in "iuf":
-        raise UsageError(f"counts in {file} should be numbers, got {raw.dtype}")
-    counts = raw.astype(np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(counts) & (counts >= 0) & (counts == np.floor(counts))))
-    if wrong.size:
-        first = wrong[0]
-        raise UsageError(
-            f"counts in {file} should be whole numbers of at least 0: "
-            f"{wrong.size} are not, the first is {raw[first]} at position {first}"
-        )
-    if len(counts) < 2:
-        raise UsageError(f"counts in {file} hold {len(counts)} class(es); a label space needs at least 2")
-    if counts.sum() == 0:
-        raise UsageError(f"counts in {file} are all 0")
-    return counts
+def _how_and_file(argument: str) -> tuple[str, str]:
+    """A format or a tokenizer, empty where it is to be guessed, and the file."""
+    how, at, file = argument.partition("@")
+    return (how, file) if at and (how in FORMATS or how.endswith(".json")) else ("", argument)
 
 
-def _stamp(name: str) -> tuple[int, int]:
+@lru_cache(maxsize=8)
+def _counts(argument: str, _stamp: tuple[int, int]) -> Probabilities:
+    return _frozen(np.sort(label_counts(argument).values)[::-1])
+
+
+def _stamp(argument: str) -> tuple[int, int]:
     """Tells a changed file from the one already read."""
+    name = _how_and_file(argument)[1]
     try:
         status = Path(name).stat()
     except OSError as error:

@@ -17,11 +17,10 @@ import torch
 from torch import nn
 
 from zipfmax.errors import UsageError
-from zipfmax_reference.contestants import isolated
+from zipfmax_reference.contestants import isolated, surroundings
 from zipfmax_reference.contestants.child import told
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
-from zipfmax_reference.contestants.use import surroundings_kept
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.arrays import Inputs, Results
 from zipfmax_reference.runs.case import PROTOCOL, Case
@@ -169,8 +168,12 @@ class Oracle:
         """The case's weights and batch."""
         return self._given if self._given is not None else draw_inputs(self.case)
 
-    def check(self, implementation: Implementation) -> list[Record]:
+    def check(self, implementation: Implementation, rules: Sequence[str] = ()) -> list[Record]:
         """Judge an implementation, against each reference in turn.
+
+        Args:
+            implementation: what is judged.
+            rules: of the protocol's, where that is the case's task; by default all that are asked of the case.
 
         Returns:
             Records with `case`, `impl`, `against`, `tensor`, `dtype` and the fields of `Verdict`. A cell that
@@ -178,7 +181,7 @@ class Oracle:
             what the implementation raised.
         """
         if self.case.task == PROTOCOL:
-            return self._protocol(implementation)
+            return self._protocol(implementation, rules)
         reason = implementation.unsupported_reason(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
             self.inputs.weights[FULL_WEIGHT] = draw_full_weight(self.case)
@@ -188,7 +191,7 @@ class Oracle:
                 for name in self._against
             ]
         try:
-            with surroundings_kept():
+            with surroundings.kept():
                 runner = implementation.build(self.case, self.inputs)
                 runner.run()
                 results, mismatches = runner.results(), runner.mismatches()
@@ -204,7 +207,7 @@ class Oracle:
             records += [self._record(implementation, name, tensor, v) for tensor, v in verdicts.items()]
         return records
 
-    def _protocol(self, implementation: Implementation) -> list[Record]:
+    def _protocol(self, implementation: Implementation, rules: Sequence[str]) -> list[Record]:
         """Records of the protocol's rules, which the definition judges whatever the references are."""
         make = getattr(implementation, "use", None)
         reason = implementation.unsupported_reason(replace(self.case, task="train"))
@@ -213,7 +216,7 @@ class Oracle:
         if reason is not None:
             return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
         assert make is not None
-        verdicts = protocol.check(self.case, partial(make, self.case))
+        verdicts = protocol.check(self.case, partial(make, self.case), rules)
         return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
 
     def _undrawn(self) -> str | None:
@@ -271,7 +274,7 @@ class Oracle:
         if (reason := implementation.unsupported_reason(self.case)) is not None:
             return reason
         try:
-            with surroundings_kept():
+            with surroundings.kept():
                 runner = implementation.build(self.case, self.inputs)
                 runner.run()
                 results = runner.results()

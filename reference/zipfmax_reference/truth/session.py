@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
+import torch
 
 from zipfmax_reference.contestants.use import CallMode, Use
-from zipfmax_reference.runs.arrays import Array, Inputs, Results
+from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
+from zipfmax_reference.truth.contract import form_fault
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
 Upstream = Array | float | None
@@ -28,8 +31,8 @@ class CallSession:
 
     def __init__(self, case: Case, make: Callable[[Inputs], Use]) -> None:
         self.case = case
-        self.weights: dict[str, Array] = draw_weights(case)
-        self.batches = {name: draw_batch(case, round) for round, name in enumerate("abc")}
+        self.weights: dict[str, Array] = dict(_weights(case))
+        self.batches = {name: _batch(case, round) for round, name in enumerate("abc")}
         hidden, target = self.batches["c"]
         n_few = max(1, len(hidden) // 3)
         self.batches["c"] = hidden[:n_few], target[:n_few] % case.layout.shortlist_size
@@ -45,7 +48,7 @@ class CallSession:
 
     def other_weights(self) -> dict[str, Array]:
         """Weights of another seed."""
-        return draw_weights(replace(self.case, seed=self.case.seed + 1))
+        return dict(_weights(replace(self.case, seed=self.case.seed + 1)))
 
     def upstream(self, batch: str) -> Array:
         """A random gradient of a batch's output."""
@@ -58,15 +61,20 @@ class CallSession:
         mode: CallMode = "record",
         through: bool = False,
         use: Use | None = None,
-    ) -> Results:
+    ) -> None:
         """Call, and judge output and loss."""
-        results = (use or self.use).call(name, batch, mode, through)
-        self.judge(results, batch)
-        return results
+        self.judge((use or self.use).call(name, batch, mode, through), batch)
 
     def judge(self, results: Results, batch: str) -> None:
         """Judge a call's output and loss."""
-        self._add(_truth(replace(self.case, task="forward"), self.inputs(batch)).verdicts(results))
+        truth = _truth(replace(self.case, task="forward"), self.inputs(batch))
+        for name in truth.values:
+            if name not in results:
+                self.fail(f"{name} is missing")
+            elif fault := form_fault(name, results[name], truth.values[name], self.case.dtype):
+                self.fail(f"{name} has {fault}")
+            else:
+                self.judge_tensor(truth, name, results[name])
 
     def differentiated(
         self,
@@ -88,10 +96,12 @@ class CallSession:
         truths = [(of, self.truth(of, output, loss)) for of, output, loss in backwards]
         found = (use or self.use).gradients(batch)
         of_weights = _sum([truth for _, truth in truths])
-        verdicts = {name: of_weights.judge(name, v) for name, v in found.items() if name != "grad.input"}
-        if own := [truth for of, truth in truths if of == batch]:
-            verdicts["grad.input"] = _sum(own).judge("grad.input", found["grad.input"])
-        self._add(verdicts)
+        own = [truth for of, truth in truths if of == batch]
+        for name, value in found.items():
+            if name != "grad.input":
+                self.judge_tensor(of_weights, name, value)
+            elif own:
+                self.judge_tensor(_sum(own), name, value)
 
     def truth(self, batch: str, grad_output: Upstream = None, grad_loss: float | None = 1.0) -> Truth:
         """The definition on a batch and the present weights, for these incoming gradients."""
@@ -103,16 +113,77 @@ class CallSession:
             row_weight -= grad_loss / n_rows
         return _truth(self.case, self.inputs(batch), row_weight)
 
-    def judge_log_prob(self, values: Array) -> None:
-        """Judge `log_prob` of batch "a"."""
+    def judge_methods(self) -> None:
+        """Judge `log_prob` and `predict` of batch "a"."""
         truth = _truth(replace(self.case, task="log_prob"), self.inputs("a"))
-        self._add(truth.verdicts({"log_prob": values}))
+        log_prob, predicted = (self.use.evaluate(method, "a") for method in ("log_prob", "predict"))
+        if fault := form_fault("log_prob", log_prob, truth.values["log_prob"], self.case.dtype):
+            self.fail(f"log_prob has {fault}")
+        elif predicted.shape != (len(log_prob),) or predicted.dtype.kind not in "iu":
+            self.fail(f"predict has shape {predicted.shape} and dtype {predicted.dtype}")
+        else:
+            self.judge_tensor(truth, "log_prob", log_prob)
+            self.judge_tensor(truth, "predict", predicted)
+
+    def judge_gradients_of_log_prob(self, batch: str, upstream: Array) -> None:
+        """Judge the gradients of log_prob of a batch, for these coming in, [N, n_classes].
+
+        They are those of the outputs of a batch that holds every row once for each class. Deviations of what is
+        added up add up, as in a sum of gradients.
+        """
+        hidden, _ = self.batches[batch]
+        n_rows, n_classes = upstream.shape
+        labels = np.tile(np.arange(n_classes), n_rows)
+        inputs = Inputs(np.repeat(hidden, n_classes, axis=0), labels, self.weights)
+        truth = _truth(replace(self.case, batch_size=len(labels)), inputs, upstream.ravel())
+        found = self.use.gradients(batch)
+        of_input = found.pop("grad.input")
+        for name, value in found.items():
+            self.judge_tensor(truth, name, value)
+        value, deviation = (
+            of["grad.input"].reshape(n_rows, n_classes, -1).sum(axis=1)
+            for of in (truth.values, truth.deviations)
+        )
+        own = replace(
+            truth,
+            values={"grad.input": value},
+            deviations={"grad.input": deviation},
+            overflows={"grad.input": ~np.isfinite(deviation)},
+            target=self.batches[batch][1],
+        )
+        self.judge_tensor(own, "grad.input", of_input)
+
+    def judge_autocast(self, results: Results, batch: str) -> None:
+        """Judge output, loss and gradients of a call under autocast to bfloat16.
+
+        Each may be as exact as the case's dtype, or that of weights and input rounded to bfloat16.
+        """
+        found = {**results, **self.use.gradients(batch)}
+        low = replace(self.case, dtype="bfloat16")
+        hidden, target = self.batches[batch]
+        weights = {name: _rounded(weight) for name, weight in self.weights.items()}
+        truths = [
+            _truth(self.case, self.inputs(batch)),
+            _truth(low, Inputs(_rounded(hidden), target, weights)),
+        ]
+        for name in truths[0].values:
+            value = found[name].astype(np.float64)
+            verdicts = [truth.judge_quickly(name, value) for truth in truths]
+            self.verdicts.append((name, min(verdicts, key=lambda verdict: verdict.share)))
 
     def same(self, what: str, before: Results, after: Results) -> None:
         """Fail where a bit of these arrays changed."""
         for name, value in before.items():
             if value.tobytes() != after[name].tobytes():
                 self.fail(f"{what.format(name)} changed")
+
+    def unchanged(
+        self, what: str, before: dict[str, str], after: dict[str, str], but: str | None = None
+    ) -> None:
+        """Fail where one of these states is another one now; those whose name begins with `but` may be."""
+        for name, value in before.items():
+            if after[name] != value and not (but and name.startswith(but)):
+                self.fail(what.format(name))
 
     def fail(self, reason: str) -> None:
         """Note a fault that is no distance."""
@@ -128,8 +199,23 @@ class CallSession:
         tensor, worst = max(self.verdicts, key=lambda one: one[1].share)
         return replace(worst, where=f"{tensor}, {worst.where}", parts=())
 
-    def _add(self, verdicts: dict[str, Verdict]) -> None:
-        self.verdicts += verdicts.items()
+    def judge_tensor(self, truth: Truth, name: str, value: Array) -> None:
+        """Judge one tensor."""
+        self.verdicts.append((name, truth.judge_quickly(name, value)))
+
+
+@lru_cache(maxsize=8)
+def _weights(case: Case) -> dict[str, Array]:
+    return draw_weights(case)
+
+
+@lru_cache(maxsize=12)
+def _batch(case: Case, round: int) -> tuple[Array, Labels]:
+    return draw_batch(case, round)
+
+
+def _rounded(values: Array) -> Array:
+    return torch.from_numpy(np.array(values)).bfloat16().float().numpy()
 
 
 _truths: dict[bytes, Truth] = {}

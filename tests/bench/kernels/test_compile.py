@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,11 @@ from zipfmax_bench.kernels import compile as compiler
 from zipfmax_bench.kernels import disassembly
 from zipfmax_bench.kernels.variants import Launch, variants
 
+# Compiling takes seconds a kernel: `make kernels` runs what is left out here.
+further = pytest.mark.skipif(
+    os.environ.get("ZIPFMAX_KERNEL_TESTS") != "all", reason="`make kernels` compiles for every architecture"
+)
+
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +38,13 @@ def one(target: str, kernel: str, *words: str) -> Launch:
 
 @pytest.mark.parametrize(
     ("target", "instruction"),
-    [("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")],
+    [
+        ("sm_90", "wgmma"),
+        *(
+            pytest.param(*pair, marks=further)
+            for pair in (("sm_80", "mma.sync"), ("sm_100", "tcgen05"), ("gfx942", "mfma"))
+        ),
+    ],
 )
 def test_every_target_multiplies_on_its_own_tensor_cores(target: str, instruction: str) -> None:
     found = compiler.build(one(target, "tail_forward_kernel", "bf16", "MODE=1", "K=32"), target)
@@ -72,6 +84,7 @@ def test_a_planted_tile_that_spills_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
     assert "spills" in shown.splitlines()[-1]
 
 
+@further
 def test_a_planted_tile_that_spills_on_amd_is_a_fault() -> None:
     tile = {"BV": 128, "BM": 128, "BK": 64, "num_warps": 8, "num_stages": 2}
     launch = planted("gfx942", "tail_weight_gradient_kernel", tile, "bf16", "K=64")
@@ -99,6 +112,7 @@ def test_a_spill_outside_of_loops_is_shown_but_no_fault(monkeypatch: pytest.Monk
     assert shares == [(8, 0.0), (20, pytest.approx(3 / 400))]
 
 
+@further
 def test_a_planted_tile_beyond_shared_memory_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     tile = {"BM": 64, "BN": 64, "BK": 256, "PER_SM": 1, "num_warps": 4, "num_stages": 4}
     launch = planted("gfx942", "tail_forward_kernel", tile, "bf16", "MODE=0", "K=256")
@@ -107,6 +121,7 @@ def test_a_planted_tile_beyond_shared_memory_is_a_fault(monkeypatch: pytest.Monk
     assert "bytes of shared memory, has 65536" in shown
 
 
+@further
 def test_a_product_without_tensor_cores_is_a_fault() -> None:
     launch = one("sm_80", "project_kernel", "fp32", "WIDTH=16")
     scalar = tuple(
@@ -125,7 +140,9 @@ def listed(target: str) -> Iterator[tuple[str, str, int, dict[str, int]]]:
                 yield dtype, kernel, int(width), tile
 
 
-@pytest.mark.parametrize("target", compiler.TARGETS)
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(t, marks=further) for t in compiler.TARGETS if t != "sm_90")]
+)
 def test_every_tile_of_the_table_is_compiled(target: str) -> None:
     compiled = set()
     for launch in variants(target):
@@ -158,6 +175,7 @@ def test_the_quick_variants_are_some_of_all() -> None:
     assert {*quick} < {*every}
 
 
+@further
 def test_highest_is_three_tf32_products_for_one() -> None:
     counts = {}
     for precision in ("tf32", "tf32x3"):

@@ -78,28 +78,49 @@ def assert_agrees(layout, weights, hidden, target, use="loss", **options):
 
 
 @pytest.fixture(params=["whole rows", "tiled classes", "one class a tile"])
-def small_workspace(request, monkeypatch):
-    """Workspaces that hold many rows, that force the classes to be tiled, and that hold next to nothing."""
-    n_bytes = {"whole rows": 40_000, "tiled classes": 900, "one class a tile": 8}[request.param]
+def n_rows(request, monkeypatch):
+    """Rows of a batch, and a workspace that holds many of them, tiles of their classes, or next to nothing."""
+    n_rows, n_bytes = {
+        "whole rows": (67, 40_000),
+        "tiled classes": (37, 900),
+        "one class a tile": (11, 8),
+    }[request.param]
     monkeypatch.setattr(tiled, "workspace_bytes", n_bytes)
+    return n_rows
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, UNIFORM_TAILS, TAIL_OF_ONE], ids=["plain", "uniform", "of one"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.fixture
+def small_workspace(n_rows):
+    """The same workspaces for a batch of the test's own."""
+
+
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [LAYOUT, UNIFORM_TAILS, TAIL_OF_ONE], ids=["plain", "uniform", "of one"]
+)
+
+
+@LAYOUTS
 @pytest.mark.parametrize("use", ["loss", "output", "output and loss"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_values_and_gradients_equal_eagers(layout, dtype, use, reduction, small_workspace):
-    weights = weights_of(layout, dtype)
-    hidden, target = batch_of(layout, 67, dtype)
-    assert_agrees(layout, weights, hidden, target, use, reduction=reduction)
+def test_values_and_gradients_equal_eagers(layout, use, reduction, n_rows):
+    hidden, target = batch_of(layout, n_rows)
+    assert_agrees(layout, weights_of(layout), hidden, target, use, reduction=reduction)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("use", ["loss", "output"])
+def test_narrower_dtypes_are_within_their_roundings(layout, dtype, use, n_rows):
+    hidden, target = batch_of(layout, n_rows, dtype)
+    assert_agrees(layout, weights_of(layout, dtype), hidden, target, use)
 
 
 @pytest.mark.parametrize("use", ["loss", "output and loss"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("ignore_index", [-100, 3])
-def test_ignored_rows_take_no_part(use, reduction, ignore_index, small_workspace):
+def test_ignored_rows_take_no_part(use, reduction, ignore_index, n_rows):
     weights = weights_of(LAYOUT)
-    hidden, target = batch_of(LAYOUT, 50)
+    hidden, target = batch_of(LAYOUT, n_rows)
     target[::3] = ignore_index
     assert_agrees(LAYOUT, weights, hidden, target, use, reduction=reduction, ignore_index=ignore_index)
     hidden[::3] = torch.nan

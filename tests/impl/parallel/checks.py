@@ -243,7 +243,7 @@ def samples_are_the_same_on_every_rank_and_follow_the_distribution(group):
         counts = torch.stack([row.bincount(minlength=LAYOUT[1]) for row in drawn])
         deviation = (counts - 20_000 * p) / (20_000 * p * (1 - p)).sqrt()
         assert deviation.abs().max() < 5
-        assert 0.8 < deviation.square().mean() < 1.2
+        assert 0.6 < deviation.square().mean() < 1.4  # four standard deviations
     first, second = (layer.sample(hidden, 5, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, second)
     assert layer.sample(hidden[:0], 2).shape == (0, 2)

@@ -12,30 +12,33 @@ HERE = Path(__file__).parent
 LIMIT_S = 300
 
 
-def checks():
+MODULES = ("checks.py", "checks_ecosystem.py")
+
+
+def checks(modules=MODULES):
     sys.path.insert(0, str(HERE))
     try:
         from ranks import checks_of
+
+        return [name for module in modules for name in checks_of(module)]
     finally:
         sys.path.remove(str(HERE))
-    return checks_of(HERE / "checks.py")
 
 
-def run_ranks(folder, world, module="checks.py"):
+def run_ranks(folder, world, modules=MODULES):
     """What each check met, of every rank: name to tracebacks, None for none. Kills ranks that take too long."""
-    arguments = [
-        (str(HERE / module), str(r), str(world), str(folder / "store"), str(folder / f"{r}"))
-        for r in range(world)
-    ]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "ranks.py"), *argument],
+            [
+                *(sys.executable, str(HERE / "ranks.py"), str(rank), str(world)),
+                *(str(folder / "store"), str(folder / f"{rank}"), *modules),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
-        for argument in arguments
+        for rank in range(world)
     ]
     outputs = []
     for rank in ranks:
@@ -44,11 +47,8 @@ def run_ranks(folder, world, module="checks.py"):
         except subprocess.TimeoutExpired:
             rank.kill()
             outputs.append(f"killed after {LIMIT_S} s\n{rank.communicate()[0]}")
-    found = [
-        pickle.loads((folder / f"{r}").read_bytes()) if (folder / f"{r}").exists() else {}
-        for r in range(world)
-    ]
-    return found, "\n".join(outputs)
+    files = [folder / f"{rank}" for rank in range(world)]
+    return [pickle.loads(f.read_bytes()) if f.exists() else {} for f in files], "\n".join(outputs)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ import pytest
 
 from zipfmax.errors import UsageError
 from zipfmax_reference.checks import faults_forward, faults_results, mutants
-from zipfmax_reference.checks.faults import FAULTS, Control
+from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
+from zipfmax_reference.runs.case import PROTOCOL
 
 # The control's own parts, and a slice of the quick grid in which every fault shows.
 SLICE = [case for case in grids.grid("quick") if case.n_classes in (60, 203)]
@@ -51,6 +52,17 @@ def test_the_control_passes(outcomes):
 )
 def test_a_fault_is_given_away_by_the_tensor_it_spoils(outcomes, name, tensor):
     assert outcomes[name].tensor == tensor
+
+
+def test_a_fault_in_use_is_judged_by_the_rule_that_it_breaks_where_that_is_asked():
+    names = ("first-call-only", "many-classes-kept", "autocast-coarse")
+    cases = [case for case in grids.grid("quick") if case.task == PROTOCOL]
+    found = mutants.examine(cases, {name: IN_USE[name] for name in names})
+    assert [(o.tensor, o.cells, o.cells_failed) for o in found] == [
+        ("protocol.later-calls-are-right", 3, 3),
+        ("protocol.later-calls-are-right", 1, 1),
+        ("protocol.autocast-keeps-to-its-precision", 1, 1),
+    ]
 
 
 def test_a_mutant_that_survives_gives_status_1(monkeypatch, capsys):

@@ -1,0 +1,142 @@
+"""Rules of backward: whatever comes in, through which results, in which order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zipfmax_reference.truth.rules import rule
+from zipfmax_reference.truth.session import CallSession
+
+FEW = 3
+"""Rows of whose every log-probability the gradient is asked."""
+STEP = 1e-4
+"""Of the difference that a second derivative is held against, in float64."""
+CURVATURE_ERROR = {"float64": 1e-5, "float32": 1e-3}
+"""Allowed of it, relative to its largest element; the difference itself is off by about 1e-8. Dtypes of 16 bits are
+not asked: their own error is as large as a fault's."""
+
+
+@rule(large=True)
+def the_incoming_gradient_counts(s: CallSession) -> None:
+    """A loss that is scaled, as by gradient accumulation or a loss scaler, and one with its sign turned."""
+    large = 2.0**10 if s.case.dtype == "float16" else 2.0**20
+    for call, factor in enumerate((0.5, -3.0, large, 1.0)):
+        s.called(f"call {call}", "a")
+        s.differentiated(f"call {call}", "a", grad_loss=factor)
+
+
+@rule(large=True)
+def output_can_be_differentiated(s: CallSession) -> None:
+    """With a random gradient for each row."""
+    for call in "xy":
+        s.called(call, "a")
+        s.differentiated(call, "a", s.upstream("a"), None)
+
+
+@rule()
+def output_can_be_summed(s: CallSession) -> None:
+    """All rows' gradient is one number in memory then; only output, and with the loss."""
+    s.called("x", "a")
+    s.differentiated("x", "a", -0.25, None)
+    s.called("y", "b")
+    s.differentiated("y", "b", 0.125, 0.5)
+
+
+@rule()
+def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
+    """In one backward, and then the loss only again."""
+    s.called("x", "a")
+    s.differentiated("x", "a", s.upstream("a"), 0.7)
+    s.called("y", "a")
+    s.differentiated("y", "a")
+
+
+@rule()
+def log_prob_can_be_differentiated(s: CallSession) -> None:
+    """As where a model is distilled: with a gradient for each class of a few rows."""
+    hidden, target = s.batches["c"]
+    s.batches["few"] = hidden[:FEW], target[:FEW]
+    s.use.batch("few", *s.batches["few"])
+    upstream = np.random.default_rng(8).integers(-4, 5, (len(target[:FEW]), s.case.n_classes)) / 4
+    s.use.evaluate("log_prob", "few", "few", record=True)
+    s.use.backward("few", upstream, None)
+    s.judge_gradients_of_log_prob("few", upstream)
+
+
+@rule()
+def gradients_accumulate(s: CallSession) -> None:
+    """Over two batches, without being dropped between them."""
+    s.called("x", "a")
+    s.use.backward("x", None, 1.0)
+    s.called("y", "b")
+    s.use.backward("y", None, 0.5)
+    backwards = [("a", None, 1.0), ("b", None, 0.5)]
+    s.judge_gradients("a", backwards)
+    s.judge_gradients("b", backwards)
+
+
+@rule(large=True)
+def losses_of_several_calls_can_be_added_up(s: CallSession) -> None:
+    """One backward of the sum, as where two heads or two micro-batches make one loss."""
+    for name in "ab":
+        s.called(name, name)
+    s.use.backward_of_sum("ab")
+    for name in "ab":
+        s.judge_gradients(name, [("a", None, 1.0), ("b", None, 1.0)])
+
+
+@rule()
+def backwards_may_come_later_and_in_any_order(s: CallSession) -> None:
+    """Two calls first, then both backwards, the first one last."""
+    s.called("x", "a")
+    s.called("y", "b")
+    s.differentiated("y", "b")
+    s.differentiated("x", "a")
+
+
+@rule()
+def a_dropped_gradient_comes_back_new(s: CallSession) -> None:
+    """And what a user keeps of it stays, whatever the next steps do."""
+    s.called("x", "a")
+    s.differentiated("x", "a")
+    s.use.keep("a")
+    kept = s.use.kept()
+    for call, batch in enumerate("bca"):
+        s.use.clear()
+        s.called(f"call {call}", batch)
+        s.differentiated(f"call {call}", batch)
+    s.same("the {} that was kept", kept, s.use.kept())
+
+
+@rule()
+def the_input_may_be_computed(s: CallSession) -> None:
+    """From a tensor that takes the gradient, as where a trunk is below."""
+    s.called("x", "a", through=True)
+    s.differentiated("x", "a")
+    s.called("y", "b", through=True)
+    s.differentiated("y", "b", s.upstream("b"), 0.5)
+
+
+@rule(optional=True)
+def a_graph_that_is_kept_can_be_used_twice(s: CallSession) -> None:
+    """backward(retain_graph=True) and backward, with other incoming gradients."""
+    s.called("x", "a")
+    s.differentiated("x", "a", grad_loss=2.0, retain=True)
+    s.differentiated("x", "a", s.upstream("a"), 0.5)
+
+
+@rule(optional=True, dtypes=tuple(CURVATURE_ERROR))
+def a_second_derivative_is_right(s: CallSession) -> None:
+    """By a difference of the definition's first derivatives."""
+    found = s.use.curvature("a")
+    first = s.truth("a").values["grad.input"].astype(np.float64)
+    hidden, target = s.batches["a"]
+    moved = []
+    for sign in (1, -1):
+        s.batches["a"] = hidden + sign * STEP * first, target
+        moved.append(s.truth("a").values["grad.input"])
+    expected = ((moved[0] - moved[1]) / (2 * STEP)).astype(np.float64)
+    error = np.abs(found - expected).max()
+    allowed = CURVATURE_ERROR[s.case.dtype] * np.abs(expected).max()
+    if not error <= allowed:
+        s.fail(f"the second derivative is off by {error:.3g}, {allowed:.3g} is allowed")
