@@ -54,7 +54,7 @@ def test_a_step_reads_no_device_data(device: torch.device) -> None:
         predict_step(hidden, weights, LAYOUT.shortlist_size)
 
 
-@pytest.mark.parametrize("operator", ["nll_forward", "nll_train", "log_prob", "predict"])
+@pytest.mark.parametrize("operator", shapes(["nll_train", "predict"], ["nll_forward", "log_prob"]))
 def test_opcheck(operator: str, device: torch.device) -> None:
     # Every weight fills whole multiples of 64 elements: what lies between gradients is not initialised.
     layout, biased = shapes(
@@ -109,7 +109,7 @@ def test_a_compiled_graph_that_returns_output_runs_the_step_again_only_where_out
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("target", [[1, 2, 3, 4], [0, 7, 12, 19]])
+@pytest.mark.parametrize("target", shapes([[1, 2, 3, 4]], [[0, 7, 12, 19]]))
 def test_the_program_that_torchs_layer_fails_on_compiles_in_one_graph(
     target: list[int], device: torch.device
 ) -> None:
