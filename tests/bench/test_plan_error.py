@@ -1,6 +1,8 @@
 """The error of a plan's prediction: on cells of its own, counted from measured times."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,3 +61,14 @@ def test_median_and_90th_percentile_are_of_the_relative_error():
     off = [(1 + share / 100, 1.0) for share in range(11)]
     assert errors(off) == pytest.approx((0.05, 0.09))
     assert errors([(0.5, 1.0), (2.0, 1.0)]) == pytest.approx((0.75, 0.95))
+
+
+def test_readme_and_results_say_the_published_error():
+    root = Path(__file__).parents[2]
+    lines = (root / "reports/published/cpu/plan_error.jsonl").read_text().splitlines()
+    records = [PlanError.model_validate_json(line) for line in lines]
+    median, p90 = errors([(one.predicted_s, one.measured_s) for one in records])
+    words = f"off by {median:.1%} in the median and {p90:.1%} at the 90th percentile of".replace("%", " %")
+    for page in ("README.md", "reports/docs/results.md"):
+        text = " ".join((root / page).read_text().split())
+        assert re.search(rf"{re.escape(words)} \[?{len(records)} plans", text), page
