@@ -62,6 +62,12 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default a new one in runs/.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    world: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Instead, time zipfmax's layers split over so many ranks of this machine against one; repeat."
+        ),
+    ] = None,
 ) -> None:
     """Measure implementations against full softmax as vocabulary and skew grow."""
     from zipfmax_bench.sweep import run
@@ -88,6 +94,10 @@ def sweep(
         budget=budget,
         replay=replay,
     )
+    if world:
+        from zipfmax_bench.rank_sweep import run as run_over_ranks
+
+        raise typer.Exit(run_over_ranks(options, world, out, resume))
     raise typer.Exit(run(options, out, resume))
 
 
