@@ -7,12 +7,14 @@ and its memory to itself, and one that dies costs one cell.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import IO, Any, Protocol, get_args
@@ -22,6 +24,7 @@ import torch
 from zipfmax import timers
 from zipfmax_bench import messages
 from zipfmax_bench.worker import Session, failure
+from zipfmax_reference.contestants.pipes import end, ended
 from zipfmax_reference.runs.machine import Throttle
 
 # Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
@@ -38,6 +41,12 @@ _THREAD_VARIABLES = (
 # Intel's OpenMP keeps idle threads spinning for 200 ms, into the next worker's sample. One millisecond spans
 # the gaps within a run and is over before the next worker has drawn its batch.
 _SPIN = {"KMP_BLOCKTIME": "1"}
+
+
+LOOK_S = 2.0
+"""Seconds between two looks at whether a worker has ended while its answer is waited for."""
+LAST_WORDS_S = 5.0
+"""Seconds that a worker has to end after it closed its connection."""
 
 
 class Executor(Protocol):
@@ -107,7 +116,7 @@ class WorkerProcess:
         assert self._connection is not None
         try:
             self._connection.send(request)
-            if not self._connection.poll(timeout_s):
+            if not self._answers(timeout_s):
                 self.close()
                 return messages.Failure("over_budget", f"no answer within {timeout_s:g} s")
             reply = plain_reply(self._connection.recv_bytes())
@@ -120,19 +129,38 @@ class WorkerProcess:
             self.close()  # what raised may have left anything behind
         return reply
 
+    def _answers(self, timeout_s: float | None) -> bool:
+        """Wait until an answer begins, and whether it did.
+
+        Raises:
+            EOFError: the process has ended. What it forked may still hold the connection.
+        """
+        assert self._connection is not None
+        assert self._process is not None
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not self._connection.poll(max(0.0, min(LOOK_S, deadline - time.monotonic()))):
+            if ended(self._process):
+                raise EOFError
+            if time.monotonic() >= deadline:
+                return False
+        return True
+
     def close(self) -> None:
-        """End the process at once."""
+        """End the process at once, and what it forked."""
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            end(self._process)
         self._process = self._connection = None
 
     def _post_mortem(self) -> messages.Failure:
-        assert self._process is not None
-        status = self._process.wait()
+        process = self._process
+        assert process is not None
+        lives = not ended(process, LAST_WORDS_S)
         self.close()
+        if lives:
+            return messages.Failure("failed", "closed the connection that answers go through")
+        status = process.returncode
         if status == -signal.SIGKILL:
             return messages.Failure(
                 "out_of_memory", "killed by SIGKILL, as the kernel does when memory runs out"

@@ -240,7 +240,8 @@ def cost_models(
         return measured, bundled
     if bundled is None:
         raise ValueError(
-            f"no cost model of a {torch.device(device).type} device is bundled; measure one by calibrate=True"
+            f"no cost model of a {torch.device(device).type} device is bundled; measure one: calibrate=True, "
+            "or --calibrate"
         )
     return bundled, None
 

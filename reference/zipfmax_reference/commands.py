@@ -103,6 +103,10 @@ def mutants(
     grid: Grid = "quick",
     cells: Cells = None,
     device: Device = "cpu",
+    world: Annotated[
+        int | None,
+        option("Instead, plant the faults of layers whose vocabulary is split over so many ranks.", WHERE),
+    ] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
@@ -115,12 +119,12 @@ def mutants(
         zipfmax mutants --timing
     """
     if timing:
-        if (grid, cells, device, resume) != ("quick", None, "cpu", False):
+        if (grid, cells, device, resume, world) != ("quick", None, "cpu", False, None):
             raise UsageError("--timing has cases of its own: of the other options it takes only --out")
         raise typer.Exit(_timing_faults()(out))
     from zipfmax_reference.checks.mutants import run
 
-    raise typer.Exit(run(grid, cells, out, resume, device))
+    raise typer.Exit(run(grid, cells, out, resume, device, world))
 
 
 def conformance(out: Out = None, resume: Resume = False) -> None:

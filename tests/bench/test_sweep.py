@@ -168,7 +168,7 @@ def test_a_timing_line_holds_what_its_readers_need(troubled):
 def test_a_class_that_only_raises_fails_the_command(tmp_path):
     done = sweep(
         *(*SMALL, "--impl", f"{FAULTY}:Raises", "--task", "train", "--out", str(tmp_path)),
-        *options("--labels", "zipf:1.0", "uniform"),
+        *(*options("--labels", "zipf:1.0", "uniform"), "--rounds", "2"),
         expect=1,
     )
     (cause,) = done.stderr.splitlines()

@@ -7,15 +7,47 @@ the hidden states and the projections, and complete where it concerns its own we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zipfmax.parallel.collectives import gather, gather_rows, scatter_rows, start_sum
 from zipfmax.parallel.shard import Shard
+
+
+class _NoFurther(torch.autograd.Function):
+    """A gradient itself, as a function of what it was computed from; to differentiate it raises."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("a sharded layer can be differentiated once only: its gradients have no gradients")
+
+
+def differentiated_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A backward whose results refuse to be differentiated by the function's inputs, which it has to save.
+
+    torch's `once_differentiable` refuses by incoming gradients only. To the inputs it leaves no way, and a second
+    derivative would be wrong without a sign.
+    """
+
+    @wraps(backward)
+    def once(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return found
+        of = (*ctx.saved_tensors, *gradients)
+        made = (None if g is None else _NoFurther.apply(g, *of) for g in found)  # type: ignore[no-untyped-call]
+        return tuple(made)
+
+    return once
 
 
 class _Shared(torch.autograd.Function):
@@ -27,11 +59,12 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Shard, n_hidden: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.shard, ctx.n_hidden = shard, n_hidden
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         shard: Shard = ctx.shard
         of_hidden, others = list(gradients[: ctx.n_hidden]), gradients[ctx.n_hidden :]
@@ -52,10 +85,11 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Shard, rows: Tensor, n_rows: int) -> Tensor:
         ctx.shard = shard
+        ctx.save_for_backward(rows)
         return gather_rows(rows, n_rows, shard.group)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return None, scatter_rows(gradient.contiguous(), ctx.shard.group), None
 
@@ -72,7 +106,7 @@ class _Joined(torch.autograd.Function):
         return joined, summed
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, of_joined: Tensor, of_summed: Tensor) -> tuple[Any, ...]:
         log_sum_exp, joined = ctx.saved_tensors
         return None, of_joined * (log_sum_exp - joined).exp(), of_summed
@@ -84,11 +118,12 @@ class _Columns(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shard: Shard, columns: Tensor) -> Tensor:
-        ctx.rank, ctx.width = shard.rank, columns.shape[1]
+        ctx.rank = shard.rank
+        ctx.save_for_backward(columns)
         return gather(columns, shard.group).transpose(0, 1)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return None, gradient[:, ctx.rank]
 

@@ -19,12 +19,14 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_calls,
     faults_forward,
     faults_modes,
+    faults_ranks,
     faults_results,
     faults_use,
     faults_weights,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.console import print_table, terminal
+from zipfmax_reference.contestants.ranks import RankedLayer, RankPool
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -76,8 +78,11 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     device: str = "cpu",
+    world: int | None = None,
 ) -> int:
     """Put every mutant and the control through a grid, show the table, and leave `mutants.jsonl` in `out`.
+
+    With `world`, the mutants are those of a vocabulary that is split over so many ranks, and the cells its traps.
 
     Returns:
         0 where every mutant is caught and the control passes, otherwise 1.
@@ -85,19 +90,22 @@ def run(
     Raises:
         UsageError: an unknown grid, a pattern that matches no cell, or no cell that can be judged here.
     """
-    cases = grids.grid(grid, device)
+    cases = grids.grid(grid, device) if world is None else grids.of_ranks(device)[:1]
     if cells is not None:
         cases = grids.matching(cases, cells)
     arguments = {"grid": grid, "mutants": True, "cells": cells, "device": device}
+    if world is not None:
+        arguments["world"] = world
     directory = RunDirectory.optional(out, invocation(arguments), resume)
     of_one_call: dict[str, type[Control]] = FAULTS if any(case.task != PROTOCOL for case in cases) else {}
     in_use = {name: cls for name, cls in IN_USE.items() if any(_shows(cls, case) for case in cases)}
     classes: dict[str, type[Control]] = {CONTROL: Control, **of_one_call, **in_use}
     known = [Outcome(**record) for record in directory.rows(Mutant)] if directory is not None else []
-    if [outcome.mutant for outcome in known] == list(classes):
+    wanted = list(classes) if world is None else [CONTROL, *faults_ranks.FAULTS]
+    if [outcome.mutant for outcome in known] == wanted:
         outcomes = known
     else:
-        outcomes = examine(cases, classes)
+        outcomes = examine(cases, classes) if world is None else examine_ranks(cases, world)
         if directory is not None:
             directory.write(*(Mutant(**vars(outcome)) for outcome in outcomes))
     control = next(o for o in outcomes if o.mutant == CONTROL)
@@ -127,6 +135,22 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Ou
             elif _shows(cls, case):
                 outcomes[name].note(oracle.check(layer, [str(cls.breaks)]))
     return list(outcomes.values())
+
+
+def examine_ranks(
+    cases: Sequence[Case], world: int, faults: Sequence[str] = tuple(faults_ranks.FAULTS)
+) -> list[Outcome]:
+    """Run the control and faults of layers over so many ranks on the traps; one set of processes serves all."""
+    pool = RankPool(world, faults_ranks.PLACE)
+    outcomes = []
+    for name in track([CONTROL, *faults], "mutants", console=terminal(stderr=True), transient=True):
+        words = Control.fault if name == CONTROL else faults_ranks.FAULTS[name][0]
+        layer = RankedLayer("zipfmax", world, name, (name,), pool)
+        outcome = Outcome(name, words)
+        for case in cases:
+            outcome.note(Oracle(case, AGAINST, explain=False).check(layer))
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _shows(cls: type[Control], case: Case) -> bool:

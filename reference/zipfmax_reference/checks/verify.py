@@ -67,7 +67,10 @@ class Options:
 
     def rerun(self, impl: str, case: str) -> str:
         """The command that runs one cell of an implementation again."""
-        words = ["zipfmax", "verify", "--grid", self.grid, "--impl", impl, "--cells", case]
+        layer, _, world = impl.partition("@") if self.world else (impl, "", "")
+        words = ["zipfmax", "verify", "--grid", self.grid, "--impl", layer, "--cells", case]
+        if world:
+            words += ["--world", world]
         for name in self.against:
             words += ["--against", name]
         if self.device != "cpu":
@@ -99,6 +102,8 @@ def run(
         raise UsageError(unknown("precision", options.matmul_precision, PRECISIONS))
     torch.set_float32_matmul_precision(options.matmul_precision)
     cases = grids.grid(options.grid, options.device, options.dtypes)
+    if options.world:
+        cases += grids.of_ranks(options.device)
     if options.cells is not None:
         cases = grids.matching(cases, options.cells)
     if save_results is not None and len(implementations) != 1:

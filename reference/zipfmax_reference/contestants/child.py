@@ -6,15 +6,12 @@ time, over its standard input and output. Requests are pickled; answers are not,
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
 from typing import Any, BinaryIO, TypeVar
 
@@ -22,7 +19,7 @@ import numpy as np
 import torch
 
 from zipfmax_reference.contestants import wire
-from zipfmax_reference.contestants.pipes import Pipes, ended
+from zipfmax_reference.contestants.pipes import Pipes, end, ended
 from zipfmax_reference.contestants.registry import NoSuchClassError
 from zipfmax_reference.contestants.use import NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
@@ -101,9 +98,8 @@ class Child:
 
     def _given_up(self, process: subprocess.Popen[bytes], how: str | None) -> ChildDiedError:
         """End the process and what it started, and say how it ended where that is not known yet."""
-        last_words = time.monotonic() + LAST_WORDS
-        while how is None and not ended(process) and time.monotonic() < last_words:
-            time.sleep(0.01)
+        if how is None:
+            ended(process, LAST_WORDS)
         _end(process)
         self._process = None
         if how is None:
@@ -218,11 +214,7 @@ def serve(place: str, requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all of its session, unless that has been done."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    end(process)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

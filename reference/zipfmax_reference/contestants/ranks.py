@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -18,11 +19,19 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
+from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import Child, ChildDiedError, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family
-from zipfmax_reference.contestants.torch_nn import TorchModule, TorchRunner, zipfmax_layer
-from zipfmax_reference.contestants.use import NotPromisedError, TorchUse, Use
+from zipfmax_reference.contestants.torch_nn import (
+    TorchModule,
+    TorchRunner,
+    arguments,
+    copy_weights,
+    tensor,
+    zipfmax_layer,
+)
+from zipfmax_reference.contestants.use import NotPromisedError, TorchUse, Use, plain, to_numpy
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 
@@ -41,21 +50,26 @@ class RankedLayer:
     Args:
         layer: "zipfmax" or "zipfmax:BACKEND".
         world: number of ranks.
-        make: what makes a rank's runner, as `make` does, given as module:function.
         name: what it is known by; "LAYER@WORLD" by default.
         more: further arguments of `make`.
+        pool: the processes, which several layers may share.
     """
 
     family: Family = "adaptive"
 
     def __init__(
-        self, layer: str, world: int, make: str = MAKE, name: str = "", more: tuple[Any, ...] = ()
+        self,
+        layer: str,
+        world: int,
+        name: str = "",
+        more: tuple[Any, ...] = (),
+        pool: RankPool | None = None,
     ) -> None:
         self.name = name or f"{layer}@{world}"
         self.layer, self.world = layer, world
         self._inner = _inner(layer)
-        self._place, self._more = make, more
-        self._ranks: _Ranks | None = None
+        self._more = more
+        self._pool = pool or RankPool(world)
 
     def unsupported_reason(self, case: Case) -> str | None:
         """What the layer lacks on one rank, too few devices, or a cluster that is too small."""
@@ -73,14 +87,41 @@ class RankedLayer:
         """A module in use in every rank."""
         return cast(Use, _RankedUse(self._made("use", case, inputs)))
 
-    def made(self, how: str, *of: Any) -> RankedRunner:
-        """What `make` makes by that word, in every rank."""
-        if self._ranks is None or self._ranks.broken:
-            self._ranks = _Ranks(self._place, self.world)
-        return RankedRunner(self._ranks, (self.layer, how, *of, *self._more))
+    def options(self, case: Case, inputs: Inputs) -> RankedRunner:
+        """`Options` in every rank."""
+        return self._made("options", case, inputs)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the ranks did not all do the same in the last call, and new ones have to be started."""
+        return self._pool.broken
 
     def _made(self, how: str, case: Case, inputs: Inputs) -> RankedRunner:
-        return self.made(how, case, inputs)
+        return RankedRunner(self._pool.ranks(), (self.layer, how, case, inputs, *self._more))
+
+
+class RankPool:
+    """So many processes, replaced by new ones where they have lost each other.
+
+    Args:
+        world: how many.
+        make: what makes a rank's runner, as `make` does, given as module:function.
+    """
+
+    def __init__(self, world: int, make: str = MAKE) -> None:
+        self._world, self._make = world, make
+        self._ranks: _Ranks | None = None
+
+    def ranks(self) -> _Ranks:
+        """Those that are there, or new ones."""
+        if self._ranks is None or self._ranks.broken:
+            self._ranks = _Ranks(self._make, self._world)
+        return self._ranks
+
+    @property
+    def broken(self) -> bool:
+        """Whether those that are there are of no more use."""
+        return self._ranks is not None and self._ranks.broken
 
 
 class _Ranks:
@@ -183,6 +224,20 @@ class _RankedUse:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return partial(self._runner.call, name)
 
+    def surroundings(self, stirred: bool = False) -> dict[str, str]:
+        """Of every rank: each has random numbers of its own."""
+        return self._of_every_rank("surroundings", stirred)
+
+    def surroundings_before(self) -> dict[str, str]:
+        """The same before the layers were made."""
+        return self._of_every_rank("surroundings_before")
+
+    def _of_every_rank(self, method: str, *arguments: Any) -> dict[str, str]:
+        everyone = self._runner.everyones(method, *arguments)
+        return {
+            f"{name}, rank {rank}": text for rank, own in enumerate(everyone) for name, text in own.items()
+        }
+
 
 def _differences(first: Any, other: Any) -> list[str]:
     """Which of two ranks' answers are not the same, bit for bit: names, "" for answers without."""
@@ -193,7 +248,7 @@ def _differences(first: Any, other: Any) -> list[str]:
     if isinstance(first, np.ndarray) and isinstance(other, np.ndarray):
         same = first.shape == other.shape and first.tobytes() == other.tobytes()
     else:
-        same = first == other
+        same = type(first) is type(other) and bool(first == other)
     return [] if same else [""]
 
 
@@ -201,21 +256,15 @@ def _differences(first: Any, other: Any) -> list[str]:
 
 
 def make(store: str, rank: int, world: int, layer: str, how: str, case: Case, inputs: Inputs) -> Any:
-    """What a rank keeps: a runner by "build", a module in use by "use"."""
-    group = group_of(store, rank, world, case.device)
-    before = surroundings.read()
-    return of_module(sharded(layer, case, inputs, group), how, case, inputs, before)
-
-
-def sharded(layer: str, case: Case, inputs: Inputs, group: Any) -> Any:
-    """A layer with the case's weights, split over the ranks."""
+    """What a rank keeps: a runner by "build", a module in use by "use", `Options` by "options"."""
     from zipfmax.parallel import shard_vocabulary
 
-    return shard_vocabulary(cast(Any, _inner(layer).build(case, inputs).module), group)
-
-
-def of_module(module: Any, how: str, case: Case, inputs: Inputs, before: dict[str, str]) -> Any:
-    """A module as "build" and "use" hand it out; `before`: the surroundings before it was made."""
+    group = group_of(store, rank, world, case.device)
+    before = surroundings.read()
+    if how == "options":
+        return Options(layer, case, inputs, group)
+    inner = _inner(layer).build(replace(case, task="train") if how == "use" else case, inputs).module
+    module = shard_vocabulary(cast(AdaptiveLogSoftmaxWithLoss, inner), group)
     return TorchUse(module, case, before) if how == "use" else TorchRunner(module, case, inputs)
 
 
@@ -240,3 +289,42 @@ def group_of(store: str, rank: int, world: int, device: str) -> Any:
 
 def _inner(layer: str) -> TorchModule:
     return zipfmax_layer(layer.partition(":")[2] or "auto")
+
+
+class Options:
+    """Layers with a case's weights and options that torch.nn lacks; over ranks, or in one process without a group."""
+
+    def __init__(self, layer: str, case: Case, inputs: Inputs, group: Any = None) -> None:
+        self._layer, self._case, self._inputs, self._group = layer, case, inputs, group
+
+    def step(self, options: dict[str, Any], target: Labels) -> Results:
+        """Output, loss and gradients of a call and of `loss.sum().backward()`."""
+        module = self._made(options)
+        hidden = tensor(self._inputs.hidden, self._case).requires_grad_()
+        output, loss = module(hidden, torch.from_numpy(target).to(hidden.device))
+        loss.sum().backward()
+        leaves = {"input": hidden, **dict(module.named_parameters())}
+        gradients = {
+            f"grad.{name}": to_numpy(plain(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad))
+            for name, leaf in leaves.items()
+        }
+        return {"output": to_numpy(output), "loss": to_numpy(loss), **gradients}
+
+    def sample(self, n: int, alike: bool) -> Results:
+        """n classes of each row, by generators that are in the same state on every rank, or in others."""
+        rank = 0 if self._group is None or alike else self._group.rank()
+        generator = torch.Generator(self._case.device).manual_seed(3 + rank)
+        drawn = self._made({}).sample(tensor(self._inputs.hidden, self._case), n, generator)
+        return {"sample": to_numpy(drawn)}
+
+    def _made(self, options: dict[str, Any]) -> AdaptiveLogSoftmaxWithLoss:
+        from zipfmax.parallel import shard_vocabulary
+
+        given: dict[str, Any] = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in options.items()
+        }
+        backend = self._layer.partition(":")[2] or "auto"
+        module = AdaptiveLogSoftmaxWithLoss(**arguments(self._case), backend=backend, **given)
+        copy_weights(module, self._case, self._inputs)
+        return module if self._group is None else shard_vocabulary(module, self._group)

@@ -318,7 +318,7 @@ class TorchUse:
                 value = _like(parameter, weights[name])
                 if manner == "copy":
                     parameter.copy_(value)
-                elif manner == "data":
+                elif manner == "data" or is_dtensor(parameter):  # whose .data torch cannot replace
                     parameter.data.copy_(value)
                 else:
                     parameter.data = value

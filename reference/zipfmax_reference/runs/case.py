@@ -16,6 +16,8 @@ from zipfmax.errors import unknown
 TASKS = ("forward", "train", "log_prob", "predict", "topk")
 PROTOCOL = "protocol"
 """The task of many calls on one module, which `truth.protocol` judges; nothing that is timed."""
+RANKS = "ranks"
+"""The task of options and labels on which layers over several ranks go wrong, which `truth.ranks` judges."""
 TOPK = 10
 """Classes that the task "topk" asks for, or all of them where there are fewer."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -64,7 +66,7 @@ class Case:
     logit_std: float | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in (*TASKS, PROTOCOL):
+        if self.task not in (*TASKS, PROTOCOL, RANKS):
             raise ValueError(unknown("task", self.task, TASKS))
         if self.dtype not in DTYPES:
             raise ValueError(unknown("dtype", self.dtype, DTYPES))

@@ -11,7 +11,7 @@ from typing import Any
 
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError, unknown
-from zipfmax_reference.runs.case import DTYPES, PROTOCOL, Case
+from zipfmax_reference.runs.case import DTYPES, PROTOCOL, RANKS, Case
 from zipfmax_reference.runs.device import named
 
 TASKS = ("forward", "train", "log_prob", "predict")
@@ -150,6 +150,14 @@ def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str
 def _of_many_rows(dtype: str, device: str) -> Case:
     """The protocol of calls in an awkward shape that is not small, of which fewer rules are asked."""
     return Case(1021, 37, 131, (50, 51, 613), 2.0, True, dtype, device, task=PROTOCOL)
+
+
+def of_ranks(device: str = "cpu") -> list[Case]:
+    """What goes wrong over ranks: an odd number of classes, and of every cluster's."""
+    return [
+        Case(61, 12, 33, (9, 30), 2.0, bias, "float64", device, "uniform", task=RANKS)
+        for bias in (False, True)
+    ]
 
 
 def large(device: str = "cpu", dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[Case]:

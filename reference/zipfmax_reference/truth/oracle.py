@@ -23,9 +23,9 @@ from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import TorchModule, users_layer
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.arrays import Inputs, Results
-from zipfmax_reference.runs.case import PROTOCOL, Case
+from zipfmax_reference.runs.case import PROTOCOL, RANKS, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
-from zipfmax_reference.truth import protocol
+from zipfmax_reference.truth import protocol, ranks
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
@@ -182,6 +182,8 @@ class Oracle:
         """
         if self.case.task == PROTOCOL:
             return self._protocol(implementation, rules)
+        if self.case.task == RANKS:
+            return self._over_ranks(implementation)
         reason = implementation.unsupported_reason(self.case) or self._undrawn()
         if reason is None and implementation.family == "full" and FULL_WEIGHT not in self.inputs.weights:
             self.inputs.weights[FULL_WEIGHT] = draw_full_weight(self.case)
@@ -217,6 +219,18 @@ class Oracle:
             return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
         assert make is not None
         verdicts = protocol.check(self.case, partial(make, self.case), rules)
+        return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
+
+    def _over_ranks(self, implementation: Implementation) -> list[Record]:
+        """Records of what goes wrong over ranks, which the definition and one rank judge."""
+        training = replace(self.case, task="train")
+        make = getattr(implementation, "options", None)
+        reason = implementation.unsupported_reason(training)
+        if reason is None and make is None:
+            reason = "it runs in one process"
+        if reason is not None:
+            return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
+        verdicts = ranks.check(training, implementation)
         return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
 
     def _undrawn(self) -> str | None:

@@ -3,11 +3,13 @@
 import copy
 import itertools
 import re
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, LabelRanks
@@ -277,8 +279,14 @@ def a_backward_of_the_backward_is_refused(group):
     layer = shard_vocabulary(make(), group)
     hidden, target = batch()
     hidden.requires_grad_()
-    (gradient,) = torch.autograd.grad(layer(hidden, target).loss, hidden, create_graph=True)
-    raises(RuntimeError, "once_differentiable", lambda: gradient.sum().backward())
+    for of in (hidden, layer.head.weight, layer.tail[0][0].weight):
+        for result in (layer(hidden, target).loss, layer.log_prob(hidden).sum()):
+            (gradient,) = torch.autograd.grad(result, of, create_graph=True)
+            if isinstance(gradient, DTensor):
+                gradient = gradient.to_local()
+            for by in (hidden, layer.head.weight, layer.tail[0][0].weight):
+                further = partial(torch.autograd.grad, gradient.sum(), by, retain_graph=True)
+                raises(RuntimeError, "once only", further)
     raises(
         RuntimeError,
         "cannot be called under",
