@@ -130,7 +130,7 @@ class StepTimer:
         ]
         shuffle = torch.randperm(trial.batch_size, generator=self._generator)
         target = torch.cat(targets)[shuffle].to(self.device)
-        backend = backends.select(self._backend, hidden, weights)
+        backend = backends.select(self._backend, hidden, weights, target)
         return self._step(
             lambda: backend.nll(layout, weights, hidden, target)[1], [hidden, *weights.tensors()]
         )
