@@ -212,6 +212,10 @@ def plan(
         bool, typer.Option(help="Time the plan, the literature's cutoffs and full softmax, interleaved.")
     ] = False,
     python: Annotated[bool, typer.Option(help="Print only the code to paste.")] = False,
+    world: Annotated[
+        list[int] | None,
+        typer.Option(help="Predict a step with the vocabulary split over so many ranks too; repeat."),
+    ] = None,
 ) -> None:
     """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for."""
     from zipfmax_bench.planning import PlanOptions, run
@@ -251,6 +255,7 @@ def plan(
         threads=threads,
         calibrate=calibrate,
         recalibrate=recalibrate,
+        world=tuple(world or ()),
     )
     quiet = as_json or python
     result = run(options, as_json=as_json, measured=measure, python=python, console=terminal(stderr=quiet))
