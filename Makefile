@@ -44,7 +44,8 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the work
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.ready  ## the documentation, into build/site; a broken link or reference fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo build/site/index.html
 
 compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; COMPILE=--quick for the largest
 	$(BIN)/zipfmax compile $(COMPILE)

@@ -14,62 +14,84 @@ from typing import Annotated, Any
 import typer
 
 from zipfmax.errors import UsageError
+from zipfmax_reference.options import IMPLEMENTATIONS, RECORDS, option
+
+MEASURED = "What is measured, as in --impl zipfmax --impl full --task train"
+CASES = "On which cases, as in --classes 50000 --labels zipf:1.0 --cutoffs 2000,10000"
+HOW_LONG = "How thoroughly, as in --precision 2% --budget 120"
+GATED = "What is judged, as in runs/now --baseline baseline.jsonl --threshold 0.1"
+COMPARED = "What is compared, as in main --threshold 0.1"
+LEFT = "What is left behind, as in --junit out/gate.xml --summary out/summary.md"
+SELF_TEST = "The gate tested on itself, as in --self-test --out runs/selftest"
+LABELS = "The labels, as in --labels wordfreq:en --classes 50000"
+STEP = "The step, as in --features 512 --batch 1024 --dtype bfloat16"
+BOUNDS = "Bounds of the plan, as in --min-shortlist-share 0.8 --min-projection 32"
+PRINTED = "What is printed, as in --python"
+DATA = "The text, as in --text book.txt --vocabulary 20000"
+MODEL = "The model, as in --layer zipfmax --cutoffs 2000,10000 --backend tiled"
+TRAINED = "Training, as in --epochs 2 --learning-rate 1e-3"
+COMPILED = "Which kernels, as in --target sm_90 --quick"
 
 
 def sweep(
-    preset: Annotated[str | None, typer.Option(help="quick (the default), gate, wikitext103 or gpu.")] = None,
-    impl: Annotated[list[str] | None, typer.Option(help="An implementation; repeat for several.")] = None,
+    preset: Annotated[str | None, option("quick (the default), gate, wikitext103 or gpu.", MEASURED)] = None,
+    impl: Annotated[list[str] | None, option(f"Repeat for several: {IMPLEMENTATIONS}.", MEASURED)] = None,
     labels: Annotated[
-        list[str] | None, typer.Option(help="zipf:S, uniform, wordfreq:LANG or counts:FILE; repeat.")
+        list[str] | None, option("zipf:S, uniform, wordfreq:LANG or counts:FILE; repeat.", CASES)
     ] = None,
-    classes: Annotated[list[int] | None, typer.Option(help="A vocabulary size; repeat.")] = None,
+    classes: Annotated[list[int] | None, option("A vocabulary size; repeat.", CASES)] = None,
     cutoffs: Annotated[
         list[str] | None,
-        typer.Option(help="A partition such as 2000,10000, for each vocabulary it fits; repeat."),
+        option("A partition such as 2000,10000, for each vocabulary it fits; repeat.", CASES),
     ] = None,
-    features: Annotated[list[int] | None, typer.Option(help="Hidden width d; repeat.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows N of a batch; repeat.")] = None,
-    div_value: Annotated[list[float] | None, typer.Option(help="How tails narrow; repeat.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, ...; repeat.")] = None,
+    features: Annotated[list[int] | None, option("Hidden width d; repeat.", CASES)] = None,
+    batch: Annotated[list[int] | None, option("Rows N of a batch; repeat.", CASES)] = None,
+    div_value: Annotated[list[float] | None, option("How tails narrow; repeat.", CASES)] = None,
+    dtype: Annotated[list[str] | None, option("float32, bfloat16, ...; repeat.", CASES)] = None,
     logit_std: Annotated[
-        list[float] | None, typer.Option(help="Standard deviation of the logits (about 2); repeat.")
+        list[float] | None, option("Standard deviation of the logits (about 2); repeat.", CASES)
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="forward, train, log_prob, predict or topk; repeat.")
+        list[str] | None, option("forward, train, log_prob, predict or topk; repeat.", MEASURED)
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, labels and batches.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Of every implementation; by default all cores.")
-    ] = None,
-    processes: Annotated[int | None, typer.Option(help="Replicate processes of each implementation.")] = None,
+    device: Annotated[str | None, option("cpu or cuda; by default cuda where there is one.", CASES)] = None,
+    seed: Annotated[int | None, option("Of weights, labels and batches.", CASES)] = None,
+    threads: Annotated[int | None, option("Of every implementation; by default all cores.", HOW_LONG)] = None,
+    processes: Annotated[int | None, option("Replicate processes of each implementation.", HOW_LONG)] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Samples of each cell; by default as many as 2 s hold.")
+        int | None, option("Samples of each cell; by default as many as 2 s hold.", HOW_LONG)
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Go on until every ratio is known this well, such as 2%, or --budget ends."),
+        option("Go on until every ratio is known this well, such as 2%, or --budget ends.", HOW_LONG),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="Seconds that one cell may cost (60); dearer ones are recorded as such."),
+        option("Seconds that one cell may cost (60); dearer ones are recorded as such.", HOW_LONG),
     ] = None,
     replay: Annotated[
         bool | None,
-        typer.Option("--replay", help="On a GPU, time replays of CUDA graphs where a step can be captured."),
+        option("On a GPU, time replays of CUDA graphs where a step can be captured.", HOW_LONG, "--replay"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; by default a new one in runs/.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    out: Annotated[Path | None, option("Run directory; by default a new one in runs/.", RECORDS)] = None,
+    resume: Annotated[bool, option("Go on with the run in --out.", RECORDS)] = False,
     world: Annotated[
         list[int] | None,
-        typer.Option(
-            help="Instead, time zipfmax's layers split over so many ranks of this machine against one; repeat."
+        option(
+            "Instead, time zipfmax's layers split over so many ranks of this machine against one; repeat.",
+            MEASURED,
         ),
     ] = None,
 ) -> None:
-    """Measure implementations against full softmax as vocabulary and skew grow."""
+    """Measure implementations against full softmax as vocabulary and skew grow.
+
+    Examples:
+
+        zipfmax sweep                                               the quick preset, and a table
+        zipfmax sweep --classes 50000 --labels zipf:1.0 --task train --impl zipfmax --impl torch --impl full
+        zipfmax sweep --impl my_layer.py:MyLayer --impl torch --precision 2% --out runs/mine
+        zipfmax sweep --out runs/mine --resume
+    """
     from zipfmax_bench.sweep import run
     from zipfmax_bench.sweep_options import SweepOptions
 
@@ -103,28 +125,35 @@ def sweep(
 
 def gate(
     run: Annotated[
-        Path | None, typer.Argument(help="A run directory, or the JSON of pytest --benchmark.")
+        Path | None,
+        typer.Argument(help="A run directory, or the JSON of pytest --benchmark.", rich_help_panel=GATED),
     ] = None,
-    baseline: Annotated[Path | None, typer.Option(help="What to hold it against.")] = None,
-    update: Annotated[bool, typer.Option("--update", help="Make the run the baseline.")] = False,
-    threshold: Annotated[float, typer.Option(help="Relative slowdown that is let pass.")] = 0.05,
-    rerun: Annotated[
-        bool, typer.Option(help="Confirm a slowdown in fresh processes before it counts.")
-    ] = True,
-    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Markdown to write, for a job summary.")] = None,
+    baseline: Annotated[Path | None, option("What to hold it against.", GATED)] = None,
+    update: Annotated[bool, option("Make the run the baseline.", GATED, "--update")] = False,
+    threshold: Annotated[float, option("Relative slowdown that is let pass.", GATED)] = 0.05,
+    rerun: Annotated[bool, option("Confirm a slowdown in fresh processes before it counts.", GATED)] = True,
+    junit: Annotated[Path | None, option("JUnit XML to write.", LEFT)] = None,
+    summary: Annotated[Path | None, option("Markdown to write, for a job summary.", LEFT)] = None,
     self_test: Annotated[
         bool,
-        typer.Option("--self-test", help="Count the gate's false alarms and what it catches, here and now."),
+        option("Count the gate's false alarms and what it catches, here and now.", SELF_TEST, "--self-test"),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="With --self-test: a run directory for its figures.")
+        Path | None, option("With --self-test: a run directory for its figures.", SELF_TEST)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="With --self-test: go on with the run in --out.")
+        bool, option("With --self-test: go on with the run in --out.", SELF_TEST, "--resume")
     ] = False,
 ) -> None:
-    """Hold a run against a baseline: exit status 1 for a confirmed regression or an unexplained change."""
+    """Hold a run against a baseline: exit status 1 for a confirmed regression or an unexplained change.
+
+    Examples:
+
+        zipfmax sweep --preset gate --processes 6 --threads 1 --out runs/now
+        zipfmax gate runs/now --baseline baseline.jsonl --update        make the baseline
+        zipfmax gate runs/now --baseline baseline.jsonl                 judge a later run
+        zipfmax gate --self-test                                        how often is it wrong here
+    """
     if self_test:
         from zipfmax_bench.selftest import self_test as check
 
@@ -148,76 +177,90 @@ def gate(
 
 def compare(
     base: Annotated[str, typer.Argument(help="A git revision, such as main.")],
-    threads: Annotated[int | None, typer.Option(help="Of both; by default all cores.")] = None,
-    threshold: Annotated[float, typer.Option(help="Relative slowdown that is let pass.")] = 0.05,
-    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Markdown to write, for a job summary.")] = None,
+    threads: Annotated[int | None, option("Of both; by default all cores.", COMPARED)] = None,
+    threshold: Annotated[float, option("Relative slowdown that is let pass.", COMPARED)] = 0.05,
+    junit: Annotated[Path | None, option("JUnit XML to write.", LEFT)] = None,
+    summary: Annotated[Path | None, option("Markdown to write, for a job summary.", LEFT)] = None,
 ) -> None:
-    """Measure another git revision interleaved with this one: exit status 1 if this one is slower."""
+    """Measure another git revision interleaved with this one: exit status 1 if this one is slower.
+
+    Both are of the repository of the working directory, whichever zipfmax is installed.
+
+    Examples:
+
+        zipfmax compare main
+        zipfmax compare HEAD~1 --junit out/compare.xml --summary out/summary.md
+    """
     from zipfmax_bench.compare import compare as measure
 
     raise typer.Exit(measure(base, threads=threads, threshold=threshold, junit=junit, summary=summary))
 
 
 def plan(
-    features: Annotated[int, typer.Option(help="Hidden width d.")],
-    batch: Annotated[int, typer.Option(help="Rows N of a step.")],
+    features: Annotated[int, option("Hidden width d.", STEP)],
+    batch: Annotated[int, option("Rows N of a step.", STEP)],
     counts: Annotated[
         Path | None,
-        typer.Option(
-            help="Counts by label: token and count lines, .csv, .tsv, .npy, .npz, .json, or a text to count; "
-            "also gzipped."
+        option(
+            "Counts by label: token and count lines, .csv, .tsv, .npy, .npz, .json, or a text to count; "
+            "also gzipped.",
+            LABELS,
         ),
     ] = None,
     counts_format: Annotated[
-        str | None,
-        typer.Option(help="text, token-count, csv, tsv, npy, npz or json, where the guess is wrong."),
+        str | None, option("text, token-count, csv, tsv, npy, npz or json, where the guess is wrong.", LABELS)
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer.json: the tokens of the text in --counts are counted.")
+        Path | None, option("A tokenizer.json: the tokens of the text in --counts are counted.", LABELS)
     ] = None,
-    zipf: Annotated[
-        float | None, typer.Option(help="A Zipf law with this exponent; needs --classes.")
-    ] = None,
-    labels: Annotated[str | None, typer.Option(help="Or a distribution, such as wordfreq:en.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Vocabulary size; by default the counts' own.")] = None,
-    div_value: Annotated[float, typer.Option(help="How tails narrow.")] = 4.0,
-    clusters: Annotated[int | None, typer.Option(help="Number of tails; by default the cheapest.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
-    task: Annotated[str, typer.Option(help="train or forward.")] = "train",
-    max_parameters: Annotated[int | None, typer.Option(help="Most weights that the layer may have.")] = None,
-    min_projection: Annotated[int, typer.Option(help="Smallest projection of a tail.")] = 1,
+    zipf: Annotated[float | None, option("A Zipf law with this exponent; needs --classes.", LABELS)] = None,
+    labels: Annotated[str | None, option("Or a distribution, such as wordfreq:en.", LABELS)] = None,
+    classes: Annotated[int | None, option("Vocabulary size; by default the counts' own.", LABELS)] = None,
+    div_value: Annotated[float, option("How tails narrow.", BOUNDS)] = 4.0,
+    clusters: Annotated[int | None, option("Number of tails; by default the cheapest.", BOUNDS)] = None,
+    device: Annotated[str, option("cpu or cuda.", STEP)] = "cpu",
+    dtype: Annotated[str, option("float32, bfloat16, ...", STEP)] = "float32",
+    task: Annotated[str, option("train or forward.", STEP)] = "train",
+    max_parameters: Annotated[int | None, option("Most weights that the layer may have.", BOUNDS)] = None,
+    min_projection: Annotated[int, option("Smallest projection of a tail.", BOUNDS)] = 1,
     min_shortlist_share: Annotated[
-        float, typer.Option(help="Least share of the labels that the shortlist holds, for perplexity.")
+        float, option("Least share of the labels that the shortlist holds, for perplexity.", BOUNDS)
     ] = 0.0,
     multiple: Annotated[
         int | None,
-        typer.Option(help="Cutoffs are multiples of this; by default of 16, of 1 below 1,024 classes."),
+        option("Cutoffs are multiples of this; by default of 16, of 1 below 1,024 classes.", BOUNDS),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
+    threads: Annotated[int | None, option("By default all cores.", STEP)] = None,
     calibrate: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Plan with this machine's cost model, measured once (45 s), in place of the bundled one.",
+            STEP,
             "--calibrate",
-            help="Plan with this machine's cost model, measured once (45 s), in place of the bundled one.",
         ),
     ] = False,
-    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure it again.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    recalibrate: Annotated[bool, option("Measure it again.", STEP, "--recalibrate")] = False,
+    as_json: Annotated[bool, option("Print the plan as JSON.", PRINTED, "--json")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw cost against the first cutoff into this file (.svg, .png, ...).")
+        Path | None, option("Draw cost against the first cutoff into this file (.svg, .png, ...).", PRINTED)
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Time the plan, the literature's cutoffs and full softmax, interleaved.")
+        bool, option("Time the plan, the literature's cutoffs and full softmax, interleaved.", PRINTED)
     ] = False,
-    python: Annotated[bool, typer.Option(help="Print only the code to paste.")] = False,
+    python: Annotated[bool, option("Print only the code to paste.", PRINTED)] = False,
     world: Annotated[
         list[int] | None,
-        typer.Option(help="Predict a step with the vocabulary split over so many ranks too; repeat."),
+        option("Predict a step with the vocabulary split over so many ranks too; repeat.", STEP),
     ] = None,
 ) -> None:
-    """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for."""
+    """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for.
+
+    Examples:
+
+        zipfmax plan --labels wordfreq:en --classes 50000 --features 512 --batch 1024
+        zipfmax plan --counts counts.csv --features 512 --batch 4096 --min-shortlist-share 0.8
+        zipfmax plan --zipf 1.1 --classes 200000 --features 512 --batch 4096 --python
+    """
     from zipfmax_bench.planning import PlanOptions, run
     from zipfmax_reference.console import terminal
     from zipfmax_reference.records.files import check_writable
@@ -266,25 +309,31 @@ def plan(
 
 def train(
     text: Annotated[
-        Path | None, typer.Option(help="A text file; without one a small text is made from the seed.")
+        Path | None, option("A text file; without one a small text is made from the seed.", DATA)
     ] = None,
-    layer: Annotated[str, typer.Option(help="Output layer: zipfmax, torch or full.")] = "zipfmax",
-    embedding: Annotated[str, typer.Option(help="plain, adaptive, or tied to zipfmax's layer.")] = "plain",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the text; by default 1.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Take that many steps instead.")] = None,
-    batch: Annotated[int, typer.Option(help="Streams of text read side by side.")] = 16,
-    window: Annotated[int, typer.Option(help="Words of each stream that a step reads.")] = 32,
-    features: Annotated[int, typer.Option(help="Width of embedding and hidden state.")] = 128,
-    depth: Annotated[int, typer.Option(help="LSTM layers.")] = 1,
-    cutoffs: Annotated[str | None, typer.Option(help="Where clusters start, such as 2000,10000.")] = None,
-    div_value: Annotated[float, typer.Option(help="How tails narrow.")] = 4.0,
-    vocabulary: Annotated[int | None, typer.Option(help="Keep that many words of the text.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and of the made text.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    backend: Annotated[str, typer.Option(help="zipfmax's backend.")] = "auto",
+    layer: Annotated[str, option("Output layer: zipfmax, torch or full.", MODEL)] = "zipfmax",
+    embedding: Annotated[str, option("plain, adaptive, or tied to zipfmax's layer.", MODEL)] = "plain",
+    epochs: Annotated[int | None, option("Passes over the text; by default 1.", TRAINED)] = None,
+    steps: Annotated[int | None, option("Take that many steps instead.", TRAINED)] = None,
+    batch: Annotated[int, option("Streams of text read side by side.", DATA)] = 16,
+    window: Annotated[int, option("Words of each stream that a step reads.", DATA)] = 32,
+    features: Annotated[int, option("Width of embedding and hidden state.", MODEL)] = 128,
+    depth: Annotated[int, option("LSTM layers.", MODEL)] = 1,
+    cutoffs: Annotated[str | None, option("Where clusters start, such as 2000,10000.", MODEL)] = None,
+    div_value: Annotated[float, option("How tails narrow.", MODEL)] = 4.0,
+    vocabulary: Annotated[int | None, option("Keep that many words of the text.", DATA)] = None,
+    learning_rate: Annotated[float, option("Of Adam.", TRAINED)] = 2e-3,
+    seed: Annotated[int, option("Of weights and of the made text.", TRAINED)] = 0,
+    device: Annotated[str, option("cpu or cuda.", TRAINED)] = "cpu",
+    backend: Annotated[str, option("zipfmax's backend.", MODEL)] = "auto",
 ) -> None:
-    """Train a small language model on a text with one of three output layers: perplexity and time a step."""
+    """Train a small language model on a text with one of three output layers: perplexity and time a step.
+
+    Examples:
+
+        zipfmax train --steps 100
+        zipfmax train --text book.txt --layer full --epochs 2
+    """
     from zipfmax_bench.example.model import ModelOptions
     from zipfmax_bench.example.train import TrainOptions, run
 
@@ -301,16 +350,21 @@ def train(
 
 def compile_kernels(
     target: Annotated[
-        list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; repeat. By default all.")
+        list[str] | None, option("sm_80, sm_90, sm_100 or gfx942; repeat. By default all.", COMPILED)
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Only training steps with biases, of several tails, in 16 bits and tf32."
+        option(
+            "Only training steps with biases, of several tails, in 16 bits and tf32.", COMPILED, "--quick"
         ),
     ] = False,
 ) -> None:
-    """Compile every GPU kernel, with no GPU: registers, spills, shared memory; exit 1 if one is bad."""
+    """Compile every GPU kernel, with no GPU: registers, spills, shared memory; exit 1 if one is bad.
+
+    Example:
+
+        zipfmax compile --target sm_90 --quick
+    """
     from zipfmax_bench.kernels import compile as compiler
 
     raise typer.Exit(compiler.report(target or list(compiler.TARGETS), quick))

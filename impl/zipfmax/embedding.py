@@ -28,7 +28,8 @@ class AdaptiveEmbedding(nn.Module):
         embedding_dim: width d of the result.
         cutoffs: ranks at which a new band starts, as `ClusterLayout` takes them.
         div_value: band i is floor(d / div_value**i) wide; band 0, the shortlist, d.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
         shortlist_projection: project band 0 too, d to d, as fairseq does; without it its rows are the result.
         label_ranks: for words that are not sorted by frequency; kept in the state_dict.
 

@@ -67,7 +67,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         cutoffs: label ranks at which a new cluster starts, increasing, without n_classes.
         div_value: tail i is computed from a projection of size floor(d / div_value**(i + 1)).
         head_bias: add a bias to the head.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
         tail_bias: add a bias to every cluster's output.
         projection_bias: add a bias to every cluster's projection.
         projection_sizes: the projections' sizes, one a tail, instead of those that div_value gives.
@@ -82,9 +83,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             `find_unused_parameters`. Compiled graphs and GPU kernels, which never read the targets on the
             host, give zeros either way.
         backend: "auto" takes the fastest that can serve the input; a named one that cannot raises.
-        label_smoothing, weight: as `torch.nn.functional.cross_entropy` takes them, uniform over all classes
-            and [n_classes] by label; the mean then divides by the sum of the targets' weights. `weight` is
-            kept as the buffer `class_weight`; a checkpoint may lack it.
+        label_smoothing: as `torch.nn.functional.cross_entropy` takes it, uniform over all classes.
+        weight: [n_classes] by label, as `cross_entropy` takes it; the mean then divides by the sum of the
+            targets' weights. It is kept as the buffer `class_weight`; a checkpoint may lack it.
         z_loss: adds this factor times the squared log-sum-exps of the head and of the target's tail; see
             `zipfmax.losses` for the whole formula. `output` is log p of the target whatever is added.
         gradients: what will be differentiated. "loss": only the loss, so `output` is detached. "output": a
@@ -208,8 +209,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             counts: [n_classes] how often each label occurs; where they do not descend, the layer carries
                 `LabelRanks` and so keeps the user's label ids.
             batch_size: rows of a training step.
-            div_value, clusters: as `zipfmax.plan_cutoffs` takes them.
-            device, dtype: of the parameters, and what the plan is for.
+            div_value: as `zipfmax.plan_cutoffs` takes it.
+            clusters: as `zipfmax.plan_cutoffs` takes it.
+            device: of the parameters, and what the plan is for.
+            dtype: of the parameters, and what the plan is for.
             calibrate: measure this machine for at most 45 s, once, in place of planning with a bundled model.
             plan: further arguments of `zipfmax.plan_cutoffs`, such as {"min_shortlist_share": 0.8}.
             options: further arguments of the layer, such as `ignore_index`.

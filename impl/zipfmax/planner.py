@@ -140,14 +140,18 @@ def plan_cutoffs(
         batch_size: rows N of a step.
         div_value: as `AdaptiveLogSoftmaxWithLoss` takes it.
         clusters: number of tail clusters, 1 to 6, or "auto".
-        device, dtype, task, backend: what to plan for.
+        device: what to plan for.
+        dtype: what to plan for.
+        task: what to plan for, "train" or "forward".
+        backend: what to plan for, as the layer takes it.
         max_parameters: upper bound of the layer's weights.
         min_projection: smallest projection a tail may have; bounds the number of tails.
         min_shortlist_share: least share of the labels that the shortlist must hold.
         multiple: cutoffs are multiples of this, for instance of a kernel's tile; by default of 16, and of 1
             for fewer than 1,024 classes.
         calibrate: measure this machine's cost model, or take it from the cache.
-        budget_s, on_sample: of the measuring, as `zipfmax.calibration.calibrate` takes them.
+        budget_s: of the measuring, as `zipfmax.calibration.calibrate` takes it.
+        on_sample: called while measuring, as `zipfmax.calibration.calibrate` takes it.
         model: a cost model to plan with, in place of a bundled or a measured one.
         prior: beside `model`, one whose plan stands unless `model` overrules it.
 
@@ -236,7 +240,8 @@ def cost_models(
         return measured, bundled
     if bundled is None:
         raise ValueError(
-            f"no cost model of a {torch.device(device).type} device is bundled; measure one by calibrate=True"
+            f"no cost model of a {torch.device(device).type} device is bundled; measure one: calibrate=True, "
+            "or --calibrate"
         )
     return bundled, None
 

@@ -13,53 +13,74 @@ from typing import Annotated
 import typer
 
 from zipfmax.errors import UsageError
+from zipfmax_reference.contestants.registry import names
+from zipfmax_reference.options import IMPLEMENTATIONS, RECORDS, option
 
-Out = Annotated[Path | None, typer.Option(help="Run directory for the records.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-Cells = Annotated[
-    str | None, typer.Option(help="Only the cells whose id contains this; * and ? are wildcards.")
-]
+JUDGED = "What is judged, as in --impl path/file.py:Class --against torch"
+WHERE = "Which cells, as in --grid full --cells 'V1000-*-bfloat16'"
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+Out = Annotated[Path | None, option("Run directory for the records.", RECORDS)]
+Resume = Annotated[bool, option("Go on with the run in --out.", RECORDS, "--resume")]
+Cells = Annotated[str | None, option("Only the cells whose id contains this; * and ? are wildcards.", WHERE)]
 Grid = Annotated[
-    str, typer.Option(help="quick; full: thousands of awkward cells; large: up to a million classes.")
+    str,
+    option(
+        "quick; full: thousands of awkward cells; large: up to a million classes.",
+        WHERE,
+        values=("quick", "full", "large"),
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, option("cpu, cuda or cuda:N.", WHERE, values=("cpu", "cuda"))]
 
 
 def verify(
-    grid: Grid = "quick",
     impl: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An implementation, or your own as path/file.py:Class; repeat for several. With "
-            "TRITON_INTERPRET=1 in the environment zipfmax:triton needs no GPU."
-        ),
+        list[str] | None, option(f"Repeat for several: {IMPLEMENTATIONS}.", JUDGED, values=names())
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="A reference; by default definition, torch and paddle; repeat.")
+        list[str] | None,
+        option("A reference; by default definition, torch and paddle; repeat.", JUDGED, values=names()),
     ] = None,
+    grid: Grid = "quick",
     cells: Cells = None,
     device: Device = "cpu",
     dtype: Annotated[
-        list[str] | None, typer.Option(help="A dtype for every cell in place of the grid's own; repeat.")
+        list[str] | None,
+        option("A dtype for every cell in place of the grid's own; repeat.", WHERE, values=DTYPES),
     ] = None,
     matmul_precision: Annotated[
-        str, typer.Option(help="torch's of float32 products: highest, high or medium (tf32 on a GPU).")
+        str,
+        option(
+            "torch's of float32 products: highest, high or medium (tf32 on a GPU).",
+            WHERE,
+            values=("highest", "high", "medium"),
+        ),
     ] = "highest",
     world: Annotated[
         list[int] | None,
-        typer.Option(
-            help="Split zipfmax's layers over so many ranks of this machine, and compare them with one rank "
-            "too; repeat for several numbers."
+        option(
+            "Split zipfmax's layers over so many ranks of this machine, and compare them with one rank too; "
+            "repeat for several numbers.",
+            JUDGED,
         ),
-    ] = None,
-    save_results: Annotated[
-        Path | None,
-        typer.Option(help="Keep what the one --impl computed in this folder, as --against saved:FOLDER."),
     ] = None,
     out: Out = None,
     resume: Resume = False,
+    save_results: Annotated[
+        Path | None,
+        option("Keep what the one --impl computed in this folder, as --against saved:FOLDER.", RECORDS),
+    ] = None,
 ) -> None:
-    """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong."""
+    """Check implementations against the definition, torch.nn and Paddle; exit status 1 if one is wrong.
+
+    Examples:
+
+        zipfmax verify                                  every backend of zipfmax, the quick grid
+        zipfmax verify --impl my_layer.py:MyLayer       your class, in a process of its own
+        zipfmax verify --grid full --out runs/full      thousands of cells; goes on with --resume
+        TRITON_INTERPRET=1 zipfmax verify --impl zipfmax:triton     the GPU kernels without a GPU
+    """
     from zipfmax_reference.checks.verify import Options, run
 
     options = Options(
@@ -76,22 +97,27 @@ def verify(
 
 
 def mutants(
+    timing: Annotated[
+        bool, option("Instead, plant ways to claim time that was not earned.", WHERE, "--timing")
+    ] = False,
     grid: Grid = "quick",
     cells: Cells = None,
     device: Device = "cpu",
-    timing: Annotated[
-        bool, typer.Option("--timing", help="Instead, plant ways to claim time that was not earned.")
-    ] = False,
     world: Annotated[
         int | None,
-        typer.Option(
-            help="Instead, plant the faults of layers whose vocabulary is split over so many ranks."
-        ),
+        option("Instead, plant the faults of layers whose vocabulary is split over so many ranks.", WHERE),
     ] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
-    """Check that every planted fault is caught; exit status 1 if one passes."""
+    """Check that every planted fault is caught; exit status 1 if one passes.
+
+    Examples:
+
+        zipfmax mutants
+        zipfmax mutants --cells predict --out runs/mutants
+        zipfmax mutants --timing
+    """
     if timing:
         if (grid, cells, device, resume, world) != ("quick", None, "cpu", False, None):
             raise UsageError("--timing has cases of its own: of the other options it takes only --out")
@@ -102,19 +128,31 @@ def mutants(
 
 
 def conformance(out: Out = None, resume: Resume = False) -> None:
-    """Probe what torch.nn, Paddle and TensorFlow do, feature by feature, and how stable they are."""
+    """Probe what torch.nn, Paddle and TensorFlow do, feature by feature, and how stable they are.
+
+    Example:
+
+        zipfmax conformance --out runs/conformance
+    """
     from zipfmax_reference.checks.conformance import run
 
     raise typer.Exit(run(out, resume))
 
 
 def metamorphic(
-    impl: Annotated[list[str] | None, typer.Option(help="An implementation; repeat for several.")] = None,
+    impl: Annotated[
+        list[str] | None, option(f"Repeat for several: {IMPLEMENTATIONS}.", JUDGED, values=names())
+    ] = None,
     cells: Cells = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
-    """Check relations that hold at millions of classes and need no reference; exit status 1 if one fails."""
+    """Check relations that hold at millions of classes and need no reference; exit status 1 if one fails.
+
+    Example:
+
+        zipfmax metamorphic --impl my_layer.py:MyLayer --cells V1000000
+    """
     from zipfmax_reference.checks.metamorphic import run
 
     raise typer.Exit(run(tuple(impl or ()), cells, out, resume))

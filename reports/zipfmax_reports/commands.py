@@ -22,7 +22,13 @@ def report(
         Path | None, typer.Option(help="A file for a summary in Markdown, to paste in a pull request.")
     ] = None,
 ) -> None:
-    """Make the page of a run: is it right, is it worth it, why, and how to repeat it."""
+    """Make the page of a run: is it right, is it worth it, why, and how to repeat it.
+
+    Examples:
+
+        zipfmax report runs/mine
+        zipfmax report runs/new runs/old --output both.html --markdown summary.md
+    """
     from zipfmax_reports.report import write_report
 
     print(write_report(directories, output, figures, markdown))

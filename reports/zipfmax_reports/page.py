@@ -23,7 +23,7 @@ import zipfmax
 from zipfmax_reports import charts, sections, tables
 from zipfmax_reports.comparison import compare
 from zipfmax_reports.elements import Picture, Section, Table
-from zipfmax_reports.plans import plan_pictures, proof_picture
+from zipfmax_reports.plans import error_picture, plan_pictures, proof_picture
 from zipfmax_reports.reproduction import run_commands
 from zipfmax_reports.runs import Run
 from zipfmax_reports.style import DARK, LIGHT, size
@@ -122,7 +122,11 @@ class Page:
 def _why(run: Run, table: pd.DataFrame) -> Section:
     section = sections.why(table)
     if "plans" in run.extras:
-        section.figures += plan_pictures(run.extras["plans"], table)
+        section.figures += plan_pictures(
+            run.extras["plans"], table, with_error="plan_error" not in run.extras
+        )
+    if "plan_error" in run.extras:
+        section.figures.append(error_picture(run.extras["plan_error"], run.extras.get("plan_agreement")))
     if "plan_proof" in run.extras:
         section.figures.append(proof_picture(run.extras["plan_proof"]))
     return section

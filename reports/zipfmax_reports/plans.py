@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 
 import pandas as pd
 
+from zipfmax_reference.records.plan import errors
 from zipfmax_reports import figures, tables
 from zipfmax_reports.elements import Format, Picture, Table, text
 from zipfmax_reports.plan_figure import plan_figure, proof_figure
 from zipfmax_reports.reproduction import sweep_command
-from zipfmax_reports.style import count, factor, percent, seconds
+from zipfmax_reports.style import count, factor, seconds
 from zipfmax_reports.summary import cells_text
 
 
-def plan_pictures(plans: pd.DataFrame, table: pd.DataFrame) -> list[Picture]:
-    """The figures of a run's plans; `table` is `tables.cells` of the same run."""
+def plan_pictures(plans: pd.DataFrame, table: pd.DataFrame, with_error: bool = True) -> list[Picture]:
+    """The figures of a run's plans; `table` is `tables.cells` of the same run.
+
+    The error is left out where the run has it from `zipfmax_bench.plan_error`: a page says one.
+    """
     found = [_curve(plans)]
-    if not table.empty and "case" in plans:
+    if with_error and not table.empty and "case" in plans:
         planned = plans.drop_duplicates("case", keep="last").set_index("case")
         rows = table[
             table["ok"] & (table["impl"] == tables.subject(table)) & table["case"].isin(planned.index)
         ]
         if not rows.empty:
             predicted = rows["case"].map(planned["predicted_s"])
-            found.append(_predictions(rows.assign(predicted_s=predicted)))
+            command = sweep_command(rows, [tables.subject(rows)])
+            found.append(_predictions(rows.assign(predicted_s=predicted), command))
     return found
 
 
@@ -34,7 +40,6 @@ def proof_picture(proof: pd.DataFrame) -> Picture:
         over_best=proof["plan_s"] / proof["best_s"],
         literature=proof["literature_s"] / proof["best_s"],
         full=proof["full_s"] / proof["best_s"] if "full_s" in proof else float("nan"),
-        error=(proof["predicted_s"] / proof["plan_s"] - 1).abs(),
         labels_name=proof["labels"].map(tables.labels_name),
     )
     columns: dict[str, tuple[str, Format]] = {
@@ -49,7 +54,6 @@ def proof_picture(proof: pd.DataFrame) -> Picture:
         "over_best": ("plan / best", factor),
         "literature": ("literature's / best", factor),
         "full": ("full softmax / best", factor),
-        "error": ("prediction off by", percent),
     }
     over = rows["over_best"] - 1
     caption = (
@@ -66,6 +70,35 @@ def proof_picture(proof: pd.DataFrame) -> Picture:
         figure=proof_figure(rows),
         table=Table.of(caption, rows, columns),
         command="python -m zipfmax_bench.plan_proof",
+    )
+
+
+def error_picture(measured: pd.DataFrame, agreement: pd.DataFrame | None = None) -> Picture:
+    """What plans predicted and what was measured, on cells that took no part in the cost model.
+
+    Args:
+        measured: a row for each `PlanError`.
+        agreement: a row for each `PlanAgreement`, where the run has them.
+    """
+    rows = measured.assign(
+        median_s=measured["measured_s"], labels_name=measured["labels"].map(tables.labels_name)
+    )
+    machine = measured.iloc[0]["machine"]
+    about = (
+        f" Cost model {measured.iloc[0]['source']}; measured on {machine.get('hardware', 'a machine unknown')}, "
+        f"{machine.get('threads', 'unknown')} threads."
+    )
+    return _predictions(rows, "python -m zipfmax_bench.plan_error", about + _agreement(agreement))
+
+
+def _agreement(agreement: pd.DataFrame | None) -> str:
+    """How many calibrations plan alike, in a sentence; nothing where that was not counted."""
+    if agreement is None or agreement.empty:
+        return ""
+    agree = [max(Counter(map(tuple, plans)).values()) for plans in agreement["plans"]]
+    of = len(agreement.iloc[0]["plans"])
+    return (
+        f" In each of {cells_text(len(agree))} at least {min(agree)} of {of} calibrations made the same plan."
     )
 
 
@@ -102,9 +135,9 @@ def _curve(plans: pd.DataFrame) -> Picture:
     )
 
 
-def _predictions(rows: pd.DataFrame) -> Picture:
+def _predictions(rows: pd.DataFrame, command: str, about: str = "") -> Picture:
     rows = rows.assign(ratio=rows["predicted_s"] / rows["median_s"])
-    error = (rows["ratio"] - 1).abs()
+    median, p90 = errors(list(zip(rows["predicted_s"], rows["median_s"], strict=True)))
     columns: dict[str, tuple[str, Format]] = {
         "task": ("task", text),
         "n_classes": ("classes", count),
@@ -114,7 +147,10 @@ def _predictions(rows: pd.DataFrame) -> Picture:
         "median_s": ("measured", seconds),
         "ratio": ("predicted / measured", factor),
     }
-    caption = f"Median error {100 * error.median():.0f} %, largest {100 * error.max():.0f} %."
+    caption = (
+        f"{cells_text(len(rows))}, off by {100 * median:.1f} % in the median and {100 * p90:.1f} % at the 90th "
+        f"percentile.{about}"
+    )
     return Picture(
         name="predicted",
         title="What the plans predicted, and what was measured",
@@ -123,5 +159,5 @@ def _predictions(rows: pd.DataFrame) -> Picture:
         caption=caption,
         figure=figures.predicted_against_measured(rows),
         table=Table.of(caption, rows, columns),
-        command=sweep_command(rows, [tables.subject(rows)]),
+        command=command,
     )

@@ -16,6 +16,8 @@ from zipfmax_reference.records import (
     Mutant,
     Parity,
     Plan,
+    PlanAgreement,
+    PlanError,
     PlanProof,
     Record,
     RunDirectory,
@@ -24,7 +26,10 @@ from zipfmax_reference.records import (
     Timing,
 )
 
-_EXTRAS: tuple[type[Record], ...] = (Mutant, Conformance, Stability, Metamorphic, SelfTest, Plan, PlanProof)
+_EXTRAS: tuple[type[Record], ...] = (
+    *(Mutant, Conformance, Stability, Metamorphic, SelfTest),
+    *(Plan, PlanProof, PlanError, PlanAgreement),
+)
 
 
 @dataclass(frozen=True)

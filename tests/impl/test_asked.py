@@ -1,4 +1,4 @@
-"""The documentation's tables of what users asked for and what works: each row names tests that exist."""
+"""Tables of what users asked for and of what the layer works with: each row names tests that exist."""
 
 import re
 from pathlib import Path

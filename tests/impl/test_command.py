@@ -1,12 +1,14 @@
 """The `zipfmax` command finds what is installed, imports what it runs, and ends with one clear line."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 import typer
+from typer.main import get_command
 
 from zipfmax import command
 from zipfmax.errors import UsageError, unknown
@@ -39,7 +41,16 @@ def test_help_imports_neither_torch_nor_typer_nor_anything_of_the_harness():
 def test_every_command_can_be_loaded_and_says_what_its_options_do():
     for name, entry in command.commands().items():
         assert command.summary(entry) == entry.load().__doc__.partition("\n")[0]
-        command.application(name)
+        for parameter in get_command(command.application(name)).params:
+            assert parameter.help, (name, parameter.name)
+
+
+def test_help_groups_options_under_an_example_and_names_the_implementations():
+    shown = zipfmax_command("sweep", "--help").stdout
+    headings = [line for line in shown.splitlines() if re.match(r"\w.*, as in .*:$", line)]
+    assert len(headings) == 4
+    assert re.search(r"--impl .*zipfmax:tiled.*full:chunked.*path/file.py:Class", shown, re.S)
+    assert "    zipfmax sweep --out runs/mine --resume\n" in shown
 
 
 @pytest.mark.parametrize(

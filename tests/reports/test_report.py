@@ -192,14 +192,33 @@ def test_a_run_of_one_kind_of_check_alone_has_a_page(run_directory: Path) -> Non
     assert "the same code 200 1 0.5 % at most 1% ✓ yes" in text
 
 
-def test_the_plan_proof_of_a_run_is_on_its_page(run_directory: Path) -> None:
-    times = {"predicted_s": 2e-3, "plan_s": 1.8e-3, "best_s": 2e-3, "literature_s": 5e-3, "full_s": 4e-2}
-    times |= {"full_predicted_s": 4e-2, "tried": 9}
-    cell = {"labels": "zipf:1.0", "n_classes": 5000, "in_features": 64, "batch_size": 128, "task": "train"}
-    line = json.dumps({**cell, **times, "plan": [40, 300], "best": [39, 312], "literature": [350, 1250]})
-    (run_directory / "plan_proof.jsonl").write_text(f"{line}\n{line}\n")  # the second was written on resuming
+def test_a_page_has_the_plan_proof_and_one_error_of_the_model_that_of_cells_nobody_fitted(
+    run_directory: Path,
+) -> None:
+    cell = {"labels": "zipf:1", "n_classes": 5000, "in_features": 64, "batch_size": 128, "task": "train"}
+    times = {"full_s": 4e-2, "full_predicted_s": 4e-2}
+
+    def write(name: str, *records: dict[str, Any]) -> None:
+        lines = "".join(json.dumps(cell | record) + "\n" for record in records)
+        (run_directory / f"{name}.jsonl").write_text(lines)
+
+    proof = {"predicted_s": 2e-3, "plan_s": 1.8e-3, "best_s": 2e-3, "literature_s": 5e-3, "tried": 9, **times}
+    proof |= {"plan": [40, 300], "best": [39, 312], "literature": [350, 1250]}
+    write("plan_proof", proof, proof)  # the second was written on resuming
+    about = {"dtype": "float32", "source": "bundled: one", "machine": {"hardware": "another", "threads": 2}}
+    plan = {"cutoffs": [40, 300], "measured_s": 1e-3, **times, **about}
+    write(
+        "plan_error",
+        *({**plan, "labels": f"zipf:{n}", "predicted_s": 1e-3 * (1 + n / 10)} for n in (1, 2, 3)),
+    )
+    plans = {"bundled": [40], "plans": [[40]] * 3 + [[50]], "alone": [[9]] * 4, "errors": [0.1] * 4}
+    write("plan_agreement", {**plans, **about})
     text = Text(write_report([run_directory]).read_text()).text
     assert "1 cell. Beside the best of the search the plan takes -10.0 % in the median" in text
+    assert "off by 10.0 % in the median" not in text  # which the sweep's own plans are
+    assert "3 cells, off by 20.0 % in the median and 28.0 % at the 90th percentile." in text
+    assert "Cost model bundled: one; measured on another, 2 threads." in text
+    assert "In each of 1 cell at least 3 of 4 calibrations made the same plan." in text
 
 
 def test_reasons_that_differ_in_a_predicted_time_are_one_line_with_its_range(

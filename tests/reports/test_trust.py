@@ -148,7 +148,8 @@ def test_a_plan_s_prediction_stands_beside_what_was_measured(run_directory: Path
     curve, predicted = plan_pictures(run.extras["plans"], table)
     assert "--labels" in str(curve.command)
     assert len(curve.table.rows) == len(run.extras["plans"])
-    assert predicted.caption == "Median error 10 %, largest 10 %."
+    cells = f"{len(run.extras['plans'])} cells"
+    assert predicted.caption == f"{cells}, off by 10.0 % in the median and 10.0 % at the 90th percentile."
     row = dict(zip(predicted.table.columns, predicted.table.rows[0], strict=True))
     measured = table[(table["impl"] == "zipfmax") & (table["dtype"] == "float32")].iloc[0]["median_s"]
     assert row["measured"] == seconds(measured)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,11 @@ def shapes(chosen: list[T], further: list[T]) -> list[T]:
     """What a test runs over: under the interpreter, which is slow, the further ones only if asked for."""
     every = torch.cuda.is_available() or os.environ.get("ZIPFMAX_KERNEL_TESTS") == "all"
     return chosen + further if every else chosen
+
+
+def crossed(chosen: list[T], *axes: Sequence[object]) -> list[T]:
+    """The same for points of a grid: under the interpreter the chosen ones, else all."""
+    return shapes(chosen, [point for point in product(*axes) if point not in chosen])
 
 
 def draw(
