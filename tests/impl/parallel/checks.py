@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import re
 from functools import partial
 
@@ -42,9 +43,14 @@ def cases(**axes):
     return decorate
 
 
+def device():
+    """Of every layer and batch."""
+    return os.environ.get("ZIPFMAX_RANKS_DEVICE", "cpu")
+
+
 def make(layout=LAYOUT, seed=0, dtype=torch.float64, **options):
     torch.manual_seed(seed)
-    return AdaptiveLogSoftmaxWithLoss(*layout, dtype=dtype, **options)
+    return AdaptiveLogSoftmaxWithLoss(*layout, device=device(), dtype=dtype, **options)
 
 
 def batch(layout=LAYOUT, n=37, seed=1, dtype=torch.float64):
@@ -53,7 +59,7 @@ def batch(layout=LAYOUT, n=37, seed=1, dtype=torch.float64):
     target = torch.randint(0, layout[1], (n,))
     edges = [0, layout[1] - 1, *layout[2], *(c - 1 for c in layout[2])]
     target[: len(edges)] = torch.tensor(edges)[:n]
-    return hidden, target
+    return hidden.to(device()), target.to(device())
 
 
 def both(group, layout=LAYOUT, **options):
