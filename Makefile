@@ -35,6 +35,7 @@ test: $(VENV)/.ready  ## every test
 kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter, and of compiling them (minutes)
 	ZIPFMAX_KERNEL_TESTS=all TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/impl/backends/triton
 	ZIPFMAX_KERNEL_TESTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/bench/kernels
+	ZIPFMAX_KERNEL_TESTS=all OMP_NUM_THREADS=1 $(BIN)/pytest tests/impl/parallel -k 'kernels or gpus'
 
 lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the workflows
 	$(BIN)/ruff format --check .

@@ -248,6 +248,10 @@ def plan(
         bool, option("Time the plan, the literature's cutoffs and full softmax, interleaved.", PRINTED)
     ] = False,
     python: Annotated[bool, option("Print only the code to paste.", PRINTED)] = False,
+    world: Annotated[
+        list[int] | None,
+        option("Predict a step with the vocabulary split over so many ranks too; repeat.", STEP),
+    ] = None,
 ) -> None:
     """Choose the cutoffs: a partition of these labels that is fast, and the same whenever it is asked for.
 
@@ -294,6 +298,7 @@ def plan(
         threads=threads,
         calibrate=calibrate,
         recalibrate=recalibrate,
+        world=tuple(world or ()),
     )
     quiet = as_json or python
     result = run(options, as_json=as_json, measured=measure, python=python, console=terminal(stderr=quiet))

@@ -21,6 +21,7 @@ from zipfmax.errors import UsageError, unknown
 from zipfmax.plan_code import plan_code
 from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
+from zipfmax_bench import rank_planning
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
@@ -54,6 +55,8 @@ class PlanOptions:
     """Measure this machine, or take what was measured before, in place of the bundled cost model."""
     recalibrate: bool = False
     """Measure whatever is known."""
+    world: tuple[int, ...] = ()
+    """Numbers of ranks to predict a step over as well."""
 
 
 def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
@@ -334,6 +337,10 @@ def run(
     result = record(plan, calibration, options, customary)
     if measured:
         result["measured"] = measure(plan, options)
+    if options.world:
+        result["over_ranks"] = rank_planning.over_ranks(
+            plan, calibration, options.world, options.dtype, options.device, options.task
+        )
     if as_json:
         print(json.dumps({**result, "code": code}, indent=1))
     elif python:
@@ -342,6 +349,7 @@ def run(
         console.print(plan_table(plan, customary))
         for sentence in verdict(plan, calibration, customary):
             console.print(sentence, highlight=False)
+        rank_planning.show(result.get("over_ranks", []), console)
         for name, line in result.get("measured", {}).items():
             low, high = line["speedup_vs_full_low"], line["speedup_vs_full_high"]
             interval = f"{line['speedup_vs_full']:.2f}x full softmax [{low:.2f}, {high:.2f}]"

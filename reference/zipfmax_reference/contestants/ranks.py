@@ -159,13 +159,14 @@ class _Ranks:
         if len({str(error) for error in errors}) > 1:
             self.broken = True  # some rank may still wait for another, or have given up
         foreign = [error for error in met if not isinstance(error, ChildError | NotPromisedError)]
-        raise next(iter(foreign), min(met, key=_is_a_consequence))
+        raise next(iter(foreign), min(met, key=_remoteness))
 
 
-def _is_a_consequence(error: BaseException) -> bool:
-    return (
-        isinstance(error, ChildDiedError) or "gloo" in str(error).lower() or "timed out" in str(error).lower()
-    )
+def _remoteness(error: BaseException) -> int:
+    """How far an error is from what went wrong: a rank's own, a process that died, a peer that noticed."""
+    if isinstance(error, ChildDiedError):
+        return 1
+    return 2 if any(word in str(error).lower() for word in ("gloo", "nccl", "timed out")) else 0
 
 
 class RankedRunner:

@@ -95,7 +95,7 @@ def a_kept_graph_and_the_number_of_collectives(group):
     with Traffic() as traffic:
         output, _ = layer(hidden, target)
     assert traffic.collectives == 1
-    seeds = torch.linspace(-1, 2, len(target))
+    seeds = torch.linspace(-1, 2, len(target), device=target.device)
     for _ in range(2):
         hidden.grad = None
         with Traffic() as traffic:
@@ -107,4 +107,59 @@ def a_kept_graph_and_the_number_of_collectives(group):
         torch.testing.assert_close(found, hidden.grad)
     with torch.no_grad():
         torch.testing.assert_close(layer(hidden, target).loss, alone(hidden, target).loss)
-    checks.raises(RuntimeError, "Target values", lambda: layer(hidden, target + 61))
+    if checks.device() == "cpu":  # a GPU's assertion would end the process
+        checks.raises(RuntimeError, "Target values", lambda: layer(hidden, target + 61))
+
+
+def on_gpus(function):
+    """One that needs a GPU a rank."""
+    return check(function) if checks.device() == "cuda" else function
+
+
+@on_gpus
+def a_step_waits_for_no_gpu(group):
+    """Neither forward nor backward reads the device."""
+    _, layer = both(group, ODD, head_bias=True)
+    hidden, target = batch(ODD, dtype=torch.float32)
+    hidden.requires_grad_()
+    layer(hidden, target).loss.backward()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(hidden, target).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_gpus
+def a_step_is_captured_in_a_cuda_graph(group):
+    alone, layer = both(group, ODD)
+    hidden, target = batch(ODD, dtype=torch.float32)
+    static = hidden.clone().requires_grad_()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            static.grad = None
+            layer(static, target).loss.backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    static.grad = None
+    with torch.cuda.graph(graph):
+        _, loss = layer(static, target)
+        loss.backward()
+    other = batch(ODD, seed=8, dtype=torch.float32)[0]
+    with torch.no_grad():
+        static.copy_(other)
+    graph.replay()
+    same([loss.detach(), static.grad], step(alone, other, target)[1:3], rtol=1e-4, atol=1e-5)
+
+
+@on_gpus
+def every_backend_on_gpus(group):
+    """At sizes where kernels take a while, so that a collective that does not wait for them shows."""
+    layout = (128, 20_000, (2_000, 8_000), 4.0)
+    for backend in ("eager", "tiled", "triton"):
+        for dtype in (torch.float32, torch.bfloat16):
+            alone, layer = both(group, layout, dtype)
+            layer.backend = backend
+            close(group, alone, layer, *batch(layout, 512, dtype=dtype), dtype)

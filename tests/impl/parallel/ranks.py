@@ -6,6 +6,7 @@ fails that check, and the next begins anew. What each check met is written for t
 
 import datetime
 import importlib
+import os
 import pickle
 import sys
 import time
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 
 LIMIT_S = 60
+DEVICE = "ZIPFMAX_RANKS_DEVICE"
+"""Of the layers: cpu, over Gloo, or cuda, over NCCL with a GPU a rank."""
 
 
 def checks_of(path):
@@ -31,7 +34,11 @@ def main(rank, world, store, out, *paths):
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Initializing zero-element")  # uniform tails are meant
     limit = datetime.timedelta(seconds=LIMIT_S)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    on_gpu = os.environ.get(DEVICE, "cpu") == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    kind = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(kind, init_method=f"file://{store}", rank=rank, world_size=world)
     found = {}
     for name, check in [pair for path in paths for pair in checks_of(path).items()]:
         group = dist.new_group(timeout=limit)
