@@ -11,6 +11,7 @@ from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.labels import vocabulary_size
+from zipfmax_reference.runs.machine import check_fits
 
 # Partitions of the literature: WikiText-103 by Baevski & Auli 2019; the others in their spirit.
 LITERATURE_CUTOFFS: Mapping[int, tuple[int, ...]] = {
@@ -162,6 +163,8 @@ def _product(axes: Axes) -> list[Case]:
                     )
                 except ValueError as error:
                     raise UsageError(str(error)) from error
+                weights = f"the weights of {n_classes:,} classes and div_value {div_value:g}, in 16 bits,"
+                check_fits(2 * case.layout.parameter_count(), weights)
                 group.append(case)
             found += sorted(group, key=lambda case: product_flops("adaptive", case))
     return found

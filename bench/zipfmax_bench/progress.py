@@ -27,7 +27,7 @@ class SweepProgress:
             TextColumn("{task.fields[left]:>16}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # may hold the name of a file
             console=console,
             disable=not console.is_terminal,
         )

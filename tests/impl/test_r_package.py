@@ -79,10 +79,11 @@ def test_a_python_without_zipfmax_is_an_error_that_says_what_to_install(library,
     assert f"{python} -m pip install ." in done.stderr
 
 
-@pytest.mark.parametrize("readme", ["README.md", "impl/r/README.md"])
-def test_the_readmes_example_runs(readme, library, tmp_path):
-    (example,) = re.findall(r"```r\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
-    done = r(example, cwd=tmp_path, library=library)
+def test_the_examples_of_readme_and_documentation_run(library, tmp_path):
+    pages = (PACKAGE / "README.md", ROOT / "reports/docs/r.md")
+    examples = [re.findall(r"```r\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL) for page in pages]
+    assert all(examples)
+    done = r("\n".join(text for page in examples for text in page), cwd=tmp_path, library=library)
     assert done.returncode == 0, done.stderr
 
 

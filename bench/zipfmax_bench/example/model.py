@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipfmax.clusters import ClusterLayout
 from zipfmax.embedding import AdaptiveEmbedding
 from zipfmax.errors import UsageError, unknown
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
+from zipfmax_reference.runs.machine import check_fits
 
 LAYERS = ("zipfmax", "torch", "full")
 EMBEDDINGS = ("plain", "adaptive", "tied")
@@ -72,6 +74,8 @@ class LanguageModel(nn.Module):
         d = options.features
         cutoffs = options.cutoffs or default_cutoffs(n_words)
         try:
+            layout = ClusterLayout(d, n_words, tuple(cutoffs), options.div_value)
+            check_fits(4 * layout.parameter_count(), f"weights of div_value {options.div_value:g}")
             self.embedding: nn.Module
             if options.embedding == "plain":
                 self.embedding = nn.Embedding(n_words, d)

@@ -25,6 +25,7 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
 from zipfmax.losses import LossTerms, Scores, weighted_logits
 from zipfmax.parallel.functions import columns_of_all, joined, shared
+from zipfmax.parallel.fused import log_p_of_targets
 from zipfmax.parallel.shard import Shard
 from zipfmax.weights import TailWeights, Weights
 
@@ -59,6 +60,7 @@ class ShardedBackend:
 
     def __init__(self, shard: Shard, inner: Backend) -> None:
         self._shard, self._inner = shard, inner
+        self._inner_name = getattr(inner, "__name__", "").rpartition(".")[2]
 
     def refusal(self, hidden: Tensor, weights: Weights) -> str | None:
         """As the backend within."""
@@ -79,7 +81,10 @@ class ShardedBackend:
         """Log-probability of each row's target, and the loss; see `Backend.nll`."""
         dtype = dtype or hidden.dtype
         counted = None if ignore_index is None else target != ignore_index
-        log_p = self.scores(layout, weights, hidden, target, counted, LossTerms()).log_p
+        if self._inner_name == "triton" and target.shape[0]:
+            log_p = log_p_of_targets(self._shard, weights, hidden, target, ignore_index)
+        else:
+            log_p = self.scores(layout, weights, hidden, target, counted, LossTerms()).log_p
         return log_p.to(dtype), reduce_loss(log_p, counted, reduction).to(dtype)
 
     def scores(

@@ -30,7 +30,7 @@ class _NoFurther(torch.autograd.Function):
         raise RuntimeError("a sharded layer can be differentiated once only: its gradients have no gradients")
 
 
-def _differentiated_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+def differentiated_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """A backward whose results refuse to be differentiated by the function's inputs, which it has to save.
 
     torch's `once_differentiable` refuses by incoming gradients only. To the inputs it leaves no way, and a second
@@ -64,7 +64,7 @@ class _Shared(torch.autograd.Function):
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
-    @_differentiated_once
+    @differentiated_once
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         shard: Shard = ctx.shard
         of_hidden, others = list(gradients[: ctx.n_hidden]), gradients[ctx.n_hidden :]
@@ -89,7 +89,7 @@ class _Rows(torch.autograd.Function):
         return gather_rows(rows, n_rows, shard.group)
 
     @staticmethod
-    @_differentiated_once
+    @differentiated_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return None, scatter_rows(gradient.contiguous(), ctx.shard.group), None
 
@@ -106,7 +106,7 @@ class _Joined(torch.autograd.Function):
         return joined, summed
 
     @staticmethod
-    @_differentiated_once
+    @differentiated_once
     def backward(ctx: Any, of_joined: Tensor, of_summed: Tensor) -> tuple[Any, ...]:
         log_sum_exp, joined = ctx.saved_tensors
         return None, of_joined * (log_sum_exp - joined).exp(), of_summed
@@ -123,7 +123,7 @@ class _Columns(torch.autograd.Function):
         return gather(columns, shard.group).transpose(0, 1)
 
     @staticmethod
-    @_differentiated_once
+    @differentiated_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return None, gradient[:, ctx.rank]
 

@@ -26,6 +26,7 @@ from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Parity, RunDirectory
+from zipfmax_reference.records.files import check_writable
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -107,6 +108,7 @@ def run(
         cases = grids.matching(cases, options.cells)
     if save_results is not None and len(implementations) != 1:
         raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
+    check_writable(save_results and save_results / "results.npz")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
     sources = digests([*options.implementations(), *options.references()])
     directory = RunDirectory.optional(out, invocation(arguments, sources=sources), resume)

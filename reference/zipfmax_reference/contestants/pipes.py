@@ -5,8 +5,10 @@ A process that it forked may hold the other ends of the pipes after it has ended
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import subprocess
 import time
 
@@ -103,8 +105,21 @@ class Pipes:
                 raise EOFError
 
 
-def ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a process has ended. It is not reaped: its id, and its group's, stay taken until it is."""
-    if process.returncode is not None:
-        return True
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and what it forked; nothing where it has been reaped."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ended(process: subprocess.Popen[bytes], within_s: float = 0.0) -> bool:
+    """Whether a process ends within that time. It is not reaped: its id, and its group's, stay taken until it is."""
+    deadline = time.monotonic() + within_s
+    while process.returncode is None:
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True

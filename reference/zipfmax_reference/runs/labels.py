@@ -47,7 +47,7 @@ def distribution(labels: str, n_classes: int) -> Probabilities:
     Raises:
         UsageError: an unknown form, a list shorter than n_classes, or counts that are none.
     """
-    _check_size(n_classes)
+    machine.check_fits(24 * n_classes, f"the frequencies of {n_classes:,} classes")  # and what sums them
     form, _, argument = labels.partition(":")
     if form == "uniform" and not argument:
         return _frozen(np.full(n_classes, 1.0 / n_classes))
@@ -60,15 +60,6 @@ def distribution(labels: str, n_classes: int) -> Probabilities:
     if form == "only":
         return _only(argument, n_classes, labels)
     raise UsageError(f"unknown labels {labels!r}; choose one of: {FORMS}")
-
-
-def _check_size(n_classes: int) -> None:
-    memory_bytes = machine.memory_bytes()
-    if memory_bytes is not None and 24 * n_classes > memory_bytes:  # three arrays of float64
-        raise UsageError(
-            f"the frequencies of {n_classes:,} classes do not fit into this machine's memory of "
-            f"{memory_bytes / 2**30:.1f} GiB"
-        )
 
 
 def vocabulary_size(labels: str) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import zipfmax
+from zipfmax.errors import UsageError
 
 # Name shown -> names it is distributed under, first match wins. Read from metadata, so nothing is imported.
 _DISTRIBUTIONS = {
@@ -144,3 +145,16 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def check_fits(size_bytes: int, what: str) -> None:
+    """See that this machine could hold so many bytes at all.
+
+    Raises:
+        UsageError: it could not; names `what`, a plural.
+    """
+    installed = memory_bytes()
+    if installed is not None and size_bytes > installed:
+        raise UsageError(
+            f"{what} take {size_bytes / 2**30:,.1f} GiB, this machine has {installed / 2**30:.1f} GiB of memory"
+        )

@@ -71,6 +71,7 @@ def test_default_cutoffs_are_a_partition_of_any_vocabulary(n_words):
         ({"cutoffs": (20, 8)}, "cutoffs should be a sequence of unique"),
         ({"cutoffs": (20, 80), "layer": "torch"}, "cutoffs should be a sequence of unique"),
         ({"backend": "fast"}, "unknown backend 'fast'"),
+        ({"div_value": 1e-4}, "weights of div_value 0.0001 take .* GiB, this machine has"),
     ],
 )
 def test_options_that_fit_no_model_are_refused(options, message):

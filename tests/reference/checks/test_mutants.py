@@ -9,8 +9,22 @@ from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.case import PROTOCOL
 
-# The control's own parts, and a slice of the quick grid in which every fault shows.
-SLICE = [case for case in grids.grid("quick") if case.n_classes in (60, 203)]
+# Cells of the quick grid in which every fault shows, all but a few of them twice; `zipfmax mutants` takes the grid.
+SHOWING = (
+    "train-V60-d17-N64-*-div2-bias-float64-*-strided",
+    "train-V60-d48-N64-*-div1.5-bias-float32-*",
+    "predict-V60-d48-N33-*-div4-nobias-float32-*-nan-rows",
+    "log_prob-V60-d48-N33-*-div4-nobias-float32-*-nan-rows",
+    "predict-V60-d32-N64-*-div1-nobias-float32-*",
+    "log_prob-V60-d17-N33-*-div1-nobias-float64-*",
+    "train-V60-d32-N1-*-div4-nobias-float64-*-expanded",
+    "train-V60-d48-N1-*-div1-bias-float32-*",
+    "forward-V60-d32-N64-*-div1-nobias-float32-*",
+    "forward-V60-d32-N24-*-div2-bias-float32-*-scale:100",
+    "train-V60-d32-N24-*-div2-bias-float32-*-scale:100",
+    "forward-V60-d17-N64-*-div2-bias-float64-*-strided",
+)
+SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quick"), pattern)]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from zipfmax.backends.triton.step import nll_step
 from zipfmax.clusters import ClusterLayout
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cases import draw, mapped, within_contract
+from cases import crossed, draw, mapped, shapes, within_contract
 
 LAYOUT = ClusterLayout(24, 90, (10, 23, 60), 2.0)
 BOUNDS = list(LAYOUT.bounds[1:])
@@ -54,12 +54,14 @@ def test_a_step_reads_no_device_data(device: torch.device) -> None:
         predict_step(hidden, weights, LAYOUT.shortlist_size)
 
 
-@pytest.mark.parametrize("operator", ["nll_forward", "nll_train", "log_prob", "predict"])
+@pytest.mark.parametrize("operator", shapes(["nll_train", "predict"], ["nll_forward", "log_prob"]))
 def test_opcheck(operator: str, device: torch.device) -> None:
     # Every weight fills whole multiples of 64 elements: what lies between gradients is not initialised.
-    layout = ClusterLayout(64, 254, (62, 126), 1.0)
+    layout, biased = shapes(
+        [(ClusterLayout(16, 30, (14, 22), 1.0), False)], [(ClusterLayout(64, 254, (62, 126), 1.0), True)]
+    )[-1]
     bounds = list(layout.bounds[1:])
-    weights, hidden, target = draw(layout, 9, torch.float32, device, biased=True)
+    weights, hidden, target = draw(layout, 9, torch.float32, device, biased=biased)
     tensors, present = operators.pack(mapped(weights, lambda t: t.requires_grad_()))
     hidden.requires_grad_()
     arguments = {
@@ -107,7 +109,7 @@ def test_a_compiled_graph_that_returns_output_runs_the_step_again_only_where_out
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("target", [[1, 2, 3, 4], [0, 7, 12, 19]])
+@pytest.mark.parametrize("target", shapes([[1, 2, 3, 4]], [[0, 7, 12, 19]]))
 def test_the_program_that_torchs_layer_fails_on_compiles_in_one_graph(
     target: list[int], device: torch.device
 ) -> None:
@@ -129,8 +131,14 @@ def test_the_program_that_torchs_layer_fails_on_compiles_in_one_graph(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("n_rows", [0, 1, 37, 129])
+@pytest.mark.parametrize(
+    ("n_rows", "dtype"),
+    crossed(
+        [(0, torch.float32), (1, torch.bfloat16), (37, torch.float16), (129, torch.float32)],
+        [0, 1, 37, 129],
+        [torch.float32, torch.float16, torch.bfloat16],
+    ),
+)
 def test_log_prob_and_its_gradients(n_rows: int, dtype: torch.dtype, device: torch.device) -> None:
     weights, hidden, _ = draw(LAYOUT, n_rows, dtype, device, biased=True)
     upstream = torch.randn(n_rows, 90, device=device).to(dtype)
@@ -145,8 +153,10 @@ def test_log_prob_and_its_gradients(n_rows: int, dtype: torch.dtype, device: tor
         within_contract(f"result {i}", ours, truth, usual)
 
 
-@pytest.mark.parametrize("lift", [-50.0, 0.0, 50.0])
-@pytest.mark.parametrize("n_rows", [0, 1, 129])
+@pytest.mark.parametrize(
+    ("n_rows", "lift"),
+    crossed([(0, 0.0), (1, 50.0), (129, -50.0), (37, 0.0), (37, 50.0)], [0, 1, 37, 129], [-50.0, 0.0, 50.0]),
+)
 def test_predict_is_the_argmax(lift: float, n_rows: int, device: torch.device) -> None:
     weights, hidden, _ = draw(LAYOUT, n_rows, torch.float32, device, biased=True)
     weights.head_bias[LAYOUT.shortlist_size :] += lift  # all rows decided by the head, some, none
