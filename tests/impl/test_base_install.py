@@ -24,6 +24,8 @@ for one in (layer, twin):
     optimizer.step()
 for name, value in twin.state_dict().items():
     torch.testing.assert_close(layer.state_dict()[name], value)
+layer = AdaptiveLogSoftmaxWithLoss.from_counts(16, range(60), 32)
+assert layer.label_ranks is not None
 print(sorted({"typer", "pandas", "rich", "pytest", "scipy"} & set(sys.modules)))
 """
 

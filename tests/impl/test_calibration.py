@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 import torch
@@ -123,6 +124,22 @@ def test_a_calibration_on_this_machine_is_finite_positive_and_ends_in_time(monke
     assert shares[-1] == 1.0
 
 
-def test_no_trial_begins_after_the_budget():
+def test_no_trial_begins_after_the_budget(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def medians(self, wanted, enough, on_sample, out_of_time, samples_a_round):
+        nonlocal now
+        for then, over in ((100.0, False), (111.9, False), (112.0, True)):
+            now = then
+            assert out_of_time() == over
+            assert not enough(10**6)
+        return {trial: exact(trial) for trial in wanted}
+
+    monkeypatch.setattr(StepTimer, "medians", medians)
+    calibrate(budget_s=12.0)
+
+
+def test_time_that_is_too_short_is_an_error():
     with pytest.raises(TimeoutError, match=r"measured \d of 158 steps in 0.01 s"):
         calibrate(budget_s=0.01)
