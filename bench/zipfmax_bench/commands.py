@@ -75,6 +75,13 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, option("Run directory; by default a new one in runs/.", RECORDS)] = None,
     resume: Annotated[bool, option("Go on with the run in --out.", RECORDS)] = False,
+    world: Annotated[
+        list[int] | None,
+        option(
+            "Instead, time zipfmax's layers split over so many ranks of this machine against one; repeat.",
+            MEASURED,
+        ),
+    ] = None,
 ) -> None:
     """Measure implementations against full softmax as vocabulary and skew grow.
 
@@ -109,6 +116,10 @@ def sweep(
         budget=budget,
         replay=replay,
     )
+    if world:
+        from zipfmax_bench.rank_sweep import run as run_over_ranks
+
+        raise typer.Exit(run_over_ranks(options, world, out, resume))
     raise typer.Exit(run(options, out, resume))
 
 

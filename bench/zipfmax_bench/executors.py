@@ -1,30 +1,23 @@
 """Where an implementation runs: in a worker process of its own, or in this one.
 
-An executor holds one implementation and answers the requests of `protocol`. A process keeps its thread pools
+An executor holds one implementation and answers the requests of `messages`. A process keeps its thread pools
 and its memory to itself, and one that dies costs one cell.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import os
-import pickle
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import IO, Any, Protocol, get_args
+from typing import IO, Protocol
 
 import torch
 
 from zipfmax import timers
 from zipfmax_bench import messages
 from zipfmax_bench.worker import Session, failure
-from zipfmax_reference.contestants.pipes import end, ended
+from zipfmax_reference.contestants.served import ServedProcess
 from zipfmax_reference.runs.machine import Throttle
 
 # Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
@@ -42,11 +35,8 @@ _THREAD_VARIABLES = (
 # the gaps within a run and is over before the next worker has drawn its batch.
 _SPIN = {"KMP_BLOCKTIME": "1"}
 
-
-LOOK_S = 2.0
-"""Seconds between two looks at whether a worker has ended while its answer is waited for."""
-LAST_WORDS_S = 5.0
-"""Seconds that a worker has to end after it closed its connection."""
+LAST_WORDS_S = 30.0
+"""Seconds that a worker has to end after it closed its pipe."""
 
 
 class Executor(Protocol):
@@ -79,8 +69,7 @@ class WorkerProcess:
         self._python = python
         self._threads = threads
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._process: ServedProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -89,78 +78,44 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Start the process, if there is none; returns before it is ready."""
-        if self._process is not None:
-            return
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    # Another interpreter imports what is installed in it, whatever PYTHONPATH says here. None
-                    # takes a file of the working directory for a module of the standard library.
-                    *(self._python, "-P" if self._python == sys.executable else "-I"),
-                    *("-m", "zipfmax_bench.worker"),
-                    *("--name", self.name, "--threads", str(self._threads), "--fd", str(theirs.fileno())),
-                ],
-                env=worker_environment(self._threads),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log or subprocess.DEVNULL,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
+        self._running()
+
+    def _running(self) -> ServedProcess:
+        if self._process is None:
+            self._process = ServedProcess(
+                "zipfmax_bench.worker",
+                *("--name", self.name, "--threads", str(self._threads)),
+                environment=worker_environment(self._threads),
+                log=self._log,
+                python=self._python,
             )
-        self._connection = Connection(ours.detach())
+        return self._process
 
     def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """The answer, or a `Failure` if the process raised, died or took longer than `timeout_s`."""
-        self.start()
-        assert self._connection is not None
         try:
-            self._connection.send(request)
-            if not self._answers(timeout_s):
-                self.close()
-                return messages.Failure("over_budget", f"no answer within {timeout_s:g} s")
-            reply = plain_reply(self._connection.recv_bytes())
-        except (EOFError, OSError):
+            reply = messages.decoded(self._running().ask(request, timeout_s))
+        except TimeoutError:
+            reply = messages.Failure("over_budget", f"no answer within {timeout_s:g} s")
+        except (EOFError, BrokenPipeError):
             return self._post_mortem()
-        except pickle.UnpicklingError as error:
-            self.close()
-            return messages.Failure("failed", str(error))
+        except ValueError as error:
+            reply = messages.Failure("failed", f"the worker gave an answer that cannot be read: {error}")
         if isinstance(reply, messages.Failure):
             self.close()  # what raised may have left anything behind
         return reply
 
-    def _answers(self, timeout_s: float | None) -> bool:
-        """Wait until an answer begins, and whether it did.
-
-        Raises:
-            EOFError: the process has ended. What it forked may still hold the connection.
-        """
-        assert self._connection is not None
-        assert self._process is not None
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        while not self._connection.poll(max(0.0, min(LOOK_S, deadline - time.monotonic()))):
-            if ended(self._process):
-                raise EOFError
-            if time.monotonic() >= deadline:
-                return False
-        return True
-
     def close(self) -> None:
         """End the process at once, and what it forked."""
-        if self._connection is not None:
-            self._connection.close()
         if self._process is not None:
-            end(self._process)
-        self._process = self._connection = None
+            self._process.close()
+        self._process = None
 
     def _post_mortem(self) -> messages.Failure:
-        process = self._process
-        assert process is not None
-        lives = not ended(process, LAST_WORDS_S)
-        self.close()
-        if lives:
-            return messages.Failure("failed", "closed the connection that answers go through")
-        status = process.returncode
+        assert self._process is not None
+        status, self._process = self._process.close(LAST_WORDS_S), None
+        if status is None:
+            return messages.Failure("failed", "closed the pipe that answers go through")
         if status == -signal.SIGKILL:
             return messages.Failure(
                 "out_of_memory", "killed by SIGKILL, as the kernel does when memory runs out"
@@ -168,35 +123,6 @@ class WorkerProcess:
         if status < 0:
             return messages.Failure("failed", f"killed by {signal.Signals(-status).name}")
         return messages.Failure("failed", f"ended with exit status {status}")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes the answers of `protocol` and nothing else: a worker runs code of others."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A class of the messages.
-
-        Raises:
-            pickle.UnpicklingError: anything else.
-        """
-        if module == messages.__name__ and name in _REPLIES:
-            return _REPLIES[name]
-        raise pickle.UnpicklingError(f"the worker answered with {module}.{name}, which is no plain value")
-
-
-_REPLIES = {reply.__name__: reply for reply in get_args(messages.Reply)}
-
-
-def plain_reply(data: bytes) -> messages.Reply:
-    """The answer that a worker pickled.
-
-    Raises:
-        pickle.UnpicklingError: it is not made of the protocol's classes and plain values.
-    """
-    reply = _PlainUnpickler(io.BytesIO(data)).load()
-    if not isinstance(reply, messages.Reply):
-        raise pickle.UnpicklingError(f"the worker answered with a {type(reply).__name__}")
-    return reply
 
 
 class InProcess:

@@ -1,12 +1,15 @@
 """What the engine asks of an executor, and the answers.
 
 Plain values only: no array crosses a pipe. Results travel as files, from the process that runs an
-implementation to the one that judges them and runs no user's code.
+implementation to the one that judges them and runs no user's code. Requests are pickled; replies are not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, cast, get_args
+
+from pydantic import TypeAdapter
 
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
@@ -187,3 +190,26 @@ class Failure:
 
 Request = Prepare | WarmUp | Load | TakeSample | Keep | Forget | Weigh | Split | Judge
 Reply = Prepared | Lacking | Loaded | Timed | Kept | Work | PartTimes | Compared | Failure
+
+
+Encoded = tuple[str, dict[str, object]]
+"""A reply as plain values: its class and its fields."""
+
+_REPLIES = {reply.__name__: TypeAdapter(reply) for reply in get_args(Reply)}
+
+
+def encoded(reply: Reply) -> Encoded:
+    """The reply as plain values."""
+    return type(reply).__name__, asdict(reply)
+
+
+def decoded(message: Any) -> Reply:
+    """The reply that a worker encoded.
+
+    Raises:
+        ValueError: it is none: the worker runs code of others.
+    """
+    match message:
+        case [str(name), dict(fields)] if name in _REPLIES:
+            return cast(Reply, _REPLIES[name].validate_python(fields))
+    raise ValueError("it is no reply of a worker")

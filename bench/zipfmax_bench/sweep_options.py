@@ -122,7 +122,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
         require(name)
     given = presets.cases(axes)
     called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
-    directory = RunDirectory.start(out or _default_path(), called, resume, shared)
+    directory = RunDirectory.start(out or default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
         cases += given
@@ -144,7 +144,8 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
     )
 
 
-def _default_path() -> Path:
+def default_path() -> Path:
+    """A new folder in runs/."""
     return Path("runs") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -18,7 +18,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from zipfmax_bench.judging import Judge
 from zipfmax_bench.snapshot import Snapshot, snapshots
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Implementation, Runner, build_for_timing, settings_of
+from zipfmax_reference.contestants.served import requests_and_answers, serve
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_inputs
 from zipfmax_reference.runs.machine import Throttle
@@ -236,33 +236,35 @@ def _nothing() -> None:
     """What an empty sample times."""
 
 
-def serve(connection: Connection, name: str) -> None:
-    """Answer requests until the engine is gone. An implementation that raises is reported, not fatal."""
-    session: Session | None = None
-    while True:
-        try:
-            request = connection.recv()
-        except EOFError:
-            return
-        try:
-            session = session or Session(name)
-            reply = session.answer(request)
-        except Exception as error:
-            traceback.print_exc()
-            reply = failure(error)
-        connection.send(reply)
+class Served:
+    """What a worker answers with. An implementation that raises is reported, not fatal."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._session: Session | None = None
+
+    def answer(self, request: messages.Request) -> messages.Encoded:
+        """The reply to a request."""
+        self._session = self._session or Session(self._name)
+        return messages.encoded(self._session.answer(request))
+
+    def failure(self, error: Exception) -> messages.Encoded:
+        """What was raised, which the log keeps whole."""
+        traceback.print_exception(error)
+        return messages.encoded(failure(error))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the process: `python -m zipfmax_bench.worker --name torch --threads 2 --fd 5`."""
+    """Entry point of the process: `python -m zipfmax_bench.worker --name torch --threads 2`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args(arguments)
+    pipes = requests_and_answers()
     _live_and_die_with_the_starter()
     torch.set_num_threads(options.threads)
-    serve(Connection(options.fd), options.name)
+    served = Served(options.name)
+    serve(*pipes, served.answer, served.failure)
 
 
 def _implementation(name: str) -> Implementation:

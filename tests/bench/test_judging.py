@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from zipfmax_bench import judging, messages
-from zipfmax_bench.executors import plain_reply
 from zipfmax_bench.judging import Judge
 from zipfmax_bench.worker import Session
 from zipfmax_reference.contestants import registry
@@ -78,23 +76,6 @@ def test_an_object_array_is_not_unpickled(tmp_path):
     np.save(tmp_path / "output.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
         Judge().lines(messages.Judge("torch", "adaptive", CASE, 3, str(tmp_path)))
-
-
-class _Runs:
-    def __reduce__(self):
-        return print, ("code of a worker",)
-
-
-@pytest.mark.parametrize("answer", [_Runs(), messages.Failure("failed", _Runs()), Path("x")])
-def test_an_answer_can_run_nothing_in_the_process_that_asked(answer, capsys):
-    with pytest.raises(pickle.UnpicklingError, match="no plain value"):
-        plain_reply(pickle.dumps(answer))
-    assert capsys.readouterr().out == ""
-
-
-def test_an_answer_of_the_protocol_arrives_as_it_was():
-    reply = messages.Timed(1.0, 2.0, False)
-    assert plain_reply(pickle.dumps(reply)) == reply
 
 
 LARGE = Case(3_000, 16, 160, (500, 2_000), task="train")

@@ -21,7 +21,7 @@ def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         cwd=cwd,
         check=False,
         env=environment,

@@ -1,32 +1,30 @@
 """A runner in a process of its own: for a framework that cannot share one, and for a class that is not trusted.
 
 The parent holds a `ChildRunner`, which is a `Runner`; the child builds the real one and answers one message at a
-time, over its standard input and output. Requests are pickled; answers are not, for the child may run anybody's code.
+time; see `served`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import pickle
-import subprocess
 import sys
 import tempfile
 import weakref
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from zipfmax_reference.contestants import wire
-from zipfmax_reference.contestants.pipes import Pipes, end, ended
 from zipfmax_reference.contestants.registry import NoSuchClassError
+from zipfmax_reference.contestants.served import ServedProcess, requests_and_answers, serve
 from zipfmax_reference.contestants.use import NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
 T = TypeVar("T")
 
-LAST_WORDS = 5.0
+LAST_WORDS = 30.0
 """Seconds that a process has to end after it closed its output."""
 MOST_DEATHS, MOST_LATE = 5, 2
 """Ends, and calls without an answer in time, after which a process is not started again."""
@@ -60,8 +58,7 @@ class Child:
 
     def __init__(self, place: str, limit: float | None = None) -> None:
         self._place, self._limit = place, limit
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipes: Pipes | None = None
+        self._process: ServedProcess | None = None
         self._deaths: list[str] = []
         self._late = 0
         self._released: list[int] = []
@@ -75,12 +72,10 @@ class Child:
             NotPromisedError: raised by the child.
             NoSuchClassError: raised by the child.
         """
-        process, pipes = self._running()
-        pipes.answer_within(self._limit)
+        process = self._running()
+        request = method, arguments, self._released
         try:
-            pickle.dump((method, arguments, self._released), pipes)
-            self._released = []
-            kind, answer, tensor = wire.receive(pipes, most_bytes)
+            kind, answer, tensor = process.ask(request, self._limit, most_bytes)
         except TimeoutError:
             self._late += 1
             raise self._given_up(process, f"gave no answer within {self._limit:g} s") from None
@@ -88,6 +83,7 @@ class Child:
             raise self._given_up(process, None) from error
         except ValueError as error:
             raise self._given_up(process, f"gave an answer that cannot be read: {error}") from error
+        self._released = []
         if kind == "not promised":
             raise NotPromisedError(str(answer))
         if kind == "no such class":
@@ -96,17 +92,14 @@ class Child:
             raise ChildError(str(answer), tensor if isinstance(tensor, str) else None)
         return answer
 
-    def _given_up(self, process: subprocess.Popen[bytes], how: str | None) -> ChildDiedError:
-        """End the process and what it started, and say how it ended where that is not known yet."""
-        if how is None:
-            ended(process, LAST_WORDS)
-        _end(process)
+    def _given_up(self, process: ServedProcess, how: str | None) -> ChildDiedError:
+        """End the process, and say how it ended where that is not known yet."""
+        status = process.close(LAST_WORDS if how is None else 0.0)
         self._process = None
         if how is None:
             said = self._last_words()
-            how = f"its process died with status {process.returncode}" + (
-                f", after saying {said!r}" if said else ""
-            )
+            died = "closed its output" if status is None else f"died with status {status}"
+            how = f"its process {died}" + (f", after saying {said!r}" if said else "")
         self._deaths.append(how)
         return ChildDiedError(how)
 
@@ -124,26 +117,15 @@ class Child:
         weakref.finalize(runner, self._released.append, number)
         return runner
 
-    def _running(self) -> tuple[subprocess.Popen[bytes], Pipes]:
-        if self._process is None or self._pipes is None:
+    def _running(self) -> ServedProcess:
+        if self._process is None:
             if len(self._deaths) >= MOST_DEATHS or self._late >= MOST_LATE:
                 raise ChildDiedError(self._deaths[-1])
             # Thread counts are read when the framework is imported.
             environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-            # -P: a file of the working directory must not stand in for a module of the standard library.
-            command = [sys.executable, "-P", "-m", "zipfmax_reference.contestants.child", self._place]
-            self._process = subprocess.Popen(
-                command,
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=environment,
-                start_new_session=True,  # what it forks can be ended with it
-            )
-            self._pipes = Pipes(self._process)
-            weakref.finalize(self, _end, self._process)
-        return self._process, self._pipes
+            module = "zipfmax_reference.contestants.child"
+            self._process = ServedProcess(module, self._place, environment=environment, log=self._log)
+        return self._process
 
 
 class ChildRunner:
@@ -180,50 +162,36 @@ def _of(kind: type[T], answer: Any) -> dict[str, T]:
     return answer
 
 
-def serve(place: str, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer messages until the parent closes its end."""
-    module, _, attribute = place.partition(":")
-    runners: dict[int, Any] = {}
-    built = 0
-    while True:
-        try:
-            method, arguments, released = pickle.load(requests)
-        except EOFError:
-            return
+class Held:
+    """What the process holds: what the callable at `module:callable` made, by number."""
+
+    def __init__(self, place: str) -> None:
+        self._module, _, self._attribute = place.partition(":")
+        self._runners: dict[int, Any] = {}
+        self._built = 0
+
+    def answer(self, request: tuple[str, tuple[Any, ...], list[int]]) -> tuple[str, Any, str | None]:
+        """What a call of `Child` gives."""
+        method, arguments, released = request
         for number in released:
-            runners.pop(number, None)
-        answer: tuple[str, Any, str | None]
-        try:
-            if method == "build":
-                built += 1
-                runners[built] = getattr(importlib.import_module(module), attribute)(*arguments)
-                answer = "answer", built, None
-            else:
-                number, *positional, keywords = arguments
-                answer = "answer", getattr(runners[number], method)(*positional, **keywords), None
-        except NotPromisedError as error:
-            answer = "not promised", str(error), None
-        except NoSuchClassError as error:
-            answer = "no such class", str(error), None
-        except Exception as error:  # told to the parent, which raises it
-            answer = "error", f"{type(error).__name__}: {error}", getattr(error, "tensor", None)
-        try:
-            wire.send(answer, answers)
-        except TypeError as error:  # raised before anything is written
-            wire.send(("error", f"TypeError: {error}", None), answers)
+            self._runners.pop(number, None)
+        if method == "build":
+            self._built += 1
+            make = getattr(importlib.import_module(self._module), self._attribute)
+            self._runners[self._built] = make(*arguments)
+            return "answer", self._built, None
+        number, *positional, keywords = arguments
+        return "answer", getattr(self._runners[number], method)(*positional, **keywords), None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    end(process)
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+def failure(error: Exception) -> tuple[str, str, str | None]:
+    """What was raised, for `Child` to raise."""
+    if isinstance(error, NotPromisedError):
+        return "not promised", str(error), None
+    if isinstance(error, NoSuchClassError):
+        return "no such class", str(error), None
+    return "error", f"{type(error).__name__}: {error}", getattr(error, "tensor", None)
 
 
 if __name__ == "__main__":
-    # What a framework prints must not reach the pipe that carries the answers, nor its reads the requests.
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    serve(sys.argv[1], requests, answers)
+    serve(*requests_and_answers(), Held(sys.argv[1]).answer, failure)

@@ -81,22 +81,23 @@ class RankedLayer:
 
     def build(self, case: Case, inputs: Inputs) -> RankedRunner:
         """A runner in every rank."""
-        return self._made("build", case, inputs)
+        return self.made("build", case, inputs)
 
     def use(self, case: Case, inputs: Inputs) -> Use:
         """A module in use in every rank."""
-        return cast(Use, _RankedUse(self._made("use", case, inputs)))
+        return cast(Use, _RankedUse(self.made("use", case, inputs)))
 
     def options(self, case: Case, inputs: Inputs) -> RankedRunner:
         """`Options` in every rank."""
-        return self._made("options", case, inputs)
+        return self.made("options", case, inputs)
 
     @property
     def lost(self) -> bool:
         """Whether the ranks did not all do the same in the last call, and new ones have to be started."""
         return self._pool.broken
 
-    def _made(self, how: str, case: Case, inputs: Inputs) -> RankedRunner:
+    def made(self, how: str, case: Case, inputs: Inputs) -> RankedRunner:
+        """What `make` makes by that word, in every rank."""
         return RankedRunner(self._pool.ranks(), (self.layer, how, case, inputs, *self._more))
 
 

@@ -7,7 +7,6 @@ and shape. The reader states how many bytes it takes, and allocates no more than
 from __future__ import annotations
 
 import json
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,16 +19,6 @@ ANY = 1 << 40
 """Bytes of an answer whose size is not known beforehand."""
 
 
-class Sink(Protocol):
-    """Where messages are written."""
-
-    def write(self, data: bytes, /) -> object:
-        """Write all of it."""
-
-    def flush(self) -> object:
-        """Pass on what is buffered."""
-
-
 class Source(Protocol):
     """Where messages are read."""
 
@@ -40,8 +29,8 @@ class Source(Protocol):
         """Fill the buffer, and how many bytes there were."""
 
 
-def send(value: Any, stream: Sink) -> None:
-    """Write plain values, of which arrays may be a part.
+def encoded(value: Any) -> bytes:
+    """The message of plain values, of which arrays may be a part.
 
     Raises:
         TypeError: something else, such as an array of objects.
@@ -65,12 +54,11 @@ def send(value: Any, stream: Sink) -> None:
 
     text = json.dumps(plain(value)).encode()
     header = json.dumps([len(text), *map(len, arrays)]).encode()
-    stream.write(header + b"\n" + text + b"".join(arrays))
-    stream.flush()
+    return header + b"\n" + text + b"".join(arrays)
 
 
 def receive(stream: Source, most_bytes: int = ANY) -> Any:
-    """Read what `send` wrote.
+    """Read what `encoded` made.
 
     Args:
         stream: where it was written.
@@ -78,7 +66,7 @@ def receive(stream: Source, most_bytes: int = ANY) -> Any:
 
     Raises:
         EOFError: the other end is gone.
-        ValueError: the message is larger, or is not one that `send` writes.
+        ValueError: the message is larger, or is not one that `encoded` makes.
     """
     header = stream.readline(_LONGEST_HEADER)
     if not header.endswith(b"\n"):
@@ -104,8 +92,6 @@ def _decoded(part: dict[str, Any], arrays: list[bytearray]) -> Any:
     dtype = np.dtype(name)
     if dtype.kind not in _KINDS or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"an array of {dtype} with shape {shape} is not expected")
-    if math.prod(shape) * dtype.itemsize != len(arrays[number]):
-        raise ValueError(f"an array of {dtype} with shape {shape} has {len(arrays[number])} bytes")
     return np.frombuffer(arrays[number], dtype).reshape(shape)
 
 

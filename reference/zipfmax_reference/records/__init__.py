@@ -22,13 +22,14 @@ from zipfmax_reference.records.plan import (
     PlanError,
     PlanProof,
 )
+from zipfmax_reference.records.ranks import RankTiming
 from zipfmax_reference.records.selftest import Finding, Outcome, SelfTest, SelfTestRun
 from zipfmax_reference.records.timing import Timing
 
 RECORDS: dict[str, type[Record]] = {
     kind.FILE: kind
     for kind in (
-        *(Parity, Timing, Plan, PlanProof, PlanError, PlanAgreement),
+        *(Parity, Timing, RankTiming, Plan, PlanProof, PlanError, PlanAgreement),
         *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic, TimingFault),
     )
 }
@@ -55,6 +56,7 @@ __all__ = [
     "PlanAgreement",
     "PlanError",
     "PlanProof",
+    "RankTiming",
     "Record",
     "RunDirectory",
     "RunMeta",

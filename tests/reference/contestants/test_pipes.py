@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from zipfmax_reference.contestants import child
+from zipfmax_reference.contestants import served
 from zipfmax_reference.contestants.pipes import Pipes
 
 HELPER = "import os, time\nif os.fork() == 0: time.sleep(600)\n"
@@ -31,7 +31,7 @@ def start():
 
     yield start
     for process in started:
-        child._end(process)
+        served._end(process)
 
 
 def test_what_is_written_is_read_however_long_it_is(start):
@@ -75,6 +75,6 @@ def test_what_a_process_forked_ends_with_it(start):
     process, pipes = start(HELPER + "print()\ntime.sleep(600)", writing)
     os.close(writing)
     assert pipes.readline(1) == b"\n"
-    child._end(process)
+    served._end(process)
     assert select.select([reading], [], [], 10)[0] == [reading]  # the last one that could write is gone
     os.close(reading)

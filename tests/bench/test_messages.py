@@ -1,0 +1,55 @@
+"""What a worker answers arrives as it was, and as nothing but that."""
+
+import pytest
+
+from zipfmax_bench import messages
+from zipfmax_reference.contestants import wire
+
+REPLIES = [
+    messages.Timed(1.0, float("inf"), False),
+    messages.Loaded((3, 0, 1), replayed=True),
+    messages.Kept((("loss", "float64 in place of float32"),)),
+    messages.Work(flops=2**60, delegates=None),
+    messages.PartTimes(1.5, (1.0, 0.5), (2, 3), 4),
+    messages.Compared(({"tensor": "loss", "error": 0.5, "where": None},)),
+    messages.Lacking("no GPU"),
+]
+
+
+class Bytes:
+    """What `wire` reads from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def readline(self, size: int) -> bytes:
+        line, newline, self._data = self._data.partition(b"\n")
+        return line + newline
+
+    def readinto(self, buffer: bytearray) -> int:
+        buffer[:], self._data = self._data[: len(buffer)], self._data[len(buffer) :]
+        return len(buffer)
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
+def test_a_reply_arrives_as_it_was(reply):
+    sent = wire.encoded(messages.encoded(reply))
+    assert messages.decoded(wire.receive(Bytes(sent))) == reply
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        ["Timed"],
+        ["Judge", {}],
+        ["Timed", {"seconds": "soon", "wall_s": 1.0}],
+        ["Timed", {"seconds": 1.0}],
+        ["Timed", [1.0, 1.0]],
+        [["Timed"], {}],
+    ],
+    ids=str,
+)
+def test_what_is_no_reply_is_refused(message):
+    with pytest.raises(ValueError, match=r"no reply of a worker|validation error"):
+        messages.decoded(message)
