@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 from rich.table import Table
 
@@ -30,6 +34,7 @@ from zipfmax_reference.contestants.ranks import RankedLayer, RankPool
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
+from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth import protocol
@@ -37,6 +42,8 @@ from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)
+FEW = 40
+"""Cases that are judged before other processes would have started."""
 
 
 @dataclass
@@ -105,7 +112,8 @@ def run(
     if [outcome.mutant for outcome in known] == wanted:
         outcomes = known
     else:
-        outcomes = examine(cases, classes) if world is None else examine_ranks(cases, world)
+        processes = machine.usable_cores() if device == "cpu" and len(cases) > FEW else 1
+        outcomes = examine(cases, classes, processes) if world is None else examine_ranks(cases, world)
         if directory is not None:
             directory.write(*(Mutant(**vars(outcome)) for outcome in outcomes))
     control = next(o for o in outcomes if o.mutant == CONTROL)
@@ -122,19 +130,40 @@ def run(
     return 1 if survivors or control.caught else 0
 
 
-def examine(cases: Sequence[Case], classes: dict[str, type[Control]]) -> list[Outcome]:
-    """Run each class on each case that is meant to show it: a fault in use on the rule that it breaks."""
-    layers = {name: users_layer(name, cls) for name, cls in classes.items()}
+def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes: int = 1) -> list[Outcome]:
+    """Run each class on each case that is meant to show it: a fault in use on the rule that it breaks.
+
+    Args:
+        cases: of a grid.
+        classes: by the name of the mutant.
+        processes: that share the cases; each computes with one thread where there are several.
+    """
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
-    for case in track(cases, "mutants", console=terminal(stderr=True), transient=True):
-        oracle = Oracle(case, AGAINST, explain=False)
-        for name, layer in layers.items():
-            cls = classes[name]
-            if name == CONTROL or (case.task != PROTOCOL and cls.breaks is None):
-                outcomes[name].note(oracle.check(layer))
-            elif _shows(cls, case):
-                outcomes[name].note(oracle.check(layer, [str(cls.breaks)]))
+    with ExitStack() as stack:
+        check = partial(_checked, classes=classes)
+        if processes > 1:
+            # Spawned, because torch's threads do not survive a fork.
+            pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
+            found: Iterable[dict[str, list[Record]]] = stack.enter_context(pool).imap(check, cases, 4)
+        else:
+            found = map(check, cases)
+        console = terminal(stderr=True)
+        for records in track(found, "mutants", total=len(cases), console=console, transient=True):
+            for name, of_mutant in records.items():
+                outcomes[name].note(of_mutant)
     return list(outcomes.values())
+
+
+def _checked(case: Case, classes: dict[str, type[Control]]) -> dict[str, list[Record]]:
+    """The records of each class that the case is meant to show."""
+    oracle = Oracle(case, AGAINST, explain=False)
+    records = {}
+    for name, cls in classes.items():
+        if name == CONTROL or (case.task != PROTOCOL and cls.breaks is None):
+            records[name] = oracle.check(users_layer(name, cls))
+        elif _shows(cls, case):
+            records[name] = oracle.check(users_layer(name, cls), [str(cls.breaks)])
+    return records
 
 
 def examine_ranks(

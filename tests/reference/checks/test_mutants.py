@@ -39,6 +39,12 @@ def test_there_are_at_least_forty_faults_and_each_is_said_in_its_own_words():
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in FAULTS)
 
 
+def test_processes_that_share_the_cases_find_what_one_finds(outcomes):
+    few = {name: FAULTS[name] for name in list(FAULTS)[:3]}
+    shared = mutants.examine(SLICE, {mutants.CONTROL: Control, **few}, processes=2)
+    assert shared == [outcomes[name] for name in (mutants.CONTROL, *few)]
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_planted_fault_is_caught(outcomes, name):
     outcome = outcomes[name]
