@@ -44,7 +44,7 @@ def shard_vocabulary(
     labels of the whole vocabulary. Every rank gets the whole result, and the whole gradient of the hidden
     states. Rows of `sample` are the same on every rank, whatever the states of their generators.
 
-    A call of the layer costs one gather of statistics, 3 numbers a row for the head and 3 for the target's
+    A call of the layer costs one gather of statistics, 2 numbers a row for the head and 2 for the target's
     tail, and its backward one sum of the hidden states' gradient and one of all projections'. `log_prob`
     gathers all logits; `predict`, `topk` and `sample` gather twice at most.
 
