@@ -29,6 +29,8 @@ GROUP = "zipfmax.commands"
 COMPLETION = ("--install-completion", "--show-completion")
 COMPLETING = "_ZIPFMAX_COMPLETE"
 """The environment variable by which a shell asks for completions."""
+_SHELL_IS_NAMED = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
+"""The environment variable that makes Typer take the shell's name, where it would look for the calling shell."""
 INTERRUPTED = 130
 
 
@@ -84,7 +86,7 @@ def usage() -> str:
         *(f"  {name:{width}}  {summary(entry)}" for name, entry in found.items()),
         "",
         "zipfmax COMMAND --help shows the options of one, with examples; zipfmax --version, the version.",
-        "zipfmax --install-completion completes commands and options in your shell.",
+        "zipfmax --install-completion [SHELL] completes commands and options in your shell.",
     ]
     return "\n".join(lines)
 
@@ -98,6 +100,8 @@ def run(arguments: Sequence[str]) -> None:
     """
     try:
         if COMPLETING in os.environ or (arguments and arguments[0].partition("=")[0] in COMPLETION):
+            if len(arguments) > 1 or "=" in "".join(arguments):
+                os.environ[_SHELL_IS_NAMED] = "1"
             _run(all_applications(), arguments, "zipfmax")
         if not arguments or arguments[0] in ("--help", "-h"):
             print(usage())
