@@ -245,15 +245,18 @@ def test_by_default_every_backend_of_the_device_is_verified():
     assert "zipfmax:triton" in verify.Options(device="cuda").implementations()
 
 
+TRAINED = {"output", "loss", "grad.input", "grad.head.bias", "grad.tail.2.1.weight"}
+
+
 @pytest.mark.parametrize(
-    ("grid", "cells", "dtype"),
+    ("grid", "cells", "dtype", "tensors"),
     [
-        ("quick", "V60-*-div1.5-bias", "float32"),
-        ("full", "train-V97-*-N128-*-div1.5-bias-bfloat16", "bfloat16"),
-        ("full", "log_prob-V97-*-N33-*-div1.5-bias-float16", "float16"),
+        ("quick", "V60-*-div1.5-bias", "float32", {*TRAINED, "log_prob", "predict"}),
+        ("full", "train-V97-*-N128-*-div1.5-bias-bfloat16", "bfloat16", TRAINED),
+        ("full", "log_prob-V97-*-N33-*-div1.5-bias-float16", "float16", {"log_prob"}),
     ],
 )
-def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tmp_path):
+def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tensors, tmp_path):
     pytest.importorskip("triton")
     command = [
         "verify",
@@ -277,16 +280,7 @@ def test_the_triton_kernels_hold_under_their_interpreter(grid, cells, dtype, tmp
     assert "Warning" not in done.stderr
     records = RunDirectory(tmp_path / "run").rows(Parity)
     passed = {(r["tensor"], r["against"]) for r in records if r["status"] == "pass"}
-    for tensor in (
-        "output",
-        "loss",
-        "grad.input",
-        "grad.head.bias",
-        "grad.tail.2.1.weight",
-        "log_prob",
-        "predict",
-    ):
-        assert {(tensor, "definition"), (tensor, "torch")} <= passed
+    assert passed >= {(tensor, against) for tensor in tensors for against in ("definition", "torch")}
     unserved = {(r["dtype"], r["reason"].rpartition(", ")[2]) for r in records if r["tensor"] == oracle.WHOLE}
     assert unserved == ({("float64", "not in float64")} if grid == "quick" else set())
     assert {r["dtype"] for r in records if r["status"] == "pass"} == {dtype}
