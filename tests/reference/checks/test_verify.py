@@ -252,7 +252,7 @@ TRAINED = {"output", "loss", "grad.input", "grad.head.bias", "grad.tail.2.1.weig
     ("grid", "cells", "dtype", "tensors"),
     [
         ("quick", "V60-*-div1.5-bias", "float32", {*TRAINED, "log_prob", "predict"}),
-        ("full", "train-V97-*-N128-*-div1.5-bias-bfloat16", "bfloat16", TRAINED),
+        ("full", "train-V97-*-div1.5-bias-bfloat16", "bfloat16", TRAINED),
         ("full", "log_prob-V97-*-N33-*-div1.5-bias-float16", "float16", {"log_prob"}),
     ],
 )
