@@ -284,3 +284,41 @@ class _LogSoftmax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         found: Tensor = gradient - ctx.p * gradient.sum(dim=1, keepdim=True)
         return found
+
+
+@in_use("a backward works on one of the last three calls", breaks="losses-of-several-calls-can-be-added-up")
+class ThreeCallsKept(Early):
+    recent: tuple[Any, ...] = ()
+
+    def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        results = super().forward(hidden, target)
+        if torch.is_grad_enabled():
+            self.recent = (*self.recent, self.last)[-3:]
+        return results
+
+    def saved(self, step: Any) -> Any:
+        return step if any(step is one for one in self.recent) else self.recent[0]
+
+
+@in_use("backward clears the gradient that comes in for output", breaks="output-can-be-differentiated")
+class IncomingOutputCleared(Early):
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        found = super().combined(step, grad_output, grad_loss)
+        if grad_output is not None and grad_output.is_contiguous():
+            grad_output.zero_()
+        return found
+
+
+@in_use("a computed input's memory is taken for its gradient", breaks="the-input-may-be-computed")
+class ComputedInputOverwritten(Early):
+    given: Tensor | None = None
+
+    def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        self.given = None if hidden.is_leaf else hidden.detach()
+        return super().forward(hidden, target)
+
+    def combined(self, step: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> Gradients:
+        found = super().combined(step, grad_output, grad_loss)
+        if self.given is not None and found[0] is not None:
+            self.given.copy_(found[0])
+        return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.clusters import Cluster
@@ -30,6 +31,40 @@ class EvaluationSoftensLogProb(Control):
 class EvaluationPredictsShortlist(Control):
     def predict(self, hidden: Tensor) -> Tensor:
         known = self.layout.n_classes if self.training else self.layout.shortlist_size
+        return self.log_prob(hidden)[:, :known].argmax(dim=1)
+
+
+@in_use(
+    "evaluation without gradients scores with the head that it met first",
+    breaks="evaluation-without-gradients-follows-the-weights",
+)
+class EvaluationHeadKept(Control):
+    met: Tensor | None = None
+
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            return super().head_logits(hidden)
+        self.met = self.head.weight.detach().clone() if self.met is None else self.met
+        return F.linear(hidden, self.met, self.head.bias)
+
+
+@in_use(
+    "evaluation in inference mode softens the distribution",
+    breaks="evaluation-without-gradients-follows-the-weights",
+)
+class EvaluationInferenceSoftens(Control):
+    def normalised(self, logits: Tensor) -> Tensor:
+        soft = torch.is_inference_mode_enabled() and not self.training
+        return super().normalised(0.99 * logits if soft else logits)
+
+
+@in_use(
+    "where gradients are recorded predict knows the shortlist only",
+    breaks="log-prob-and-predict-follow-the-weights",
+)
+class RecordedPredictsShortlist(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        known = self.layout.shortlist_size if torch.is_grad_enabled() else self.layout.n_classes
         return self.log_prob(hidden)[:, :known].argmax(dim=1)
 
 

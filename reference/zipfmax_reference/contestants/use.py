@@ -158,6 +158,7 @@ class TorchUse:
         self._differentiated: set[str] = set()
         self._unrecorded: set[str] = set()
         self._kept: dict[str, Tensor] = {}
+        self._computed: dict[str, tuple[Tensor, Array]] = {}
 
     def batch(
         self,
@@ -195,10 +196,14 @@ class TorchUse:
         hidden, target = self._batches[batch]
         if row is not None:
             hidden, target = hidden[row], target[row]
+        self._computed.pop(name, None)
         try:
             # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
             with _CONTEXTS[mode](torch.device(self._case.device).type):
-                output, loss = self._module(hidden * 1.0 if through else hidden, target)
+                if through:
+                    hidden = hidden * 1.0
+                    self._computed[name] = hidden, _array(hidden)
+                output, loss = self._module(hidden, target)
         except Exception as error:
             if row is not None or mode == "autocast":
                 raise NotPromisedError(str(error)) from error
@@ -253,6 +258,7 @@ class TorchUse:
         if grad_loss is not None:
             results.append(of_name["loss"])
             upstream.append(torch.full_like(of_name["loss"], grad_loss))
+        came_in = [_array(gradient) for gradient in upstream]
         try:
             torch.autograd.backward(results, upstream, retain_graph=retain)
         except RuntimeError as error:
@@ -260,6 +266,11 @@ class TorchUse:
                 raise NotPromisedError(str(error)) from error
             raise
         self._differentiated.add(name)
+        if not all(map(np.array_equal, map(_array, upstream), came_in)):
+            raise ValueError("backward wrote to a gradient that came in")
+        computed = self._computed.get(name)
+        if computed is not None and not np.array_equal(_array(computed[0]), computed[1]):
+            raise ValueError("the computed input was written to")
 
     def backward_of_sum(self, names: Sequence[str]) -> None:
         """One backward of several calls."""

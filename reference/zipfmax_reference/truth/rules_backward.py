@@ -78,11 +78,12 @@ def gradients_accumulate(s: CallSession) -> None:
 @rule(large=True)
 def losses_of_several_calls_can_be_added_up(s: CallSession) -> None:
     """One backward of the sum, as where two heads or two micro-batches make one loss."""
-    for name in "ab":
-        s.called(name, name)
-    s.use.backward_of_sum("ab")
-    for name in "ab":
-        s.judge_gradients(name, [("a", None, 1.0), ("b", None, 1.0)])
+    calls = {f"call {number}": batch for number, batch in enumerate("abab")}
+    for call, batch in calls.items():
+        s.called(call, batch)
+    s.use.backward_of_sum([*calls])
+    for batch in "ab":
+        s.judge_gradients(batch, [(of, None, 1.0) for of in calls.values()])
 
 
 @rule()

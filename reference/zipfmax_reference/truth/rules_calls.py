@@ -137,6 +137,18 @@ def evaluation_mode_is_the_same_function(s: CallSession) -> None:
     s.differentiated("y", "b")
 
 
+@rule(large=True)
+def evaluation_without_gradients_follows_the_weights(s: CallSession) -> None:
+    """Under no_grad and in inference mode, before and after the weights have changed, as between two epochs."""
+    for weights in (s.weights, s.other_weights()):
+        s.use.write(weights)
+        s.weights = weights
+        s.use.mode(False)
+        s.called("x", "a", "no_grad")
+        s.called("y", "b", "inference")
+        s.use.mode(True)
+
+
 @rule()
 def other_methods_leave_a_call_alone(s: CallSession) -> None:
     """`log_prob` and `predict` between a call and its backward."""

@@ -117,6 +117,7 @@ class CallSession:
         """Judge `log_prob` and `predict` of batch "a"."""
         truth = _truth(replace(self.case, task="log_prob"), self.inputs("a"))
         log_prob, predicted = (self.use.evaluate(method, "a") for method in ("log_prob", "predict"))
+        recorded = self.use.evaluate("predict", "a", record=True)
         if fault := form_fault("log_prob", log_prob, truth.values["log_prob"], self.case.dtype):
             self.fail(f"log_prob has {fault}")
         elif predicted.shape != (len(log_prob),) or predicted.dtype.kind not in "iu":
@@ -124,6 +125,8 @@ class CallSession:
         else:
             self.judge_tensor(truth, "log_prob", log_prob)
             self.judge_tensor(truth, "predict", predicted)
+            if not np.array_equal(recorded, predicted):
+                self.fail("predict differs where gradients are recorded")
 
     def judge_gradients_of_log_prob(self, batch: str, upstream: Array) -> None:
         """Judge the gradients of log_prob of a batch, for these coming in, [N, n_classes].
