@@ -15,6 +15,7 @@ from typing import IO, Protocol
 import torch
 
 from zipfmax import timers
+from zipfmax.errors import UsageError
 from zipfmax_bench import messages
 from zipfmax_bench.worker import Session, failure
 from zipfmax_reference.contestants.served import ServedProcess
@@ -200,6 +201,16 @@ class RunHere:
 def worker_environment(threads: int) -> dict[str, str]:
     """This process's environment with the thread count of every framework set, equal for all."""
     return {**os.environ, **_SPIN, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+
+
+MOST_THREADS = 4096
+"""That a command takes: no machine has more."""
+
+
+def checked_threads(threads: int | None) -> None:
+    """Raise UsageError where a number of threads is given that no machine has."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads should be from 1 to {MOST_THREADS}, got {threads}")
 
 
 def usable_cores() -> int:

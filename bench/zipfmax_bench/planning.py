@@ -23,7 +23,7 @@ from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
 from zipfmax_bench import rank_planning
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
-from zipfmax_bench.executors import WorkerProcess, usable_cores
+from zipfmax_bench.executors import WorkerProcess, checked_threads, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.timings import measured_ratio
 from zipfmax_reference.runs import device, labels
@@ -101,6 +101,7 @@ def _check(options: PlanOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
+    checked_threads(options.threads)
     if options.task not in TASKS:
         raise UsageError(unknown("task", options.task, TASKS))
     device.present(options.device)

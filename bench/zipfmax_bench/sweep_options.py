@@ -15,7 +15,7 @@ import torch
 from zipfmax.errors import UsageError
 from zipfmax_bench import planning, presets
 from zipfmax_bench.engine import SamplingPolicy
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import checked_threads, usable_cores
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.sources import digests
@@ -121,6 +121,13 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
+    policy = replace(
+        axes.policy,
+        rounds=options.rounds,
+        precision=_precision(options.precision),
+        budget_s=options.budget or axes.policy.budget_s,
+        replay=options.replay or axes.policy.replay,
+    )
     called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
     directory = RunDirectory.start(out or default_path(), called, resume, shared)
     cases: list[Case] = []
@@ -131,13 +138,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
     return ResolvedSweep(
         cases=cases,
         implementations=axes.implementations,
-        policy=replace(
-            axes.policy,
-            rounds=options.rounds,
-            precision=_precision(options.precision),
-            budget_s=options.budget or axes.policy.budget_s,
-            replay=options.replay or axes.policy.replay,
-        ),
+        policy=policy,
         threads=options.threads or usable_cores(),
         processes=options.processes or 1,
         directory=directory,
@@ -213,6 +214,7 @@ def _check_positive(options: SweepOptions) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"--{name} should be a positive number, got {number}")
+    checked_threads(options.threads)
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed should be from 0 to 2**63 - 1, got {options.seed}")
     if options.rounds is not None and options.precision is not None:

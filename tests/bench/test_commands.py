@@ -21,6 +21,8 @@ PLAN = ("plan", "--zipf", "1", "--classes", "100", "--features", "8", "--batch",
         (("compare", "main", "--summary", "/proc/nothing/s"), "cannot write /proc/nothing/s"),
         (("compare", "main", "--threshold", "nan"), "--threshold should be a share"),
         (("train", "--epochs", "1", "--steps", "1"), "--epochs and --steps exclude each other"),
+        (("train", "--vocabulary", "-5"), "--vocabulary should be at least 2 words, got -5"),
+        ((*PLAN, "--threads", "1000000000000"), "--threads should be from 1 to 4096"),
         (("report", ".", "--output", "/proc/nothing/page"), "is not a run directory"),
         (("mutants", "--timing", "--grid", "full"), "--timing has cases of its own"),
         (

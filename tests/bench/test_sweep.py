@@ -265,6 +265,7 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
         (["--cutoffs", "ten"], ["cutoffs 'ten'", "2000,10000"]),
         (["--classes", "50", "--cutoffs", "50"], ["cutoffs 50", "below"]),
         (["--precision", "two"], ["--precision", "2%", "'two'"]),
+        (["--threads", "1000000000000"], ["--threads should be from 1 to 4096"]),
         (["--rounds", "0"], ["--rounds", "positive", "0"]),
         (["--budget", "-1"], ["--budget", "positive"]),
         (["--rounds", "3", "--precision", "2%"], ["--rounds and --precision exclude each other"]),
@@ -277,13 +278,17 @@ def test_ctrl_c_ends_the_sweep_with_the_command_that_goes_on(tmp_path):
         (["--out", "/proc/nothing"], ["/proc/nothing"]),
     ],
 )
-def test_wrong_use_says_in_one_line_what_is_allowed(arguments, words):
+def test_wrong_use_says_in_one_line_what_is_allowed_and_leaves_nothing(
+    arguments, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(application("sweep"), arguments)
     assert isinstance(result.exception, UsageError)
     message = str(result.exception)
     assert "\n" not in message
     for word in words:
         assert word in message
+    assert not [*tmp_path.iterdir()]
 
 
 def test_wrong_use_ends_with_status_2_and_one_line():

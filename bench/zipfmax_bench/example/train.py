@@ -178,6 +178,8 @@ def _check(options: TrainOptions) -> None:
         raise UsageError("batch, window, epochs, steps, features and depth should be positive")
     if not 0 < options.learning_rate < math.inf:
         raise UsageError(f"--learning-rate should be a positive number, got {options.learning_rate}")
+    if options.vocabulary is not None and options.vocabulary < 2:
+        raise UsageError(f"--vocabulary should be at least 2 words, got {options.vocabulary}")
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed should be from 0 to 2**63 - 1, got {options.seed}")
 
