@@ -1,5 +1,8 @@
 """Steps over ranks are measured against one; a rank that dies costs its case only; choices are checked."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -32,9 +35,7 @@ def test_a_case_over_two_ranks_and_a_rank_that_dies():
     assert "fewer than the 2 ranks" in skipped.reason
 
     before = pools[1].ranks()
-    process = before._children[1]._process
-    process.kill()
-    process.wait()
+    os.kill(before._children[1]._process.pid, signal.SIGKILL)
     failed = rank_sweep.measured(CASE, "zipfmax", pools, 2, 3, 1)
     assert failed.status == "failed"
     assert "died" in failed.reason

@@ -28,7 +28,7 @@ def test_a_step_hands_the_backend_the_rows_of_each_part_that_the_trial_names(tas
             seen.append(torch.bucketize(target, torch.tensor([7, 20]), right=True).bincount(minlength=3))
             return target, (hidden.sum() + weights.head.sum()) * torch.tensor(1.0)
 
-    monkeypatch.setattr(backends, "select", lambda name, hidden, weights: Spy())
+    monkeypatch.setattr(backends, "select", lambda name, hidden, weights, target: Spy())
     timer(task).step(TRIAL)()
     assert seen[0].tolist() == [5, 0, 4]
 
