@@ -18,7 +18,7 @@ from zipfmax import timers
 from zipfmax.errors import UsageError
 from zipfmax_bench import messages
 from zipfmax_bench.worker import Session, failure
-from zipfmax_reference.contestants.served import ServedProcess
+from zipfmax_reference.contestants.served import LAST_WORDS_S, ServedProcess
 from zipfmax_reference.runs.machine import Throttle
 
 # Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
@@ -35,9 +35,6 @@ _THREAD_VARIABLES = (
 # Intel's OpenMP keeps idle threads spinning for 200 ms, into the next worker's sample. One millisecond spans
 # the gaps within a run and is over before the next worker has drawn its batch.
 _SPIN = {"KMP_BLOCKTIME": "1"}
-
-LAST_WORDS_S = 30.0
-"""Seconds that a worker has to end after it closed its pipe."""
 
 
 class Executor(Protocol):

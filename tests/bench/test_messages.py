@@ -1,5 +1,7 @@
 """What a worker answers arrives as it was, and as nothing but that."""
 
+import io
+
 import pytest
 
 from zipfmax_bench import messages
@@ -16,25 +18,10 @@ REPLIES = [
 ]
 
 
-class Bytes:
-    """What `wire` reads from."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def readline(self, size: int) -> bytes:
-        line, newline, self._data = self._data.partition(b"\n")
-        return line + newline
-
-    def readinto(self, buffer: bytearray) -> int:
-        buffer[:], self._data = self._data[: len(buffer)], self._data[len(buffer) :]
-        return len(buffer)
-
-
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
 def test_a_reply_arrives_as_it_was(reply):
     sent = wire.encoded(messages.encoded(reply))
-    assert messages.decoded(wire.receive(Bytes(sent))) == reply
+    assert messages.decoded(wire.receive(io.BytesIO(sent))) == reply
 
 
 @pytest.mark.parametrize(

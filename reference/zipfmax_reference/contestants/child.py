@@ -18,14 +18,12 @@ import torch
 
 from zipfmax_reference.contestants import wire
 from zipfmax_reference.contestants.registry import NoSuchClassError
-from zipfmax_reference.contestants.served import ServedProcess, requests_and_answers, serve
+from zipfmax_reference.contestants.served import LAST_WORDS_S, ServedProcess, requests_and_answers, serve
 from zipfmax_reference.contestants.use import NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
 T = TypeVar("T")
 
-LAST_WORDS = 30.0
-"""Seconds that a process has to end after it closed its output."""
 MOST_DEATHS, MOST_LATE = 5, 2
 """Ends, and calls without an answer in time, after which a process is not started again."""
 
@@ -94,7 +92,7 @@ class Child:
 
     def _given_up(self, process: ServedProcess, how: str | None) -> ChildDiedError:
         """End the process, and say how it ended where that is not known yet."""
-        status = process.close(LAST_WORDS if how is None else 0.0)
+        status = process.close(LAST_WORDS_S if how is None else 0.0)
         self._process = None
         if how is None:
             said = self._last_words()

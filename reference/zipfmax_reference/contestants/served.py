@@ -16,6 +16,9 @@ from typing import IO, Any, BinaryIO
 from zipfmax_reference.contestants import wire
 from zipfmax_reference.contestants.pipes import Pipes, end, ended
 
+LAST_WORDS_S = 30.0
+"""Seconds that a process has to end after it closed its pipe, before it is ended."""
+
 
 class ServedProcess:
     """A process of the harness's own module, which calls `serve` with what `requests_and_answers` gives.
