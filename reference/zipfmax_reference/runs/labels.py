@@ -128,6 +128,11 @@ def label_counts(argument: str) -> LabelCounts:
     Raises:
         UsageError: a file that cannot be read or holds no counts.
     """
+    return _read(argument, _stamp(argument))
+
+
+@lru_cache(maxsize=8)
+def _read(argument: str, _stamp: tuple[int, int]) -> LabelCounts:
     how, file = _how_and_file(argument)
     try:
         if how.endswith(".json"):
@@ -156,7 +161,7 @@ def _how_and_file(argument: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=8)
 def _counts(argument: str, _stamp: tuple[int, int]) -> Probabilities:
-    return _frozen(np.sort(label_counts(argument).values)[::-1])
+    return _frozen(np.sort(_read(argument, _stamp).values)[::-1])
 
 
 def _stamp(argument: str) -> tuple[int, int]:
