@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from zipfmax.backends import tiled
+from zipfmax.backends.triton.captured import graphs
 
 _CPU_DEVICE_TYPE = 0  # of c10::DeviceType, as traces hold it
 
@@ -24,9 +25,9 @@ def peak_temporary_bytes(function: Callable[[], object], device: str = "cpu") ->
     """The most bytes of temporary tensors that `function` holds at any time, in this thread or in autograd's.
 
     What outlives the call, such as gradients, does not count. zipfmax's workspace, which does outlive it, is
-    released before and after and so counts as the temporary memory that it is. On a CPU every allocation is
-    followed from the profiler's record; on a GPU the caching allocator's peak is set against what was
-    allocated before or after, whichever is more.
+    released before and after, and its captured steps are not used, so that both count as the temporary memory
+    that they are. On a CPU every allocation is followed from the profiler's record; on a GPU the caching
+    allocator's peak is set against what was allocated before or after, whichever is more.
     """
     tiled.release_workspace()
     if torch.device(device).type == "cpu":
@@ -34,7 +35,8 @@ def peak_temporary_bytes(function: Callable[[], object], device: str = "cpu") ->
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    function()
+    with graphs.paused():
+        function()
     torch.cuda.synchronize(device)
     after = torch.cuda.memory_allocated(device)
     return int(torch.cuda.max_memory_allocated(device) - max(before, after))

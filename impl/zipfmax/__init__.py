@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zipfmax.backends.triton.captured import set_graph_memory
     from zipfmax.clusters import Cluster, ClusterLayout
     from zipfmax.converters import (
         from_fairseq,
@@ -33,6 +34,7 @@ _MODULES = {
     "from_torch": "converters",
     "from_transformer_xl": "converters",
     "plan_cutoffs": "planner",
+    "set_graph_memory": "backends.triton.captured",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "from_torch",
     "from_transformer_xl",
     "plan_cutoffs",
+    "set_graph_memory",
 ]
 __version__ = "0.2.0"
 

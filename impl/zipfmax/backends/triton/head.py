@@ -216,6 +216,12 @@ class Head:
         """Whether the logits of all rows exist at one time, so that gradients are written once."""
         return self._chunk >= self._n_rows
 
+    @property
+    def temporary_bytes(self) -> int:
+        """Of the logits and of sums in float32 that exist at one time."""
+        logits = self._chunk * self._row_stride * self._dtype.itemsize
+        return logits if self.single else logits + 4 * self._shape[0] * self._shape[1]
+
     def _chunks(self) -> Iterator[tuple[int, int]]:
         for begin in range(0, self._n_rows, self._chunk):
             yield begin, min(self._chunk, self._n_rows - begin)

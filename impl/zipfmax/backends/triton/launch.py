@@ -95,7 +95,8 @@ class Memory:
     def __init__(self) -> None:
         self._pieces: list[tuple[int, torch.dtype, tuple[int, ...]]] = []
         self._offsets: list[int] = []
-        self._bytes = 0
+        self.n_bytes = 0
+        """Of the allocation."""
 
     def add(self, dtype: torch.dtype, *shape: int) -> int:
         """Reserve a piece; returns its position in the list that `addresses` and `tensors` make."""
@@ -103,13 +104,13 @@ class Memory:
         for size in shape:
             n *= size
         self._pieces.append((n, dtype, shape))
-        self._offsets.append(self._bytes)
-        self._bytes += -(-n // 256) * 256
+        self._offsets.append(self.n_bytes)
+        self.n_bytes += -(-n // 256) * 256
         return len(self._pieces) - 1
 
     def allocate(self, device: torch.device) -> Tensor:
         """The memory, uninitialised."""
-        return torch.empty(self._bytes, dtype=torch.uint8, device=device)
+        return torch.empty(self.n_bytes, dtype=torch.uint8, device=device)
 
     def addresses(self, buffer: Tensor) -> list[int]:
         """Where each piece begins."""

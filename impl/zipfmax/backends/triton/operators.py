@@ -28,7 +28,7 @@ from zipfmax.backends.context import is_differentiated
 from zipfmax.backends.triton.all_classes import log_prob_gradients_step, log_prob_step
 from zipfmax.backends.triton.best_class import predict_step
 from zipfmax.backends.triton.loss import row_weights
-from zipfmax.backends.triton.scaling import scale_
+from zipfmax.backends.triton.scaling import scale_, scaled
 from zipfmax.backends.triton.step import (
     Result,
     contiguous,
@@ -111,7 +111,10 @@ def train(
     dtype: torch.dtype,
     want: tuple[bool, bool],
 ) -> Result:
-    """Output and a reduced loss of this dtype, and the gradients of loss / factor: see `Result`."""
+    """Output and a reduced loss of this dtype, and the gradients of loss / factor: see `Result`.
+
+    With a lease, factor and gradients are to be copied before it is dropped.
+    """
     if hidden.shape[0] == 0:
         output, loss = _nothing(hidden, reduction, dtype)
         factor = None
@@ -129,6 +132,7 @@ def train(
         reduction=reduction,
         want=want,
         result_dtype=dtype,
+        capture=True,
     )
 
 
@@ -215,8 +219,9 @@ class TrainStep(torch.autograd.Function):
     """A differentiable step outside compiled graphs.
 
     Where the backward is expected to start from a reduced loss, the forward computes the gradients, and
-    backward scales them in place, so a factor of 1 costs nothing. They are handed out once: a second backward
-    through the same graph (retain_graph=True) finds them gone and computes them by row.
+    backward scales them in place, so a factor of 1 costs nothing, or from a captured step's memory into new
+    tensors. They are handed out once: a second backward through the same graph (retain_graph=True) finds them
+    gone and computes them by row.
     """
 
     @staticmethod
@@ -235,7 +240,7 @@ class TrainStep(torch.autograd.Function):
         """(output [N], loss), of this dtype."""
         needs = ctx.needs_input_grad
         ctx.want = needs[0], True in needs[8:]
-        ctx.factor = ctx.gradients = ctx.places = None
+        ctx.factor = ctx.gradients = ctx.places = ctx.lease = None
         ctx.settings = present, bounds, ignore_index, reduction, dtype
         ctx.upstream = upstream
         ctx.set_materialize_grads(False)
@@ -248,6 +253,7 @@ class TrainStep(torch.autograd.Function):
             return forward(hidden, target, weights, present, bounds, ignore_index, reduction, dtype)
         found = train(hidden, target, weights, present, bounds, ignore_index, reduction, dtype, ctx.want)
         ctx.factor, ctx.gradients, ctx.places = found.factor, (found.hidden, found.weights), found.places
+        ctx.lease = found.lease
         return found.output, found.loss
 
     @staticmethod
@@ -283,7 +289,11 @@ class TrainStep(torch.autograd.Function):
         if ready:
             assert grad_loss is not None
             (gradient, flat), ctx.gradients = ctx.gradients, None
-            scale_(gradient, flat, grad_loss, ctx.factor)
+            if ctx.lease is None:
+                scale_(gradient, flat, grad_loss, ctx.factor)
+            else:
+                gradient, flat = scaled(gradient, flat, grad_loss, ctx.factor)
+                ctx.factor = ctx.lease = None  # the next step may overwrite them now
         else:
             gradient, flat = gradients_by_row(
                 hidden,
@@ -394,6 +404,8 @@ def _train_operator(
         dtype,
         (want_hidden, want_weights),
     )
+    if found.lease is not None:
+        found = found.copied()
     factor = hidden.new_empty(0, dtype=torch.float32) if found.factor is None else found.factor
     return (
         found.output,
@@ -570,6 +582,10 @@ def _is_zero(grad_output: Tensor) -> bool:
             stacklevel=2,
         )
         return False
+    if grad_output.is_cuda:
+        # The step is then computed a second time only while a graph is captured, where this thread could no longer
+        # make the handle of the vendor's products.
+        torch.cuda.current_blas_handle()
     return not bool(grad_output.any())
 
 

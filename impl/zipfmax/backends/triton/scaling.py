@@ -1,8 +1,8 @@
-"""Gradients times one factor that only the device knows, in place: x = factor * x in float32, rounded once.
+"""Gradients times one factor that only the device knows: factor * x in float32, rounded once.
 
-The factor is what comes into backward, and it is nearly always 1: a launch that reads it and returns then
-costs 2 us. Otherwise each gradient is read and written once, 2 bytes of each an element in half precision for
-one FLOP, bound by memory: 60 us for 44 million bfloat16 weights on an H100.
+In place or into new tensors. The factor is what comes into backward, and it is nearly always 1: a launch in place
+that reads it and returns then costs 2 us. Otherwise each gradient is read and written once, 2 bytes of each an
+element in half precision for one FLOP, bound by memory: 60 us for 44 million bfloat16 weights on an H100.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _scale(x_ptr, size, factor, BLOCK: tl.constexpr):
+def _scale(x_ptr, y_ptr, size, factor, BLOCK: tl.constexpr):
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     begin = tl.program_id(0).to(tl.int64) * BLOCK
     i = begin + tl.arange(0, BLOCK)
     for _ in range(tl.cdiv(size - begin, step)):
         x = tl.load(x_ptr + i, mask=i < size, other=0.0).to(tl.float32)
-        tl.store(x_ptr + i, (x * factor).to(x_ptr.dtype.element_ty), mask=i < size)
+        tl.store(y_ptr + i, (x * factor).to(y_ptr.dtype.element_ty), mask=i < size)
         i += step
 
 
@@ -35,6 +35,8 @@ def _scale(x_ptr, size, factor, BLOCK: tl.constexpr):
 def scale_kernel(
     first_ptr,
     second_ptr,
+    first_out_ptr,
+    second_out_ptr,
     factor_ptr,
     other_ptr,
     first_size,
@@ -42,28 +44,34 @@ def scale_kernel(
     HAS_OTHER: tl.constexpr,
     HAS_FIRST: tl.constexpr,
     HAS_SECOND: tl.constexpr,
+    IN_PLACE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Two tensors times factor, with HAS_OTHER times other as well; a product of 1 does nothing."""
+    """Two tensors times factor, with HAS_OTHER times other as well; in place a product of 1 does nothing."""
     factor = tl.load(factor_ptr).to(tl.float32)
     if HAS_OTHER:
         factor *= tl.load(other_ptr)
-    if factor != 1.0:
+    if not IN_PLACE or factor != 1.0:
         if HAS_FIRST:
-            _scale(first_ptr, first_size, factor, BLOCK)
+            _scale(first_ptr, first_out_ptr, first_size, factor, BLOCK)
         if HAS_SECOND:
-            _scale(second_ptr, second_size, factor, BLOCK)
+            _scale(second_ptr, second_out_ptr, second_size, factor, BLOCK)
 
 
 @functools.lru_cache(maxsize=512)
 def _launch(
-    device: torch.device, dtypes: tuple[torch.dtype, ...], sizes: tuple[int, int], has_other: bool
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...],
+    sizes: tuple[int, int],
+    has_other: bool,
+    in_place: bool,
 ) -> Launch:
     del dtypes  # a handle serves one signature
     constants = {
         "HAS_OTHER": has_other,
         "HAS_FIRST": sizes[0] > 0,
         "HAS_SECOND": sizes[1] > 0,
+        "IN_PLACE": in_place,
         "BLOCK": _BLOCK,
     }
     return Launch(scale_kernel, (4 * multiprocessors(device),), constants)
@@ -76,15 +84,43 @@ def scale_(first: Tensor | None, second: Tensor | None, factor: Tensor, other: T
         first, second: contiguous, of one dtype, at multiples of 16 bytes; None or empty for none.
         factor: one floating-point number on the device; other: one float32, or None for 1.
     """
-    there = [tensor for tensor in (first, second) if tensor is not None and tensor.numel()]
+    _run(first, second, (first, second), factor, other)
+
+
+def scaled(
+    first: Tensor | None, second: Tensor | None, factor: Tensor, other: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both times factor and other, in new tensors; see `scale_`."""
+    out = tuple(None if tensor is None else torch.empty_like(tensor) for tensor in (first, second))
+    _run(first, second, out, factor, other)
+    return out[0], out[1]
+
+
+def _run(
+    first: Tensor | None,
+    second: Tensor | None,
+    out: tuple[Tensor | None, ...],
+    factor: Tensor,
+    other: Tensor | None,
+) -> None:
+    there = [
+        (tensor, to)
+        for tensor, to in zip((first, second), out, strict=True)
+        if tensor is not None and to is not None and tensor.numel()
+    ]
     if not there:
         return
     device = factor.device
-    sizes = (there[0].numel(), there[1].numel() if len(there) == 2 else 0)
+    sizes = (there[0][0].numel(), there[1][0].numel() if len(there) == 2 else 0)
     make = _launch if device.type == "cuda" else _launch.__wrapped__
-    launch = make(device, (there[0].dtype, factor.dtype), sizes, other is not None)
+    in_place = there[0][0] is there[0][1]
+    launch = make(device, (there[0][0].dtype, factor.dtype), sizes, other is not None, in_place)
     stream = raw_stream(device) if launch.ready else None
-    arguments = (there[0], there[-1], factor, factor if other is None else other)
+    arguments = (
+        *(there[0][0], there[-1][0]),
+        *(there[0][1], there[-1][1]),
+        *(factor, factor if other is None else other),
+    )
     if stream is None:
         launch(None, *arguments, *sizes)
     else:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zipfmax.backends.triton.captured import Lease, graphs
 from zipfmax.backends.triton.head import Head
 from zipfmax.backends.triton.head_logits import WORKSPACE_BYTES, padded_size_of
 from zipfmax.backends.triton.launch import Memory, raw_stream
@@ -82,6 +83,15 @@ class Result(NamedTuple):
     """Gradients of all weights in one allocation."""
     places: Gradients
     """Where each of them lies there."""
+    lease: Lease | None = None
+    """Not None where factor and gradients lie in a graph's memory: they hold while this object is referenced."""
+
+    def copied(self) -> Result:
+        """The same with factor and gradients in memory of their own."""
+        factor, hidden, weights = (
+            None if tensor is None else tensor.clone() for tensor in (self.factor, self.hidden, self.weights)
+        )
+        return self._replace(factor=factor, hidden=hidden, weights=weights, lease=None)
 
 
 class Gradients:
@@ -209,6 +219,14 @@ class StepPlan:
             memory.add(dtype, *((slots, tail.width) if want is not None else (0,)))
             for piece, shape in self._forward.partials[i]:
                 memory.add(piece, *shape)
+
+    @property
+    def held_bytes(self) -> int:
+        """What a step allocates, results and a copy of its batch included, in bytes."""
+        s = self._shapes
+        elements = s.n_rows * s.d * (2 + self._copies) + self.gradients.size
+        elements += self._padded_shape[0] * s.d * self._pads
+        return elements * s.dtype.itemsize + 8 * s.n_rows + self._head.temporary_bytes + self._memory.n_bytes
 
     def run(
         self, hidden: Tensor, target: Tensor, weights: Sequence[Tensor], row_weight: Tensor | None
@@ -420,6 +438,7 @@ def nll_step(
     want: tuple[bool, bool] | None = None,
     result_dtype: torch.dtype = torch.float32,
     workspace_bytes: int = WORKSPACE_BYTES,
+    capture: bool = False,
 ) -> Result:
     """Log-probability of each target, the loss and, with `want`, the gradients of loss / factor.
 
@@ -435,6 +454,7 @@ def nll_step(
         want: whether the gradients of (the input, the weights) are wanted; None for the forward pass only.
         result_dtype: of output and loss.
         workspace_bytes: bound on the head's logits; at least one row of them exists.
+        capture: the step may come from a graph, and the result then has a lease; see `captured`.
     """
     hidden = rows_of_unit_stride(hidden)
     target = target.contiguous()
@@ -463,6 +483,10 @@ def nll_step(
         torch.get_float32_matmul_precision() if dtype == torch.float32 else "",
         workspace_bytes,
     )
+    if capture:
+        step = graphs.find(shapes, plan_for, hidden, target, weights)
+        if step is not None:
+            return step.run(hidden, target)
     plan = plan_for(shapes)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
