@@ -22,9 +22,13 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
     faults_forward,
+    faults_memory,
     faults_modes,
     faults_ranks,
     faults_results,
+    faults_sizes,
+    faults_state,
+    faults_surroundings,
     faults_use,
     faults_weights,
 )

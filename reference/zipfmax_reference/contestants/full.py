@@ -24,7 +24,7 @@ from zipfmax_reference.contestants.settings import (
     seconds_of,
 )
 from zipfmax_reference.contestants.torch_nn import Batches, missing_device, torch_dtype
-from zipfmax_reference.contestants.use import to_numpy
+from zipfmax_reference.contestants.torch_use import to_numpy
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight

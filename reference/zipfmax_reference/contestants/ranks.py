@@ -31,7 +31,8 @@ from zipfmax_reference.contestants.torch_nn import (
     tensor,
     zipfmax_layer,
 )
-from zipfmax_reference.contestants.use import NotPromisedError, TorchUse, Use, plain, to_numpy
+from zipfmax_reference.contestants.torch_use import TorchUse, plain, to_numpy
+from zipfmax_reference.contestants.use import NotPromisedError, Use
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 

@@ -63,12 +63,15 @@ def is_large(case: Case) -> bool:
 
 
 def _verdict(rule: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
+    session: CallSession | None = None
     try:
         with surroundings.kept():
             session = CallSession(case, make)
             rule.steps(session)
     except NotPromisedError as error:
         why = " ".join(str(error).split())[:200]
+        if session is not None and (so_far := session.worst()).status == "fail":
+            return so_far
         if rule.optional:
             return Verdict("skipped", reason=f"not promised: {why}")
         return Verdict("fail", reason=f"refused, though every layer has to do this: {why}")
