@@ -24,6 +24,10 @@ class NotPromisedError(RuntimeError):
     """The layer does not do this, and says so."""
 
 
+class NotApplicableError(NotPromisedError):
+    """The framework has no such thing, so that a rule says nothing about the layer."""
+
+
 class Use(Protocol):
     """A module with a case's weights."""
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import told
-from zipfmax_reference.contestants.use import NotPromisedError, Use
+from zipfmax_reference.contestants.use import NotApplicableError, NotPromisedError, Use
 from zipfmax_reference.runs.arrays import Inputs
 from zipfmax_reference.runs.case import Case
 
@@ -72,6 +72,8 @@ def _verdict(rule: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
         why = " ".join(str(error).split())[:200]
         if session is not None and (so_far := session.worst()).status == "fail":
             return so_far
+        if isinstance(error, NotApplicableError):
+            return Verdict("skipped", reason=f"does not apply: {why}")
         if rule.optional:
             return Verdict("skipped", reason=f"not promised: {why}")
         return Verdict("fail", reason=f"refused, though every layer has to do this: {why}")

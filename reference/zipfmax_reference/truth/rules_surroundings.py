@@ -97,7 +97,6 @@ def the_surroundings_stay(s: CallSession) -> None:
         "a call under no_grad": lambda: s.use.call("y", "a", "no_grad"),
         "log_prob": lambda: s.use.evaluate("log_prob", "a"),
         "predict": lambda: s.use.evaluate("predict", "a"),
-        "the state dict": s.use.state,
         **({"a wrong target": lambda: _takes(s, "wrong")} if on_cpu else {}),
     }
     for mode in (True, False):

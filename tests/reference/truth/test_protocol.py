@@ -8,7 +8,7 @@ import torch
 
 from zipfmax_reference.checks import faults_backward, mutants  # noqa: F401 - plants all faults
 from zipfmax_reference.checks.faults import IN_USE, Control
-from zipfmax_reference.contestants import surroundings
+from zipfmax_reference.contestants import registry, surroundings
 from zipfmax_reference.contestants.torch_nn import torch_layer, users_layer, zipfmax_layer
 from zipfmax_reference.contestants.use import NotPromisedError
 from zipfmax_reference.runs import grid
@@ -132,6 +132,19 @@ def test_a_layer_that_cannot_be_made_is_told_once(change, tensor):
 
     (record,) = Oracle(CASE, ("definition",)).check(users_layer("unlike", Unlike))
     assert (record["status"], record["tensor"]) == ("fail", tensor)
+
+
+def test_paddle_is_asked_what_its_framework_has_and_breaks_what_its_faults_break():
+    layer = registry.implementation("paddle")
+    if (reason := layer.unsupported_reason(CASE)) is not None:
+        pytest.skip(reason)
+    found = {record["tensor"]: record for record in Oracle(CASE, ("definition",)).check(layer)}
+    broken = {name.removeprefix("protocol.") for name, record in found.items() if record["status"] == "fail"}
+    passed = {name.removeprefix("protocol.") for name, record in found.items() if record["status"] == "pass"}
+    assert {"an-optimizer-step-counts", "loaded-weights-count"} <= broken  # parameters() lacks the tails
+    assert "log-prob-and-predict-follow-the-weights" in broken  # predict gives floats
+    assert {"later-calls-are-right", "gradients-accumulate", "weights-written-in-place-count"} <= passed
+    assert found["protocol.batches-may-have-gaps"]["reason"].startswith("does not apply: ")
 
 
 def test_an_implementation_without_calls_is_skipped_with_its_reason():
