@@ -128,7 +128,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
         budget_s=options.budget or axes.policy.budget_s,
         replay=options.replay or axes.policy.replay,
     )
-    called = invocation({COMMAND: asdict(options)}, sources=digests([*axes.implementations, *axes.labels]))
+    called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations, axes.labels))
     directory = RunDirectory.start(out or default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:

@@ -19,22 +19,25 @@ INSTALLED = {"site-packages", "dist-packages"}
 """Folders of packages whose files nobody edits: of these only the module itself and its packages are read."""
 
 
-def digests(names: Sequence[str]) -> dict[str, str]:
-    """A digest for each name of a user's class, `saved:DIR`, or labels `counts:FILE`; other names are left out.
+def digests(names: Sequence[str], labels: Sequence[str] = ()) -> dict[str, str]:
+    """A digest for each name of a user's class or of `saved:DIR`, and for labels `counts:FILE`.
+
+    Other names and labels are left out.
 
     Raises:
         NoSuchClassError: a class's file or its package is not there.
     """
     found = {}
     for name in names:
-        form, _, argument = name.partition(":")
-        if form == "saved":
-            found[name] = _digest(Path(argument).glob("*.npz"))
-        elif form == "counts":
-            found[name] = _digest(path for path in map(Path, files_of_counts(argument)) if path.is_file())
-        elif registry.runs_code_of_others(name):
+        if registry.runs_code_of_others(name):
             registry.check_place(name)
             found[name] = _digest(_files(name.rpartition(":")[0]))
+        elif name.startswith("saved:"):
+            found[name] = _digest(Path(name.removeprefix("saved:")).glob("*.npz"))
+    for name in labels:
+        if name.startswith("counts:"):
+            files = (Path(file) for file in files_of_counts(name.removeprefix("counts:")))
+            found[name] = _digest(file for file in files if file.is_file())
     return found
 
 
