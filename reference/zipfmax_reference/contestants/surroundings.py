@@ -94,7 +94,12 @@ _STATES: dict[str, State] = {
         for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
     },
     "torch.backends.mkldnn.enabled": _attribute(torch.backends.mkldnn, "enabled"),
-    **{f"torch's {name}": _contents(getattr(torch_module, name)) for name in _HOOKS},
+    "hooks of all modules": State(
+        lambda: [dict(getattr(torch_module, name)) for name in _HOOKS],
+        lambda hooks: [
+            _contents(getattr(torch_module, n)).put(of) for n, of in zip(_HOOKS, hooks, strict=True)
+        ],
+    ),
     "torch's printing": State(
         lambda: vars(torch._tensor_str.PRINT_OPTS).copy(), vars(torch._tensor_str.PRINT_OPTS).update
     ),
@@ -121,10 +126,12 @@ _IMPORTS: dict[str, State] = {
     "the search path of modules": State(
         lambda: [*sys.path], lambda folders: sys.path.__setitem__(slice(None), folders)
     ),
+}
+_FUNCTIONS: dict[str, State] = {
     "torch.nn.functional": _contents(vars(F)),
     "torch": _contents(vars(torch)),
 }
-BY_IMPORT = tuple(_IMPORTS)
+BY_IMPORT = (*_IMPORTS, *_FUNCTIONS)
 """What an import may change, which a first call may need."""
 
 
@@ -142,12 +149,8 @@ def read() -> dict[str, str]:
         "inference mode": str(torch.is_inference_mode_enabled()),
         "autocast": str([torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]),
         **{name: _text(state.read()) for name, state in _STATES.items()},
-        **{
-            name: _digest(repr(state.read()).encode())
-            for name, state in _IMPORTS.items()
-            if "torch" not in name
-        },
-        **{name: _digest(_identities(_IMPORTS[name].read())) for name in _IMPORTS if "torch" in name},
+        **{name: _digest(repr(state.read()).encode()) for name, state in _IMPORTS.items()},
+        **{name: _digest(_identities(state.read())) for name, state in _FUNCTIONS.items()},
         IMPORTED: str(len(sys.modules)),
         **{f"{RANDOM} of {of}": _digest(state) for of, state in states.items()},
     }
@@ -184,12 +187,13 @@ def stir() -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Put back what a layer must not change of the process's global state.
+def kept(functions: bool = False) -> Iterator[None]:
+    """Put back what a layer must not change of the process's global state; torch's `functions` too if asked.
 
     Within, gradients are recorded and nothing is autocast, whatever the caller's modes are.
     """
-    before = {name: state.read() for name, state in (_STATES | _IMPORTS).items()}
+    states = _STATES | _IMPORTS | (_FUNCTIONS if functions else {})
+    before = {name: state.read() for name, state in states.items()}
     n_modules = len(sys.modules)
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
@@ -202,8 +206,8 @@ def kept() -> Iterator[None]:
         ):
             yield
     finally:
-        for name, state in (_STATES | _IMPORTS).items():
-            if name.startswith("torch") and name in _IMPORTS and len(sys.modules) != n_modules:
+        for name, state in states.items():
+            if name in _FUNCTIONS and len(sys.modules) != n_modules:
                 continue  # a submodule that was imported stays where it is found
             if state.read() != before[name]:
                 with suppress(Exception):  # a state that cannot be put back harms no more than it did

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -324,7 +324,8 @@ class Oracle:
             "tensor": tensor,
             "dtype": self.case.dtype,
         }
-        return {**identity, **asdict(verdict)}
+        parts = tuple(dict(vars(part)) for part in verdict.parts)
+        return {**identity, **vars(verdict), "parts": parts}
 
 
 def precision(case: Case) -> str:
