@@ -209,7 +209,7 @@ def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
 
 
 def _check_positive(options: SweepOptions) -> None:
-    for name in ("classes", "features", "batch", "threads", "processes", "rounds", "budget"):
+    for name in ("classes", "features", "batch", "processes", "rounds", "budget"):
         value = getattr(options, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not 0 < number < float("inf"):

@@ -22,6 +22,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
     faults_forward,
+    faults_hostile,
     faults_memory,
     faults_modes,
     faults_ranks,

@@ -13,6 +13,7 @@ from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.use import (
     LABELS,
     CallMode,
+    Gaps,
     Manner,
     Misfit,
     NotApplicableError,
@@ -53,13 +54,13 @@ class PaddleUse:
         hidden: Array,
         target: Labels,
         leaf: bool = True,
-        gaps: bool = False,
+        gaps: Gaps = "none",
         labels: str = LABELS,
         column: bool = False,
         over: str | None = None,
     ) -> None:
         """Make a batch's tensors."""
-        if gaps or over is not None:
+        if gaps != "none" or over is not None:
             raise NotApplicableError("Paddle's tensors are placed by Paddle")
         made = self._paddle.to_tensor(np.array(hidden), dtype=self._case.dtype, stop_gradient=not leaf)
         classes = np.array(target, dtype=labels)
@@ -247,6 +248,30 @@ class PaddleUse:
         for n, weight in self._parameters(self._layer).items():
             if not names or n in names:
                 weight.stop_gradient = not weights
+
+    def traits(self, batch: str) -> dict[str, str]:
+        """Modes, names and flags."""
+        found = {
+            f"the mode of {n or 'the layer'}": str(one.training) for n, one in self._layer.named_sublayers()
+        }
+        found["the names in the state dict"] = str([*self._layer.state_dict()])
+        flags = {
+            f"whether {n} takes a gradient": str(not t.stop_gradient) for n, t in self._leaves(batch).items()
+        }
+        return found | flags
+
+    def scribble(self, name: str) -> None:
+        """By set_value."""
+        for result in self._results[name].values():
+            result.set_value(np.ones_like(result.numpy()))
+
+    def drop(self, batch: str) -> None:
+        """Paddle's tensors take no weak references."""
+        raise NotApplicableError("Paddle's tensors take no weak references")
+
+    def alive(self) -> int:
+        """None was dropped."""
+        return 0
 
     def inputs(self, batch: str) -> Results:
         """A batch's tensors."""

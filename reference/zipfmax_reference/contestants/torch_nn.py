@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.implementation import Family
-from zipfmax_reference.contestants.torch_use import TorchUse, is_dtensor, plain, to_numpy
+from zipfmax_reference.contestants.tensors import is_dtensor, plain, to_numpy
+from zipfmax_reference.contestants.torch_use import TorchUse
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
-import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zipfmax_reference.contestants import surroundings
-from zipfmax_reference.contestants.use import LABELS, CallMode, Manner, Misfit, NotPromisedError
+from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
+from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
 
@@ -40,6 +42,7 @@ class TorchUse:
         self._computed: dict[str, tuple[Tensor, Array]] = {}
         self._copy: nn.Module | None = None
         self._converted = False
+        self._dropped: list[weakref.ref[Tensor]] = []
 
     def batch(
         self,
@@ -47,7 +50,7 @@ class TorchUse:
         hidden: Array,
         target: Labels,
         leaf: bool = True,
-        gaps: bool = False,
+        gaps: Gaps = "none",
         labels: str = LABELS,
         column: bool = False,
         over: str | None = None,
@@ -55,8 +58,8 @@ class TorchUse:
         """Make a batch's tensors."""
         made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
         classes = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
-        if gaps:  # what lies between is another input's, and shows where it is read
-            made = torch.stack([made, made + 1], dim=2)[:, :, 0]
+        if gaps != "none":  # what lies between is another input's, and shows where it is read
+            made = with_gaps(made, gaps)
             classes = torch.stack([classes, (classes + 1) % self._case.n_classes], dim=1)[:, 0]
         classes = classes.to(getattr(torch, labels))
         if column:
@@ -105,7 +108,7 @@ class TorchUse:
             own = hidden
             if through:
                 own = hidden * 1.0
-                self._computed[name] = own, _array(own)
+                self._computed[name] = own, to_array(own)
             return self._module(own, target)
 
         output, loss = self._within(mode, computed, refusable=row is not None)
@@ -132,7 +135,7 @@ class TorchUse:
 
     def read(self, name: str) -> Results:
         """The results of a call."""
-        return {what: _array(value) for what, value in self._results[name].items()}
+        return {what: to_array(value) for what, value in self._results[name].items()}
 
     def form(self, name: str) -> str | None:
         """Type, dtype and, of a recorded call, place in the graph of the results."""
@@ -152,7 +155,7 @@ class TorchUse:
         if name:
             self._results[name] = {method: found}
             self._differentiated.discard(name)
-        return _array(found)
+        return to_array(found)
 
     def backward(
         self,
@@ -171,7 +174,7 @@ class TorchUse:
         if grad_loss is not None:
             results.append(of_name["loss"])
             upstream.append(torch.full_like(of_name["loss"], grad_loss))
-        came_in = [_array(gradient) for gradient in upstream]
+        came_in = [to_array(gradient) for gradient in upstream]
         try:
             torch.autograd.backward(results, upstream, retain_graph=retain)
         except RuntimeError as error:
@@ -179,10 +182,10 @@ class TorchUse:
                 raise NotPromisedError(str(error)) from error
             raise
         self._differentiated.add(name)
-        if not all(map(np.array_equal, map(_array, upstream), came_in)):
+        if not all(map(np.array_equal, map(to_array, upstream), came_in)):
             raise ValueError("backward wrote to a gradient that came in")
         computed = self._computed.get(name)
-        if computed is not None and not np.array_equal(_array(computed[0]), computed[1]):
+        if computed is not None and not np.array_equal(to_array(computed[0]), computed[1]):
             raise ValueError("the computed input was written to")
 
     def asked(self, name: str, batch: str) -> Results:
@@ -197,7 +200,7 @@ class TorchUse:
                 raise ValueError(
                     f"a gradient of {n} was left in .grad, where torch.autograd.grad leaves none"
                 )
-        return {f"grad.{n}": _array(gradient) for n, gradient in zip(leaves, found, strict=True)}
+        return {f"grad.{n}": to_array(gradient) for n, gradient in zip(leaves, found, strict=True)}
 
     def backward_of_sum(self, names: Sequence[str]) -> None:
         """One backward of several calls."""
@@ -213,12 +216,12 @@ class TorchUse:
             )
         except (RuntimeError, NotImplementedError) as error:
             raise NotPromisedError(str(error)) from error
-        return _array(second)
+        return to_array(second)
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
         return {
-            f"grad.{name}": _array(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+            f"grad.{name}": to_array(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
             for name, leaf in self._leaves(batch).items()
         }
 
@@ -230,7 +233,7 @@ class TorchUse:
 
     def kept(self) -> Results:
         """What they hold now."""
-        return {name: _array(gradient) for name, gradient in self._kept.items()}
+        return {name: to_array(gradient) for name, gradient in self._kept.items()}
 
     def _leaves(self, batch: str) -> dict[str, Tensor]:
         return {"input": self._batches[batch][0], **dict(self._module.named_parameters())}
@@ -245,29 +248,30 @@ class TorchUse:
 
     def weights(self) -> Results:
         """What the parameters hold."""
-        return {name: _array(parameter) for name, parameter in self._module.named_parameters()}
+        return {name: to_array(parameter) for name, parameter in self._module.named_parameters()}
 
     def state(self) -> Results:
         """The state dict's entries for the parameters."""
         state = self._module.state_dict()
-        return {name: _array(state[name]) for name, _ in self._module.named_parameters()}
+        return {name: to_array(state[name]) for name, _ in self._module.named_parameters()}
 
     def write(self, weights: Results, manner: Manner = "copy") -> None:
         """Write into the parameters."""
         with torch.no_grad():
             for name, parameter in self._module.named_parameters():
-                value = _like(parameter, weights[name])
+                value = like(parameter, weights[name])
                 if manner == "copy":
                     parameter.copy_(value)
                 elif manner == "data" or is_dtensor(parameter):  # whose .data torch cannot replace
                     parameter.data.copy_(value)
                 else:
-                    parameter.data = value
+                    turned = manner == "turn" and value.dim() == 2
+                    parameter.data = value.t().contiguous().t() if turned else value
 
     def load(self, weights: Results, assign: bool = False) -> None:
         """By load_state_dict."""
         own = self._module.state_dict()
-        given = own | {n: _like(own[n], w) for n, w in weights.items()}
+        given = own | {n: like(own[n], w) for n, w in weights.items()}
         self._module.load_state_dict(given, assign=assign)
 
     def takes(self, misfit: Misfit, name: str) -> bool:
@@ -326,10 +330,35 @@ class TorchUse:
             if not names or name in names:
                 parameter.requires_grad_(weights)
 
+    def traits(self, batch: str) -> dict[str, str]:
+        """Modes, names, identities, flags and hooks."""
+        found = {f"the mode of {n or 'the module'}": str(m.training) for n, m in self._module.named_modules()}
+        found["the names in the state dict"] = str([*self._module.state_dict()])
+        found["which tensors the parameters are"] = str([id(p) for p in self._module.parameters()])
+        for name, tensor in {**self._leaves(batch), "target": self._batches[batch][1]}.items():
+            found[f"whether {name} takes a gradient"] = str(tensor.requires_grad)
+            found[f"the hooks of {name}"] = str(len(tensor._backward_hooks or ()))
+        return found
+
+    def scribble(self, name: str) -> None:
+        """Past autograd."""
+        for result in self._results[name].values():
+            result.data.fill_(1)
+
+    def drop(self, batch: str) -> None:
+        """Keep weak references."""
+        self._dropped += [weakref.ref(tensor) for tensor in self._batches.pop(batch)]
+        self._forget()
+
+    def alive(self) -> int:
+        """Count those that refer to something."""
+        gc.collect()
+        return sum(reference() is not None for reference in self._dropped)
+
     def inputs(self, batch: str) -> Results:
         """A batch's tensors."""
         hidden, target = self._batches[batch]
-        return {"hidden": _array(hidden), "target": _array(target)}
+        return {"hidden": to_array(hidden), "target": to_array(target)}
 
     def surroundings(self, stirred: bool = False) -> dict[str, str]:
         """The process's global state."""
@@ -346,41 +375,3 @@ def _modes() -> tuple[bool, ...]:
     """Whether gradients are recorded, in inference mode, and what is autocast."""
     autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-def is_dtensor(value: Tensor) -> bool:
-    """Whether it is split over ranks; where nobody imported DTensor, which is slow, there is none."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and type(value) is module.DTensor
-
-
-def plain(value: Tensor) -> Tensor:
-    """The tensor, or what a tensor subclass holds: all of a DTensor's ranks, or else read to the host and back."""
-    if type(value) is Tensor:
-        return value
-    if is_dtensor(value):
-        return cast(Tensor, cast(Any, value).full_tensor())
-    return torch.tensor(value.tolist(), dtype=value.dtype, device=value.device)
-
-
-def _like(tensor: Tensor, values: Array) -> Tensor:
-    """Values as a tensor like this one, split over ranks as it is."""
-    made = torch.from_numpy(np.array(values)).to(device=tensor.device, dtype=tensor.dtype)
-    if not is_dtensor(tensor):
-        return made
-    from torch.distributed.tensor import distribute_tensor
-
-    whole = cast(Any, tensor)
-    return distribute_tensor(made, whole.device_mesh, whole.placements)
-
-
-def to_numpy(value: Tensor) -> Array:
-    """A tensor on the host; bfloat16, which NumPy lacks, widened to float32."""
-    value = value.detach().cpu()
-    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return array
-
-
-def _array(value: Tensor) -> Array:
-    """A copy on the host, also of what a tensor subclass holds."""
-    return to_numpy(plain(value.detach())).copy()

@@ -12,8 +12,10 @@ from typing import Literal, Protocol
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
 CallMode = Literal["record", "no_grad", "inference", "autocast"]
-Manner = Literal["copy", "data", "replace"]
-"""How weights are written: by copy_, into .data, or as another tensor in .data."""
+Manner = Literal["copy", "data", "replace", "turn"]
+"""How weights are written: by copy_, into .data, or as another tensor in .data, which may lie column by column."""
+Gaps = Literal["none", "columns", "rows", "turned"]
+"""What lies between the numbers of a batch: nothing; something after each, or after each row; or columns are rows."""
 Misfit = Literal["missing", "unexpected", "shape"]
 """How a state dict does not fit: a weight too few, one too many, or one with a row too many."""
 LABELS = "int64"
@@ -37,15 +39,15 @@ class Use(Protocol):
         hidden: Array,
         target: Labels,
         leaf: bool = True,
-        gaps: bool = False,
+        gaps: Gaps = "none",
         labels: str = LABELS,
         column: bool = False,
         over: str | None = None,
     ) -> None:
         """Make a batch's tensors.
 
-        A `leaf` input takes a gradient, with `gaps` they are not contiguous, targets have the dtype `labels` and are
-        [N], or [N, 1] with `column`. They lie in the memory of the batch `over`, which is dropped with all results.
+        A `leaf` input takes a gradient, with `gaps` they do not lie side by side, targets have the dtype `labels` and
+        are [N], or [N, 1] with `column`. They lie in the memory of the batch `over`, which is dropped with all results.
         """
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
@@ -164,6 +166,18 @@ class Use(Protocol):
 
     def inputs(self, batch: str) -> Results:
         """`hidden` and `target` as they stand in a batch's tensors."""
+
+    def traits(self, batch: str) -> dict[str, str]:
+        """What the module and a batch's tensors are besides their values, each as text under a name for messages."""
+
+    def scribble(self, name: str) -> None:
+        """Write into the results that were returned under a name."""
+
+    def drop(self, batch: str) -> None:
+        """Drop a batch, its gradient and every result."""
+
+    def alive(self) -> int:
+        """How many of the dropped batches' tensors are still held by somebody."""
 
     def surroundings(self, stirred: bool = False) -> dict[str, str]:
         """Global state that is not a layer's to change; with `stirred`, once it is one that nobody sets."""

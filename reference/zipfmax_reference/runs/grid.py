@@ -156,7 +156,7 @@ def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str
         for turn, (n_classes, cutoffs) in enumerate(partitions)
         for dtype in (dtypes[:1] if len(cutoffs) == 1 else dtypes)
     ]
-    return small + [_of_many_rows(dtypes[0], device)]
+    return [*small, _of_many_rows(dtypes[0], device)]
 
 
 def _of_many_rows(dtype: str, device: str) -> Case:

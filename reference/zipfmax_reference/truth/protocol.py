@@ -19,6 +19,7 @@ from zipfmax_reference.runs.case import Case
 # Importing these modules enters their rules.
 from zipfmax_reference.truth import (  # noqa: F401
     rules_backward,
+    rules_batches,
     rules_calls,
     rules_surroundings,
     rules_weights,

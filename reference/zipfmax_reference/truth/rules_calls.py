@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from zipfmax_reference.contestants.use import Gaps
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
 
-LATER = 10
+LATER = 64
 """Calls between an early and a late one."""
 
 
@@ -98,11 +99,13 @@ def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
 
 @rule()
 def batches_may_have_gaps(s: CallSession) -> None:
-    """Input and targets that are columns of wider tensors."""
-    s.use.batch("a", *s.batches["a"], gaps=True)
-    s.called("x", "a")
-    s.differentiated("x", "a")
-    s.judge_methods()
+    """An input whose numbers, or rows, are those of a wider tensor, and one that lies column by column."""
+    kinds: tuple[Gaps, ...] = ("columns", "rows", "turned")
+    for gaps in kinds:
+        s.use.batch("a", *s.batches["a"], gaps=gaps)
+        s.called("x", "a")
+        s.differentiated("x", "a")
+        s.judge_methods()
 
 
 @rule(optional=True)

@@ -24,9 +24,12 @@ def weights_written_in_place_count(s: CallSession) -> None:
 
 @rule()
 def weights_put_into_data_count(s: CallSession) -> None:
-    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`."""
+    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`, also column by column."""
     _new_weights_count(
-        s, lambda weights: s.use.write(weights, "data"), lambda weights: s.use.write(weights, "replace")
+        s,
+        lambda weights: s.use.write(weights, "data"),
+        lambda weights: s.use.write(weights, "replace"),
+        lambda weights: s.use.write(weights, "turn"),
     )
 
 

@@ -120,9 +120,13 @@ class CallSession:
             row_weight -= grad_loss / n_rows
         return _truth(self.case, self.inputs(batch), row_weight)
 
+    def truth_of_methods(self, batch: str) -> Truth:
+        """The definition's `log_prob` of a batch, which also judges `predict`."""
+        return _truth(replace(self.case, task="log_prob"), self.inputs(batch))
+
     def judge_methods(self, batch: str = "a") -> None:
         """Judge `log_prob` and `predict` of a batch."""
-        truth = _truth(replace(self.case, task="log_prob"), self.inputs(batch))
+        truth = self.truth_of_methods(batch)
         log_prob, predicted = (self.use.evaluate(method, batch) for method in ("log_prob", "predict"))
         recorded = self.use.evaluate("predict", batch, mode="record")
         if fault := form_fault("log_prob", log_prob, truth.values["log_prob"], self.case.dtype):
