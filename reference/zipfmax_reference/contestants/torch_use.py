@@ -352,7 +352,8 @@ class TorchUse:
 
     def alive(self) -> int:
         """Count those that refer to something."""
-        gc.collect()
+        if any(reference() is not None for reference in self._dropped):
+            gc.collect()  # what refers to itself
         return sum(reference() is not None for reference in self._dropped)
 
     def inputs(self, batch: str) -> Results:

@@ -47,7 +47,8 @@ class Use(Protocol):
         """Make a batch's tensors.
 
         A `leaf` input takes a gradient, with `gaps` they do not lie side by side, targets have the dtype `labels` and
-        are [N], or [N, 1] with `column`. They lie in the memory of the batch `over`, which is dropped with all results.
+        are [N], or [N, 1] with `column`. They lie in the memory of the batch `over`, which is dropped with all
+        results.
         """
 
     def refill(self, name: str, hidden: Array, target: Labels) -> None:
