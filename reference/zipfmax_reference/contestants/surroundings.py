@@ -127,6 +127,20 @@ _IMPORTS: dict[str, State] = {
         lambda: [*sys.path], lambda folders: sys.path.__setitem__(slice(None), folders)
     ),
 }
+_NUMERICAL = (
+    "the default dtype",
+    "the default device",
+    "the number of threads",
+    "the precision of products",
+    "whether algorithms are deterministic",
+    "anomaly detection",
+    "autocast's dtypes",
+    "flushing of denormal numbers",
+    "NumPy's error handling",
+    "garbage collection",
+    "the working directory",
+)
+"""The states that a result, or its time, may depend on."""
 _FUNCTIONS: dict[str, State] = {
     "torch.nn.functional": _contents(vars(F)),
     "torch": _contents(vars(torch)),
@@ -187,12 +201,12 @@ def stir() -> None:
 
 
 @contextmanager
-def kept(functions: bool = False) -> Iterator[None]:
-    """Put back what a layer must not change of the process's global state; torch's `functions` too if asked.
+def kept(whole: bool = False) -> Iterator[None]:
+    """Put back what a layer must not change of the process's global state: what numbers depend on, or the `whole`.
 
     Within, gradients are recorded and nothing is autocast, whatever the caller's modes are.
     """
-    states = _STATES | _IMPORTS | (_FUNCTIONS if functions else {})
+    states = _STATES | _IMPORTS | _FUNCTIONS if whole else {name: _STATES[name] for name in _NUMERICAL}
     before = {name: state.read() for name, state in states.items()}
     n_modules = len(sys.modules)
     of_numpy, of_python = np.random.get_state(), random.getstate()
