@@ -97,7 +97,7 @@ def _dtype(options: PlanOptions) -> torch.dtype:
 
 
 def _check(options: PlanOptions) -> None:
-    for name in ("classes", "features", "batch", "threads", "max_parameters"):
+    for name in ("classes", "features", "batch", "max_parameters"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")

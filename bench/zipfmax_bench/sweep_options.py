@@ -128,7 +128,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
         budget_s=options.budget or axes.policy.budget_s,
         replay=options.replay or axes.policy.replay,
     )
-    called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations))
+    called = invocation({COMMAND: asdict(options)}, sources=digests(axes.implementations, axes.labels))
     directory = RunDirectory.start(out or default_path(), called, resume, shared)
     cases: list[Case] = []
     if PLANNED not in options.cutoffs or len(options.cutoffs) > 1:
@@ -209,7 +209,7 @@ def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
 
 
 def _check_positive(options: SweepOptions) -> None:
-    for name in ("classes", "features", "batch", "threads", "processes", "rounds", "budget"):
+    for name in ("classes", "features", "batch", "processes", "rounds", "budget"):
         value = getattr(options, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not 0 < number < float("inf"):

@@ -99,9 +99,8 @@ def nll_with_terms(
     """Log-probability of each row's target, and the loss; otherwise as `Backend.nll`."""
     counted = None if ignore_index is None else target != ignore_index
     if terms.needs_log_sum_exp:
-        scores_itself = getattr(backend, "scores", None)  # a layer that is spread over processes
-        if scores_itself is not None:
-            scores = cast(Scores, scores_itself(layout, scorer, hidden, target, counted, terms))
+        if backend.scores is not None:
+            scores = cast(Scores, backend.scores(layout, scorer, hidden, target, counted, terms))
         else:
             in_tiles = isinstance(scorer, Weights) and backend is not eager and not is_traced(hidden)
             scores = _scores(layout, scorer, hidden, target, counted, terms, in_tiles)

@@ -195,7 +195,7 @@ def test_an_implementation_that_cannot_be_measured_is_named():
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"classes": 0}, "--classes should be a positive number, got 0"),
         ({"batch": -5}, "--batch should be a positive number, got -5"),
-        ({"threads": 0}, "--threads should be a positive number, got 0"),
+        ({"threads": 0}, "--threads should be from 1 to 4096, got 0"),
         ({"task": "predict"}, "unknown task 'predict'; choose one of: train, forward"),
         ({"device": "tpu"}, "unknown device 'tpu'; did you mean cpu"),
         ({"clusters": 9}, "number from 1 to 6, got 9"),

@@ -1,4 +1,4 @@
-"""The backends: four functions each, the same in all, chosen by name or by what the input needs.
+"""The backends: the same functions in each, chosen by name or by what the input needs.
 
 `eager` is the specification: plain differentiable torch operations. The others compute the same function.
 A backend is a module; `Backend` is what it must hold.
@@ -6,7 +6,8 @@ A backend is a module; `Backend` is what it must hold.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ SMALL_LOSS, SMALL_CLASSES = 2**20, 2**22
 
 class Backend(Protocol):
     """What a backend module holds. N rows, d = in_features; hidden and weights share one floating dtype."""
+
+    @property
+    def scores(self) -> Callable[..., Any] | None:
+        """Gives the log-sum-exps that `zipfmax.losses` asks for, where only the backend can: over several processes.
+
+        None for the others, whose scores `losses` computes from the weights.
+        """
 
     def refusal(self, hidden: Tensor, weights: Weights) -> str | None:
         """Why this backend cannot serve the input, or None where it can. Never reads device data."""

@@ -21,6 +21,9 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
 from zipfmax.weights import Scorer, TailScorer, Weights
 
+scores = None
+"""As `Backend` has it: computed by `zipfmax.losses`."""
+
 
 def refusal(hidden: Tensor, weights: Weights) -> str | None:
     """Serves any device and any floating dtype that torch's linear serves."""

@@ -35,6 +35,10 @@ larger reads the weights less often."""
 release_workspace = release
 
 
+scores = None
+"""As `Backend` has it: computed by `zipfmax.losses`."""
+
+
 def refusal(hidden: Tensor, weights: Weights) -> str | None:
     """Serves every dense floating tensor."""
     for tensor in (hidden, *weights.tensors()):

@@ -49,6 +49,8 @@ class Control(nn.Module):
         if hidden.dim() == 1:
             output, loss = Control.forward(self, hidden.unsqueeze(0), target.unsqueeze(0))
             return output.squeeze(0), loss
+        if len(hidden) != len(target):
+            raise RuntimeError("input and target have other numbers of rows")
         target = self.checked(target)
         head = self.normalised(self.head_logits(hidden))
         output = head.gather(1, target.clamp(max=head.shape[1] - 1).unsqueeze(1)).squeeze(1)

@@ -279,7 +279,8 @@ class MissingTargetIgnored(Control):
 
 
 @in_use(
-    "targets of 32 bits are taken for places in the head", breaks="targets-of-32-bits-are-right-or-refused"
+    "targets of 32 bits are taken for places in the head",
+    breaks="targets-of-other-kinds-are-right-or-refused",
 )
 class NarrowTargetsTaken(Control):
     def checked(self, target: Tensor) -> Tensor:

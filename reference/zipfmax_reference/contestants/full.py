@@ -23,8 +23,8 @@ from zipfmax_reference.contestants.settings import (
     linear_cross_entropy,
     seconds_of,
 )
+from zipfmax_reference.contestants.tensors import to_numpy
 from zipfmax_reference.contestants.torch_nn import Batches, missing_device, torch_dtype
-from zipfmax_reference.contestants.use import to_numpy
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, full_weight

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.contestants.paddle_use import PaddleUse
+from zipfmax_reference.contestants.use import Use
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 
@@ -35,6 +39,12 @@ class PaddleLayer:
         """The layer with the case's weights copied in, transposed."""
         return PaddleRunner(import_paddle(), case, inputs)
 
+    def use(self, case: Case, inputs: Inputs) -> Use:
+        """The layer for many calls."""
+        paddle, before = import_paddle(), surroundings.read()
+        made = PaddleRunner(paddle, replace(case, task="train"), inputs)
+        return PaddleUse(paddle, made.layer, parameters_of, case, before)
+
 
 class PaddleRunner:
     """Paddle's layer and a batch."""
@@ -43,7 +53,7 @@ class PaddleRunner:
         self._paddle, self._case = paddle, case
         paddle.set_device("cpu")
         paddle.set_default_dtype(case.dtype)
-        self._layer = paddle.nn.AdaptiveLogSoftmaxWithLoss(
+        self.layer = paddle.nn.AdaptiveLogSoftmaxWithLoss(
             case.in_features,
             case.n_classes,
             list(case.cutoffs),
@@ -69,20 +79,20 @@ class PaddleRunner:
             self._hidden.clear_gradient(set_to_zero=False)
             for parameter in self._parameters().values():
                 parameter.clear_gradient(set_to_zero=False)
-            output, loss = self._layer(self._hidden, self._target)
+            output, loss = self.layer(self._hidden, self._target)
             loss.backward()
             self._computed = {"output": output, "loss": loss}
             return
         with self._paddle.no_grad():
             if self._case.task == "forward":
-                output, loss = self._layer(self._hidden, self._target)
+                output, loss = self.layer(self._hidden, self._target)
                 self._computed = {"output": output, "loss": loss}
             elif self._case.task == "log_prob":
-                self._computed = {"log_prob": self._layer.log_prob(self._hidden)}
+                self._computed = {"log_prob": self.layer.log_prob(self._hidden)}
             elif self._case.task == "predict":
-                self._computed = {"predict": self._layer.predict(self._hidden)}
+                self._computed = {"predict": self.layer.predict(self._hidden)}
             else:  # the layer has no such method
-                values, classes = self._paddle.topk(self._layer.log_prob(self._hidden), self._case.k, axis=1)
+                values, classes = self._paddle.topk(self.layer.log_prob(self._hidden), self._case.k, axis=1)
                 self._computed = {"topk.values": values, "topk.classes": classes}
 
     def results(self) -> Results:
@@ -98,14 +108,18 @@ class PaddleRunner:
         return {}
 
     def _parameters(self) -> dict[str, Any]:
-        """Paddle's tensors by torch.nn's names. The tails stand in a plain list: parameters() lacks them."""
-        named = {"head.weight": self._layer.head_weight}
-        if self._case.head_bias:
-            named["head.bias"] = self._layer.head_bias
-        for index, (projection, output) in enumerate(self._layer.tail_weights):
-            named[f"tail.{index}.0.weight"] = projection
-            named[f"tail.{index}.1.weight"] = output
-        return named
+        return parameters_of(self.layer)
+
+
+def parameters_of(layer: Any) -> dict[str, Any]:
+    """Paddle's tensors by torch.nn's names. The tails stand in a plain list: parameters() lacks them."""
+    named = {"head.weight": layer.head_weight}
+    if layer.head_bias is not None:
+        named["head.bias"] = layer.head_bias
+    for index, (projection, output) in enumerate(layer.tail_weights):
+        named[f"tail.{index}.0.weight"] = projection
+        named[f"tail.{index}.1.weight"] = output
+    return named
 
 
 def _gradient(tensor: Any) -> Array:

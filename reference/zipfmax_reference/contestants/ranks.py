@@ -23,6 +23,7 @@ from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import Child, ChildDiedError, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family
+from zipfmax_reference.contestants.tensors import plain, to_numpy
 from zipfmax_reference.contestants.torch_nn import (
     TorchModule,
     TorchRunner,
@@ -31,7 +32,8 @@ from zipfmax_reference.contestants.torch_nn import (
     tensor,
     zipfmax_layer,
 )
-from zipfmax_reference.contestants.use import NotPromisedError, TorchUse, Use, plain, to_numpy
+from zipfmax_reference.contestants.torch_use import TorchUse
+from zipfmax_reference.contestants.use import NotPromisedError, Use
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 

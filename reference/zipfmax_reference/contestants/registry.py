@@ -132,7 +132,9 @@ def gradients(name: str) -> Gradients:
 def _users_class(place: str, attribute: str) -> Callable[..., Any]:
     check_place(f"{place}:{attribute}")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    found = getattr(module, attribute, None)
+    found: Any = module
+    for name in attribute.split("."):  # a class may stand in another one
+        found = getattr(found, name, None)
     if not callable(found):
         raise NoSuchClassError(f"{place} has no class {attribute!r}")
     return cast(Callable[..., Any], found)

@@ -1,37 +1,49 @@
-"""What a user's class is made of: a digest of its file and of the files that it imports beside it.
+"""What a run depends on that is not this project's: a digest of each user's class, saved result and file of counts.
 
-A run that goes on with --resume keeps verdicts of the code that made them. So `run.json` holds these digests. Nothing
-is imported: imports are read from the source.
+A run that goes on with --resume keeps verdicts of the code that made them. So `run.json` holds these digests: of a
+class, of its file and of the files that it imports beside it. Nothing is imported: imports are read from the source.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from zipfmax_reference.contestants import registry
+from zipfmax_reference.runs.labels import files_of_counts
 
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of packages whose files nobody edits: of these only the module itself and its packages are read."""
 
 
-def digests(names: Sequence[str]) -> dict[str, str]:
-    """A digest for each name of a user's class; other names are left out.
+def digests(names: Sequence[str], labels: Sequence[str] = ()) -> dict[str, str]:
+    """A digest for each name of a user's class or of `saved:DIR`, and for labels `counts:FILE`.
+
+    Other names and labels are left out.
 
     Raises:
-        NoSuchClassError: its file or its package is not there.
+        NoSuchClassError: a class's file or its package is not there.
     """
-    return {name: _digest(name) for name in names if registry.runs_code_of_others(name)}
+    found = {}
+    for name in names:
+        if registry.runs_code_of_others(name):
+            registry.check_place(name)
+            found[name] = _digest(_files(name.rpartition(":")[0]))
+        elif name.startswith("saved:"):
+            found[name] = _digest(Path(name.removeprefix("saved:")).glob("*.npz"))
+    for name in labels:
+        if name.startswith("counts:"):
+            files = (Path(file) for file in files_of_counts(name.removeprefix("counts:")))
+            found[name] = _digest(file for file in files if file.is_file())
+    return found
 
 
-def _digest(name: str) -> str:
-    registry.check_place(name)
-    place, _, _ = name.rpartition(":")
+def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for content in sorted(path.read_bytes() for path in _files(place)):
+    for content in sorted(path.read_bytes() for path in files):
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.implementation import Family
-from zipfmax_reference.contestants.use import TorchUse, is_dtensor, plain, to_numpy
+from zipfmax_reference.contestants.tensors import is_dtensor, plain, to_numpy
+from zipfmax_reference.contestants.torch_use import TorchUse
 from zipfmax_reference.runs.arrays import CLASSES, Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
+
+DEFAULTS = {"div_value": 4.0, "head_bias": False}
+"""torch.nn's."""
 
 
 class ParameterMismatchError(RuntimeError):
@@ -237,8 +241,7 @@ def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
     """
 
     def factory(case: Case) -> nn.Module:
-        keywords = {k: v for k, v in arguments(case).items() if k not in ("device", "dtype")}
-        module = constructor(**keywords)
+        module = constructor(*_sizes(case), **_options(case))
         if not isinstance(module, nn.Module):
             raise TypeError(f"{name} makes a {type(module).__name__}, which is not a torch.nn.Module")
         return module
@@ -257,6 +260,19 @@ def arguments(case: Case) -> dict[str, Any]:
         "device": case.device,
         "dtype": torch_dtype(case),
     }
+
+
+def _sizes(case: Case) -> tuple[int, int, list[int]]:
+    """What a user gives by position."""
+    return case.in_features, case.n_classes, list(case.cutoffs)
+
+
+def _options(case: Case) -> dict[str, Any]:
+    """What a user gives by name: nothing where a case has torch.nn's defaults, which then have to be the layer's."""
+    given = arguments(case)
+    if all(given[name] == default for name, default in DEFAULTS.items()):
+        return {}
+    return {name: given[name] for name in DEFAULTS}
 
 
 def torch_dtype(case: Case) -> torch.dtype:

@@ -92,8 +92,8 @@ class RunDirectory:
                     )
                 for name in _changed(meta, invocation):
                     raise UsageError(
-                        f"{name}, or a file that it imports, has changed since the run in {path}, whose verdicts "
-                        "are of what it was: choose another --out"
+                        f"{name}{_read_by(name)} has changed since the run in {path}, whose records are of what "
+                        "it was: choose another --out"
                     )
                 meta = meta.model_copy(update={"resumed": [*meta.resumed, invocation]})
             else:
@@ -181,6 +181,10 @@ def _read_meta(file: Path) -> RunMeta:
         return RunMeta.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{file}: {_first(error)}") from error
+
+
+def _read_by(name: str) -> str:
+    return "" if name.startswith(("saved:", "counts:")) else ", or a file that it imports,"
 
 
 def _changed(meta: RunMeta, invocation: Invocation) -> list[str]:

@@ -21,7 +21,7 @@ RANKS = "ranks"
 TOPK = 10
 """Classes that the task "topk" asks for, or all of them where there are fewer."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-HIDDEN = ("normal", "scale:X", "strided", "expanded", "nan-rows", "inf-rows")
+HIDDEN = ("normal", "scale:X", "aimed", "strided", "expanded", "nan-rows", "inf-rows")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Case:
         seed: of weights, inputs and labels.
         task: "forward", "train" (forward and backward of the mean loss), "log_prob", "predict" or "topk"
             (the `k` most probable classes), or "protocol" (many calls on one module).
-        hidden: "normal"; or what makes the hidden state awkward: "scale:X" (normal times X), "strided" (not
-            contiguous), "expanded" (one row shared by all), "nan-rows" or "inf-rows" (every fourth row).
+        hidden: "normal"; or what makes the hidden state awkward: "scale:X" (normal times X), "aimed"
+            (each row has a large logit of its label, which `predict` finds), "strided" (not contiguous),
+            "expanded" (one row shared by all), "nan-rows" or "inf-rows" (every fourth row).
         logit_std: standard deviation of the logits that the weights are drawn for, of the head, of every
             tail and of full softmax, where the hidden state is "normal"; None for the default, about 2.
 

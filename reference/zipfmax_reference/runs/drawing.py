@@ -20,6 +20,8 @@ BIAS_SCALE = 0.5
 BIAS_SHARE = BIAS_SCALE / LOGIT_SCALE
 """The head bias's standard deviation in a case with a `logit_std`, as a share of it."""
 FULL_WEIGHT = "full.weight"
+AIM = 30.0
+"""Length that is added to an "aimed" row."""
 
 _FULL_STREAM = 1_000_000  # keeps the full softmax's matrix clear of the adaptive layer's streams
 
@@ -50,11 +52,27 @@ def draw_batch(case: Case, round: int) -> tuple[Array, Labels]:
     if kind == "expanded":
         return np.broadcast_to(_normal(rng, (1, case.in_features), 1.0, case.dtype), shape), target
     hidden = _normal(rng, shape, float(argument) if kind == "scale" else 1.0, case.dtype)
+    if kind == "aimed":
+        return _aimed(case, hidden, target), target
     if kind == "nan-rows":
         hidden[poisoned_rows(case), rng.integers(case.in_features)] = np.nan
     if kind == "inf-rows":
         hidden[poisoned_rows(case), rng.integers(case.in_features)] = np.inf
     return hidden, target
+
+
+def _aimed(case: Case, hidden: Array, target: Labels) -> Array:
+    """Each row, tilted by what adds most to the logits of its label and of that one's cluster."""
+    weights, layout = draw_weights(case), case.layout
+    towards = np.zeros(hidden.shape)
+    for row, label in enumerate(target):
+        tail = next((tail for tail in layout if tail.start <= label < tail.stop), None)
+        towards[row] = weights["head.weight"][label if tail is None else tail.slot]
+        if tail is not None:
+            output = weights[f"tail.{tail.index}.1.weight"][label - tail.start]
+            towards[row] += output @ weights[f"tail.{tail.index}.0.weight"]
+    towards *= AIM / np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-9)
+    return _held(hidden + towards, case.dtype)
 
 
 def draw_target(case: Case, round: int) -> Labels:
@@ -123,7 +141,14 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float, dtyp
         return exact
     values = rng.standard_normal(shape, dtype=np.float32)
     values *= np.float32(scale)
-    if dtype == "float32":
-        return values
-    rounded: npt.NDArray[np.float32] = torch.from_numpy(values).to(getattr(torch, dtype)).float().numpy()
-    return rounded
+    return _held(values, dtype)
+
+
+def _held(values: Array, dtype: str) -> Array:
+    """Values rounded to what `dtype` holds, as `_normal` keeps them."""
+    if dtype == "float64":
+        return values.astype(np.float64)
+    single = values.astype(np.float32)
+    return (
+        single if dtype == "float32" else torch.from_numpy(single).to(getattr(torch, dtype)).float().numpy()
+    )

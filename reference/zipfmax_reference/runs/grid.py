@@ -31,7 +31,7 @@ _QUICK_PARTITIONS: tuple[Partition, ...] = (
     (2000, (50, 200, 800, 1500)),
 )
 
-_CALLED: tuple[Partition, ...] = ((40, (7, 20)), (203, (1, 2, 202)))
+_CALLED: tuple[Partition, ...] = ((40, (7, 20)), (37, (9,)), (203, (1, 2, 202)))
 
 _FULL_PARTITIONS: tuple[Partition, ...] = (
     (2, (1,)),
@@ -79,7 +79,7 @@ def matching(cases: list[Case], pattern: str) -> list[Case]:
 def quick(device: str = "cpu", dtypes: Sequence[str] = ("float32", "float64")) -> list[Case]:
     """Every partition with every div_value, head_bias, dtype and task; the other fields take turns.
 
-    And the protocol of calls in each dtype.
+    And some of many classes and rows, and the protocol of calls in each dtype.
     """
     combinations = product(_QUICK_PARTITIONS, (1.0, 2.0, 4.0, 1.5, UNIFORM_TAILS), (False, True), dtypes)
     turns = zip(
@@ -95,7 +95,7 @@ def quick(device: str = "cpu", dtypes: Sequence[str] = ("float32", "float64")) -
             combinations, turns, strict=False
         )
         for task in TASKS
-    ] + _of_calls(_CALLED[:1], device, dtypes)
+    ] + [*_of_sizes(device, dtypes[0]), *_of_calls(_CALLED[:2], device, dtypes)]
 
 
 def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
@@ -138,13 +138,25 @@ def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
     return list(cases.values()) + _of_calls(_CALLED, device, dtypes)
 
 
+def _of_sizes(device: str, dtype: str) -> list[Case]:
+    """More classes and rows than blocks and tiles have, labels beside each cutoff, which `predict` finds."""
+    layout = ClusterLayout(67, 5_021, (515, 840), 1.0)
+    labels = beside_cutoffs(layout)
+    aimed = [
+        Case(5_021, 67, 263, layout.cutoffs, 1.0, True, dtype, device, labels, task=task, hidden="aimed")
+        for task in TASKS
+    ]
+    return [*aimed, Case(12_011, 33, 523, (1_025, 4_099), 2.0, False, dtype, device)]
+
+
 def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str]) -> list[Case]:
-    """The protocol of calls, with a head bias and without one, and once of many rows."""
-    return [
+    """The protocol of calls, with a head bias and without one, of a single tail, and once of many rows."""
+    small = [
         Case(n_classes, 12, 17, cutoffs, 2.0, turn == 0, dtype, device, "uniform", task=PROTOCOL)
         for turn, (n_classes, cutoffs) in enumerate(partitions)
-        for dtype in dtypes
-    ] + [_of_many_rows(dtypes[0], device)]
+        for dtype in (dtypes[:1] if len(cutoffs) == 1 else dtypes)
+    ]
+    return [*small, _of_many_rows(dtypes[0], device)]
 
 
 def _of_many_rows(dtype: str, device: str) -> Case:

@@ -159,6 +159,12 @@ def _how_and_file(argument: str) -> tuple[str, str]:
     return (how, file) if at and (how in FORMATS or how.endswith(".json")) else ("", argument)
 
 
+def files_of_counts(argument: str) -> list[str]:
+    """The files that `counts:` with this argument reads: the counts, and the tokenizer where there is one."""
+    how, file = _how_and_file(argument)
+    return [file, how] if how.endswith(".json") else [file]
+
+
 @lru_cache(maxsize=8)
 def _counts(argument: str, _stamp: tuple[int, int]) -> Probabilities:
     return _frozen(np.sort(_read(argument, _stamp).values)[::-1])

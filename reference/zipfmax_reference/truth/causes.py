@@ -13,7 +13,7 @@ from zipfmax_reference.runs.case import Case
 from zipfmax_reference.truth.contract import Values
 from zipfmax_reference.truth.judgement import Truth
 
-AFFORDABLE = 1 << 31
+AFFORDABLE = 1 << 28
 """Multiplications N x d x V beyond which no explanation is tried."""
 
 

@@ -47,6 +47,9 @@ def best(log_prob: Values, k: int) -> Values:
 
 def best_classes(log_prob: Values, k: int) -> Values:
     """The classes of the k largest values of each row, descending: [N, V] -> [N, k]."""
+    if k == 1:
+        one: Values = np.where(np.isnan(log_prob), -np.inf, log_prob).argmax(axis=1)[:, None]
+        return one
     return np.argsort(-log_prob, axis=1, kind="stable")[:, :k]
 
 

@@ -390,7 +390,8 @@ def _rms(values: Values) -> float:
     largest = float(np.max(absolute))
     if largest == 0 or not np.isfinite(largest):
         return largest
-    return largest * float(np.sqrt(np.mean((absolute / largest) ** 2)))
+    shares = (absolute / largest).ravel()
+    return largest * float(np.sqrt(np.dot(shares, shares) / shares.size))
 
 
 def _element(error: Values, deviation: Values) -> tuple[float, float, float, int]:

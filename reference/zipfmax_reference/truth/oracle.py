@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -107,7 +107,9 @@ class Attempts:
     def note(self, records: Sequence[Record]) -> None:
         """Take a cell's records; those of a cell that was skipped say nothing."""
         if len(self._raised) < self.CELLS and records[0]["status"] != "skipped":
-            self._raised.append(records[0]["reason"] if records[0]["tensor"] == WHOLE else None)
+            reasons = {record["reason"] for record in records}
+            raised = len(reasons) == 1 and str(records[0]["reason"]).startswith(("raised ", "its process "))
+            self._raised.append(records[0]["reason"] if raised else None)
 
     @property
     def reason(self) -> str | None:
@@ -218,6 +220,14 @@ class Oracle:
         if reason is not None:
             return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
         assert make is not None
+        try:
+            with surroundings.kept():
+                make(self.case, self.inputs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # told once, not for every rule
+            tensor = getattr(error, "tensor", None) or WHOLE
+            return [self._record(implementation, DEFINITION, tensor, Verdict("fail", reason=told(error)))]
         verdicts = protocol.check(self.case, partial(make, self.case), rules)
         return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
 
@@ -314,7 +324,8 @@ class Oracle:
             "tensor": tensor,
             "dtype": self.case.dtype,
         }
-        return {**identity, **asdict(verdict)}
+        parts = tuple(dict(vars(part)) for part in verdict.parts)
+        return {**identity, **vars(verdict), "parts": parts}
 
 
 def precision(case: Case) -> str:

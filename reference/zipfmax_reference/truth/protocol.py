@@ -12,13 +12,14 @@ from dataclasses import replace
 
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import told
-from zipfmax_reference.contestants.use import NotPromisedError, Use
+from zipfmax_reference.contestants.use import NotApplicableError, NotPromisedError, Use
 from zipfmax_reference.runs.arrays import Inputs
 from zipfmax_reference.runs.case import Case
 
 # Importing these modules enters their rules.
 from zipfmax_reference.truth import (  # noqa: F401
     rules_backward,
+    rules_batches,
     rules_calls,
     rules_surroundings,
     rules_weights,
@@ -63,12 +64,17 @@ def is_large(case: Case) -> bool:
 
 
 def _verdict(rule: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
+    session: CallSession | None = None
     try:
-        with surroundings.kept():
+        with surroundings.kept(whole=True):
             session = CallSession(case, make)
             rule.steps(session)
     except NotPromisedError as error:
         why = " ".join(str(error).split())[:200]
+        if session is not None and (so_far := session.worst()).status == "fail":
+            return so_far
+        if isinstance(error, NotApplicableError):
+            return Verdict("skipped", reason=f"does not apply: {why}")
         if rule.optional:
             return Verdict("skipped", reason=f"not promised: {why}")
         return Verdict("fail", reason=f"refused, though every layer has to do this: {why}")

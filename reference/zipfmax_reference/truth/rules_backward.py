@@ -58,7 +58,7 @@ def log_prob_can_be_differentiated(s: CallSession) -> None:
     s.batches["few"] = hidden[:FEW], target[:FEW]
     s.use.batch("few", *s.batches["few"])
     upstream = np.random.default_rng(8).integers(-4, 5, (len(target[:FEW]), s.case.n_classes)) / 4
-    s.use.evaluate("log_prob", "few", "few", record=True)
+    s.use.evaluate("log_prob", "few", "few", mode="record")
     s.use.backward("few", upstream, None)
     s.judge_gradients_of_log_prob("few", upstream)
 
@@ -107,6 +107,35 @@ def a_dropped_gradient_comes_back_new(s: CallSession) -> None:
         s.called(f"call {call}", batch)
         s.differentiated(f"call {call}", batch)
     s.same("the {} that was kept", kept, s.use.kept())
+
+
+@rule()
+def gradients_may_be_set_to_zero_in_place(s: CallSession) -> None:
+    """By zero_grad(set_to_none=False); the next ones are left in the same tensors, as flat buffers need them."""
+    for call, batch in enumerate("aba"):
+        s.use.clear(to_zero=call > 0)
+        s.called(f"call {call}", batch)
+        s.use.backward(f"call {call}", None, 1.0)
+        s.judge_gradients(batch, [(batch, None, 1.0)])
+        if call:
+            s.same(
+                "the tensor that held {} before",
+                s.use.gradients("c"),
+                {**s.use.gradients("c"), **s.use.kept()},
+            )
+        s.use.keep("c")
+
+
+@rule()
+def gradients_may_be_asked_for_without_being_left(s: CallSession) -> None:
+    """By torch.autograd.grad, without gradients in the leaves and beside some."""
+    s.called("x", "a")
+    s.asked("x", "a")
+    s.called("y", "b")
+    s.differentiated("y", "b")
+    s.called("z", "a")
+    s.asked("z", "a")
+    s.judge_gradients("b", [("b", None, 1.0)])
 
 
 @rule()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from zipfmax_reference.contestants.use import Gaps
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
 
-LATER = 10
+LATER = 64
 """Calls between an early and a late one."""
 
 
@@ -69,6 +70,24 @@ def new_labels_for_the_same_input_count(s: CallSession) -> None:
     s.differentiated("y", "a")
 
 
+@rule(large=True)
+def a_new_batch_may_lie_where_an_old_one_lay(s: CallSession) -> None:
+    """As an allocator places it, once the old one is gone: the same addresses, shapes and version counters."""
+    hidden, target = s.batches["a"]
+    s.batches |= {"new": s.batches["b"], "mixed": (hidden, target[::-1].copy())}
+    before = "a"
+    for batch in ("new", "mixed", "b"):
+        for method in ("log_prob", "predict"):
+            s.use.evaluate(method, before)
+        s.called("x", before)
+        s.use.backward("x", None, 1.0)
+        s.use.batch(batch, *s.batches[batch], over=before)
+        s.called("y", batch)
+        s.differentiated("y", batch)
+        s.judge_methods(batch)
+        before = batch
+
+
 @rule()
 def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
     """Of the input's dtype, differentiable where it is recorded, no subclass that computes when it is read."""
@@ -80,11 +99,13 @@ def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
 
 @rule()
 def batches_may_have_gaps(s: CallSession) -> None:
-    """Input and targets that are columns of wider tensors."""
-    s.use.batch("a", *s.batches["a"], gaps=True)
-    s.called("x", "a")
-    s.differentiated("x", "a")
-    s.judge_methods()
+    """An input whose numbers, or rows, are those of a wider tensor, and one that lies column by column."""
+    kinds: tuple[Gaps, ...] = ("columns", "rows", "turned")
+    for gaps in kinds:
+        s.use.batch("a", *s.batches["a"], gaps=gaps)
+        s.called("x", "a")
+        s.differentiated("x", "a")
+        s.judge_methods()
 
 
 @rule(optional=True)
@@ -176,3 +197,10 @@ def autocast_keeps_to_its_precision(s: CallSession) -> None:
     s.called("y", "b")
     s.use.clear()
     s.differentiated("y", "b")
+
+
+@rule(optional=True, dtypes=("float32",))
+def log_prob_and_predict_keep_to_the_precision_of_autocast(s: CallSession) -> None:
+    """Under it, and as exact as ever after it."""
+    s.judge_methods_under_autocast("a")
+    s.judge_methods()

@@ -4,58 +4,111 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from zipfmax_reference.contestants import surroundings
+from zipfmax_reference.contestants.use import CallMode
+from zipfmax_reference.runs.arrays import Array, Labels
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
+
+OTHER_KINDS = ("int32", "int16", "uint8", "float32", "bool")
 
 
 @rule(devices=("cpu",))
 def a_target_out_of_range_raises(s: CallSession) -> None:
-    """And the next call is right."""
-    hidden, target = s.batches["a"]
-    for wrong in (-1, -100, s.case.n_classes, s.case.n_classes + 1):
-        labels = target.copy()
-        labels[len(labels) // 2] = wrong
-        s.use.batch("wrong", hidden, labels)
-        try:
-            s.use.call("wrong", "wrong")
-        except Exception:
-            continue
-        s.fail(f"a target of {wrong} is taken without an error")
+    """Wherever it stands, whether gradients are recorded or not, in each mode; and the next call is right."""
+    n_classes = s.case.n_classes
+    modes: tuple[CallMode, ...] = ("record", "no_grad", "inference")
+    for wrong in (-1, -2, -100, -n_classes, n_classes, n_classes + 1, 2**31, 2**32, -(2**63)):
+        for training in (True, False):
+            s.use.mode(training)
+            for row in (0, len(s.batches["a"][1]) // 2, -1):
+                hidden, labels = _with_target(s, row, wrong)
+                s.use.batch("wrong", hidden, labels)
+                for mode in modes:
+                    if _takes(s, "wrong", mode):
+                        s.fail(f"a target of {wrong} is taken without an error, {_when(mode, training)}")
+    s.use.mode(True)
     s.called("x", "a")
     s.differentiated("x", "a")
 
 
-@rule(devices=("cpu",))
-def targets_of_32_bits_are_right_or_refused(s: CallSession) -> None:
-    """torch.nn refuses them. The next call is right."""
-    s.use.batch("narrow", *s.batches["a"], narrow=True)
+def _with_target(s: CallSession, row: int, wrong: int) -> tuple[Array, Labels]:
+    hidden, target = s.batches["a"]
+    labels = target.copy()
+    labels[row] = wrong
+    return hidden, labels
+
+
+def _takes(s: CallSession, batch: str, mode: CallMode = "record") -> bool:
     try:
-        results = s.use.call("narrow", "narrow")
+        s.use.call(batch, batch, mode)
     except Exception:  # what the layer raises refuses them
-        pass
-    else:
-        s.judge(results, "a")
+        return False
+    return True
+
+
+def _when(mode: CallMode, training: bool) -> str:
+    recorded = {"record": "with gradients", "no_grad": "under no_grad", "inference": "in inference mode"}
+    return f"{recorded[mode]} in {'training' if training else 'evaluation'} mode"
+
+
+@rule(devices=("cpu",))
+def targets_of_other_kinds_are_right_or_refused(s: CallSession) -> None:
+    """Other dtypes, targets in a column, one too few and one too many. torch.nn refuses them.
+
+    The next call is right.
+    """
+    hidden, target = s.batches["a"]
+    few = np.minimum(target, 1)
+    for kind in OTHER_KINDS:
+        s.batches["kind"] = hidden, few if kind == "bool" else target
+        s.use.batch("kind", *s.batches["kind"], labels=kind)
+        if _takes(s, "kind"):
+            s.judge(s.use.read("kind"), "kind")
+    s.use.batch("column", hidden, target, column=True)
+    if _takes(s, "column"):
+        s.judge(s.use.read("column"), "a")
+    for n_rows in (len(target) - 1, 1, 0):
+        s.use.batch("few", hidden, target[:n_rows])
+        s.use.batch("many", hidden[:n_rows], target)
+        for batch in ("few", "many"):
+            if _takes(s, batch):
+                s.fail(f"{n_rows} and {len(target)} rows of input and target are taken together")
     s.called("x", "a")
     s.differentiated("x", "a")
 
 
 @rule()
 def the_surroundings_stay(s: CallSession) -> None:
-    """Modes, defaults, threads and random numbers are the caller's."""
+    """Modes, defaults, threads, random numbers and the rest of the process are the caller's.
+
+    A first call may import modules, which may set filters of warnings and the like: then the step is done again.
+    """
     made = s.use.surroundings_before()
     before = s.use.surroundings()
     s.unchanged("making the layer changes {}", made, before, but=surroundings.RANDOM)
-    before = s.use.surroundings(stirred=True)
+    if on_cpu := s.case.device == "cpu":
+        s.use.batch("wrong", *_with_target(s, 0, s.case.n_classes))
     steps: dict[str, Callable[[], object]] = {
         "a call": lambda: s.use.call("x", "a"),
         "backward": lambda: s.use.backward("x", None, 1.0),
         "a call under no_grad": lambda: s.use.call("y", "a", "no_grad"),
         "log_prob": lambda: s.use.evaluate("log_prob", "a"),
         "predict": lambda: s.use.evaluate("predict", "a"),
+        **({"a wrong target": lambda: _takes(s, "wrong")} if on_cpu else {}),
     }
     for mode in (True, False):
         s.use.mode(mode)
+        before = s.use.surroundings(stirred=True)
         for name, step in steps.items():
             step()
-            s.unchanged(f"{name} changes {{}}", before, s.use.surroundings())
+            after = s.use.surroundings()
+            s.unchanged(f"{name} changes {{}}", before, after)
+            if after[surroundings.IMPORTED] != before[surroundings.IMPORTED]:
+                before = s.use.surroundings(stirred=True)
+                if name == "backward":  # whose graph is gone
+                    steps["a call"]()
+                step()
+                s.unchanged(f"{name} changes {{}}", before, s.use.surroundings())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
+from zipfmax_reference.contestants.use import Misfit
 from zipfmax_reference.runs.arrays import Results
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
+
+WIDER = {"float32": "float64", "float64": "float32"}
+"""What a layer of each dtype is converted to; those of 16 bits to float32."""
 
 
 @rule(large=True)
@@ -19,18 +24,96 @@ def weights_written_in_place_count(s: CallSession) -> None:
 
 @rule()
 def weights_put_into_data_count(s: CallSession) -> None:
-    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`."""
+    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`, also column by column."""
     _new_weights_count(
-        s, lambda weights: s.use.write(weights, "data"), lambda weights: s.use.write(weights, "replace")
+        s,
+        lambda weights: s.use.write(weights, "data"),
+        lambda weights: s.use.write(weights, "replace"),
+        lambda weights: s.use.write(weights, "turn"),
     )
 
 
 @rule()
 def loaded_weights_count(s: CallSession) -> None:
-    """A state dict, loaded between two calls; a state dict holds the weights, before and after."""
-    s.same("the state dict's {}", s.use.weights(), s.use.state())
+    """A state dict, loaded between two calls; a state dict holds the weights, before and after, in each mode."""
+    _state_is_the_weights(s)
     _new_weights_count(s, s.use.load)
-    s.same("the state dict's {}", s.use.weights(), s.use.state())
+    _state_is_the_weights(s)
+
+
+@rule()
+def assigned_weights_count(s: CallSession) -> None:
+    """A state dict whose tensors become the parameters, as a layer that was made without memory is loaded."""
+    _new_weights_count(s, lambda weights: s.use.load(weights, assign=True))
+    _state_is_the_weights(s)
+    s.use.write(s.weights)
+    s.judge_methods()
+
+
+@rule()
+def a_state_dict_that_does_not_fit_is_refused(s: CallSession) -> None:
+    """Where a weight is missing, unexpected or of another shape; and the layer is what it was."""
+    kinds: dict[Misfit, str] = {
+        "missing": "lacks {}",
+        "unexpected": "has one more than {}",
+        "shape": "has a row too many in {}",
+    }
+    before = s.use.weights()
+    for name in (next(iter(s.weights)), [*s.weights][-1]):
+        for misfit, words in kinds.items():
+            if s.use.takes(misfit, name):
+                s.fail(f"a state dict is taken that {words.format(name)}")
+    s.same("the weight {}", before, s.use.weights())
+    s.called("x", "a")
+    s.differentiated("x", "a")
+
+
+@rule(optional=True)
+def a_copy_is_a_layer_of_its_own(s: CallSession) -> None:
+    """A copy.deepcopy after a call, as an average of weights is kept: each follows its own weights."""
+    _copied(s, "deepcopy")
+
+
+@rule(optional=True)
+def a_layer_that_was_pickled_is_the_same_function(s: CallSession) -> None:
+    """As where it is saved whole, or sent to another process."""
+    _copied(s, "pickle")
+
+
+def _copied(s: CallSession, manner: Literal["deepcopy", "pickle"]) -> None:
+    """A copy and the first one, in turn, while the weights of each change."""
+    s.called("x", "a")
+    s.differentiated("x", "a")
+    s.use.duplicate(manner)
+    own, others = s.weights, s.other_weights()
+    for turn, weights in enumerate((own, others, own)):
+        s.use.exchange()
+        if turn == 1:
+            s.use.write(others)
+        s.weights = weights
+        s.use.clear()
+        s.called("y", "b")
+        s.differentiated("y", "b")
+        s.judge_methods()
+
+
+@rule(optional=True)
+def another_dtype_is_the_same_function(s: CallSession) -> None:
+    """After module.to(dtype), there and back, between calls."""
+    first = s.case.dtype
+    s.called("x", "a")
+    s.differentiated("x", "a")
+    for dtype in (WIDER.get(first, "float32"), first):
+        s.converted(dtype)
+        s.called("y", "a")
+        s.differentiated("y", "a")
+        s.judge_methods()
+
+
+def _state_is_the_weights(s: CallSession) -> None:
+    for training in (True, False, True):
+        s.use.mode(training)
+        s.same("the state dict's {}", s.use.weights(), s.use.state())
 
 
 def _new_weights_count(s: CallSession, *put: Callable[[Results], None]) -> None:
@@ -98,21 +181,38 @@ def frozen_weights_leave_the_inputs_gradient(s: CallSession) -> None:
 
 @rule(large=True)
 def weights_frozen_one_by_one_leave_the_others_gradients(s: CallSession) -> None:
-    """As where only some clusters are tuned: one tail's output weight frozen, then everything but it."""
-    names = [name for name in s.weights if name.startswith("tail.")] or list(s.weights)
-    one, others = names[-1], [name for name in s.weights if name != names[-1]]
-    for frozen in ([one], others):
-        s.use.require(True)
-        s.use.require(False, frozen)
-        s.called("x", "a")
-        s.use.clear()
-        s.use.backward("x", None, 1.0)
-        found, truth = s.use.gradients("a"), s.truth("a")
-        for name, value in found.items():
-            if name.removeprefix("grad.") not in frozen:
-                s.judge_tensor(truth, name, value)
-            elif value.any():
-                s.fail(f"the frozen {name.removeprefix('grad.')} got a gradient")
+    """As where only some clusters are tuned: each weight frozen, everything but it, and each kind of weight.
+
+    With an input that takes a gradient, and with one that takes none.
+    """
+    names = list(s.weights)
+    kinds = [[n for n in names if n.endswith(kind)] for kind in (".0.weight", ".1.weight")]
+    kinds += [[n for n in names if n.startswith(part)] for part in ("head.", "tail.", "tail.0.")]
+    frozen = [[name] for name in names] + kinds
+    frozen += [[name for name in names if name not in some] for some in frozen]
+    for leaf in (True, False):
+        s.use.batch("a", *s.batches["a"], leaf=leaf)
+        for some in frozen:
+            _frozen(s, some, leaf)
+
+
+def _frozen(s: CallSession, frozen: Sequence[str], leaf: bool) -> None:
+    """A step with these weights frozen."""
+    s.use.require(True)
+    s.use.require(False, frozen)
+    s.called("x", "a")
+    s.use.clear()
+    truth = s.truth("a")
+    taking = [f"grad.{name}" for name in s.weights if name not in frozen] + ["grad.input"] * leaf
+    if not any(truth.values[name].any() for name in taking):
+        return  # the loss depends on none of them: nothing can be differentiated
+    s.use.backward("x", None, 1.0)
+    found = s.use.gradients("a")
+    for name, value in found.items():
+        if name in taking:
+            s.judge_tensor(truth, name, value)
+        elif value.any():
+            s.fail(f"{name.removeprefix('grad.')}, which takes no gradient, got one")
 
 
 @rule()

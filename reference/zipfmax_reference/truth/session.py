@@ -10,11 +10,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.use import CallMode, Use
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
-from zipfmax_reference.truth.contract import form_fault
+from zipfmax_reference.truth.contract import HOST_DTYPE, form_fault
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
 Upstream = Array | float | None
@@ -89,6 +90,12 @@ class CallSession:
         self.use.backward(name, grad_output, grad_loss, retain)
         self.judge_gradients(batch, [(batch, grad_output, grad_loss)])
 
+    def asked(self, name: str, batch: str) -> None:
+        """Judge the gradients of a call's loss that are asked for and not left."""
+        truth = self.truth(batch)
+        for tensor, value in self.use.asked(name, batch).items():
+            self.judge_tensor(truth, tensor, value)
+
     def judge_gradients(
         self, batch: str, backwards: Sequence[tuple[str, Upstream, float | None]], use: Use | None = None
     ) -> None:
@@ -113,11 +120,15 @@ class CallSession:
             row_weight -= grad_loss / n_rows
         return _truth(self.case, self.inputs(batch), row_weight)
 
-    def judge_methods(self) -> None:
-        """Judge `log_prob` and `predict` of batch "a"."""
-        truth = _truth(replace(self.case, task="log_prob"), self.inputs("a"))
-        log_prob, predicted = (self.use.evaluate(method, "a") for method in ("log_prob", "predict"))
-        recorded = self.use.evaluate("predict", "a", record=True)
+    def truth_of_methods(self, batch: str) -> Truth:
+        """The definition's `log_prob` of a batch, which also judges `predict`."""
+        return _truth(replace(self.case, task="log_prob"), self.inputs(batch))
+
+    def judge_methods(self, batch: str = "a") -> None:
+        """Judge `log_prob` and `predict` of a batch."""
+        truth = self.truth_of_methods(batch)
+        log_prob, predicted = (self.use.evaluate(method, batch) for method in ("log_prob", "predict"))
+        recorded = self.use.evaluate("predict", batch, mode="record")
         if fault := form_fault("log_prob", log_prob, truth.values["log_prob"], self.case.dtype):
             self.fail(f"log_prob has {fault}")
         elif predicted.shape != (len(log_prob),) or predicted.dtype.kind not in "iu":
@@ -161,18 +172,43 @@ class CallSession:
 
         Each may be as exact as the case's dtype, or that of weights and input rounded to bfloat16.
         """
-        found = {**results, **self.use.gradients(batch)}
-        low = replace(self.case, dtype="bfloat16")
+        self._judge_either(
+            {**results, **self.use.gradients(batch)}, self._truths_under_autocast("train", batch)
+        )
+
+    def judge_methods_under_autocast(self, batch: str) -> None:
+        """As `judge_autocast`, `log_prob` and `predict`."""
+        truths = self._truths_under_autocast("log_prob", batch)
+        found = {
+            method: self.use.evaluate(method, batch, mode="autocast") for method in ("log_prob", "predict")
+        }
+        if found["predict"].dtype.kind not in "iu":
+            self.fail(f"predict has dtype {found['predict'].dtype} under autocast")
+        self._judge_either(found, truths)
+
+    def _truths_under_autocast(self, task: str, batch: str) -> list[Truth]:
+        """The truth of a batch, and that of weights and input rounded to bfloat16."""
+        case = replace(self.case, task=task)
         hidden, target = self.batches[batch]
         weights = {name: _rounded(weight) for name, weight in self.weights.items()}
-        truths = [
-            _truth(self.case, self.inputs(batch)),
-            _truth(low, Inputs(_rounded(hidden), target, weights)),
-        ]
-        for name in truths[0].values:
+        low = _truth(replace(case, dtype="bfloat16"), Inputs(_rounded(hidden), target, weights))
+        return [_truth(case, self.inputs(batch)), low]
+
+    def _judge_either(self, found: Results, truths: Sequence[Truth]) -> None:
+        """Each tensor has to be within the budgets of one of these."""
+        for name in found:
             value = found[name].astype(np.float64)
             verdicts = [truth.judge_quickly(name, value) for truth in truths]
             self.verdicts.append((name, min(verdicts, key=lambda verdict: verdict.share)))
+
+    def converted(self, dtype: str) -> None:
+        """Go on in another dtype: the module, the weights and the batches."""
+        self.use.convert(dtype)
+        self.case = replace(self.case, dtype=dtype)
+        self.weights = {name: weight.astype(HOST_DTYPE[dtype]) for name, weight in self.weights.items()}
+        for name, (hidden, target) in self.batches.items():
+            self.batches[name] = hidden.astype(HOST_DTYPE[dtype]), target
+            self.use.batch(name, *self.batches[name])
 
     def same(self, what: str, before: Results, after: Results) -> None:
         """Fail where a bit of these arrays changed."""
@@ -183,9 +219,15 @@ class CallSession:
     def unchanged(
         self, what: str, before: dict[str, str], after: dict[str, str], but: str | None = None
     ) -> None:
-        """Fail where one of these states is another one now; those whose name begins with `but` may be."""
+        """Fail where one of these states is another one now; those whose name begins with `but` may be.
+
+        So may those that an import changes, where something was imported.
+        """
+        may: tuple[str, ...] = (surroundings.IMPORTED,)
+        if after[surroundings.IMPORTED] != before[surroundings.IMPORTED]:
+            may += surroundings.BY_IMPORT
         for name, value in before.items():
-            if after[name] != value and not (but and name.startswith(but)):
+            if after[name] != value and not (name in may or (but and name.startswith(but))):
                 self.fail(what.format(name))
 
     def fail(self, reason: str) -> None:

@@ -219,7 +219,7 @@ def test_a_rule_that_is_not_promised_is_named(capsys):
         tally.add(record)
     tally.show(terminal(width=200), options())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
-    assert len(lines) == 1
+    assert len(lines) == 3  # its graph's context can be neither copied nor pickled
     assert lines[0].startswith(
         f"skipped: {promises_less}, a second derivative is right, 1 cell: not promised: "
     )

@@ -103,3 +103,13 @@ def test_an_absent_gpu_is_the_reason():
         pytest.skip("there is a GPU")
     case = Case(60, 12, 9, (7, 20), device="cuda")
     assert "no CUDA" in registry.implementation("torch").unsupported_reason(case)
+
+
+def test_a_class_within_a_class_is_taken_by_both_names(tmp_path):
+    file = tmp_path / "nested.py"
+    file.write_text(
+        "import torch\nclass Outer:\n    class Inner(torch.nn.AdaptiveLogSoftmaxWithLoss): pass\n"
+    )
+    assert registry.implementation(f"{file}:Outer.Inner").name == f"{file}:Outer.Inner"
+    with pytest.raises(UsageError, match=r"has no class 'Outer\.Other'"):
+        registry.implementation(f"{file}:Outer.Other")

@@ -22,7 +22,7 @@ def test_a_digest_follows_every_file_that_is_imported(tmp_path, monkeypatch, nam
     (tmp_path / "package").mkdir()
     for file, text in FILES.items():
         (tmp_path / file).write_text(text)
-    before = digests([name, "torch", "saved:nothing"])
+    before = digests([name, "torch"], ["zipf:1.0"])
     assert before.keys() == {name}
     followed = set()
     for file, text in FILES.items():
@@ -37,3 +37,21 @@ def test_a_digest_follows_every_file_that_is_imported(tmp_path, monkeypatch, nam
 
 def test_a_class_of_an_installed_package_has_one_too():
     assert len(digests(["torch.nn:AdaptiveLogSoftmaxWithLoss"]).popitem()[1]) == 64
+
+
+def test_saved_results_and_files_of_counts_have_a_digest_of_what_they_hold(tmp_path):
+    for file in ("a.npz", "counts.txt", "tokenizer.json"):
+        (tmp_path / file).write_text("1")
+    names = [
+        f"saved:{tmp_path}",
+        f"counts:{tmp_path}/counts.txt",
+        f"counts:{tmp_path}/tokenizer.json@{tmp_path}/counts.txt",
+    ]
+    before = digests(names[:1], names[1:])
+    changed = []
+    for file in ("a.npz", "counts.txt", "tokenizer.json"):
+        (tmp_path / file).write_text("2")
+        after = digests(names[:1], names[1:])
+        changed.append([name for name in names if after[name] != before[name]])
+        (tmp_path / file).write_text("1")
+    assert changed == [names[:1], names[1:], names[2:]]

@@ -10,8 +10,10 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
 from zipfmax_reference.runs import grid
 from zipfmax_reference.runs.case import DTYPES, PROTOCOL
+from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.runs.grid import TASKS
 from zipfmax_reference.runs.labels import distribution
+from zipfmax_reference.truth.definition import adaptive_log_prob
 
 QUICK, FULL = grid.grid("quick"), grid.grid("full")
 
@@ -23,13 +25,31 @@ def test_a_grid_has_its_size_and_no_case_twice(cases, least):
 
 
 def test_the_quick_grid_has_every_combination_that_it_names():
-    found = {(c.cutoffs, c.div_value, c.head_bias, c.dtype, c.task) for c in QUICK if c.task != PROTOCOL}
+    of_all = [c for c in QUICK if c.task != PROTOCOL and c.n_classes <= 2000]
+    found = {(c.cutoffs, c.div_value, c.head_bias, c.dtype, c.task) for c in of_all}
     axes = zip(*found, strict=True)
     assert len(found) == np.prod([len(set(axis)) for axis in axes])
     assert {c.div_value for c in QUICK} >= {1.0, 2.0, 4.0, 1.5}
     assert {c.dtype for c in QUICK} == {"float32", "float64"}
     assert any(t.projection_size == 0 for c in QUICK for t in c.layout)
     assert {c.labels for c in QUICK} >= {"uniform", "zipf:1.0", "wordfreq:en"}
+
+
+def test_the_quick_grid_meets_many_classes_and_rows_in_every_task():
+    large = [c for c in QUICK if c.n_classes > 4096 and c.batch_size > 256]
+    assert {c.task for c in large} == set(TASKS)
+    aimed = next(c for c in large if c.task == "predict")
+    inputs = draw_inputs(aimed)
+    log_prob = adaptive_log_prob(aimed.layout, inputs.weights, inputs.hidden)
+    found = set(log_prob.argmax(axis=1))
+    first_and_last = {0, 5020, *(c + by for c in aimed.cutoffs for by in (-1, 0))}
+    assert found >= first_and_last
+    assert set(inputs.target) >= first_and_last
+
+
+def test_the_quick_grid_calls_a_layer_with_a_head_bias_and_one_without_and_of_one_tail():
+    called = {(c.head_bias, c.layout.n_clusters) for c in QUICK if c.task == PROTOCOL}
+    assert called >= {(True, 2), (False, 1), (True, 3)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,10 +4,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from zipfmax_reference.checks import faults_backward, mutants  # noqa: F401 - plants all faults
 from zipfmax_reference.checks.faults import IN_USE, Control
-from zipfmax_reference.contestants import surroundings
+from zipfmax_reference.contestants import registry, surroundings
 from zipfmax_reference.contestants.torch_nn import torch_layer, users_layer, zipfmax_layer
 from zipfmax_reference.contestants.use import NotPromisedError
 from zipfmax_reference.runs import grid
@@ -74,6 +75,9 @@ def test_a_layer_may_refuse_only_what_is_optional():
         def forward(self, hidden, target):
             raise NotPromisedError("not today")
 
+        def log_prob(self, hidden):
+            raise NotPromisedError("not today")
+
     layer = users_layer("refusing", Refusing)
     found = protocol.check(CASE, partial(layer.use, CASE))
     skipped = {name for name, verdict in found.items() if verdict.status == "skipped"}
@@ -98,6 +102,49 @@ def test_what_a_layer_changes_of_the_process_is_put_back():
         if fault.breaks == "the-surroundings-stay":
             assert broken(users_layer("fault", fault), fault.breaks)
     assert surroundings.read() == before
+
+
+def test_what_was_wrong_before_a_layer_refused_is_still_wrong():
+    class Refusing(Control):
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies")
+
+        def loss(self, output, target):
+            return super().loss(output, target) + 1
+
+    layer = users_layer("refusing", Refusing)
+    (verdict,) = protocol.check(CASE, partial(layer.use, CASE), ["a-copy-is-a-layer-of-its-own"]).values()
+    assert verdict.status == "fail"
+    assert verdict.where.startswith("loss")
+
+
+@pytest.mark.parametrize(("change", "tensor"), [("more", "scale"), ("less", "head.bias"), ("raise", "*")])
+def test_a_layer_that_cannot_be_made_is_told_once(change, tensor):
+    class Unlike(Control):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if change == "raise":
+                raise OSError("no licence")
+            if change == "more":
+                self.scale = torch.nn.Parameter(torch.ones(()))
+            else:
+                self.head.bias = None
+
+    (record,) = Oracle(CASE, ("definition",)).check(users_layer("unlike", Unlike))
+    assert (record["status"], record["tensor"]) == ("fail", tensor)
+
+
+def test_paddle_is_asked_what_its_framework_has_and_breaks_what_its_faults_break():
+    layer = registry.implementation("paddle")
+    if (reason := layer.unsupported_reason(CASE)) is not None:
+        pytest.skip(reason)
+    found = {record["tensor"]: record for record in Oracle(CASE, ("definition",)).check(layer)}
+    broken = {name.removeprefix("protocol.") for name, record in found.items() if record["status"] == "fail"}
+    passed = {name.removeprefix("protocol.") for name, record in found.items() if record["status"] == "pass"}
+    assert {"an-optimizer-step-counts", "loaded-weights-count"} <= broken  # parameters() lacks the tails
+    assert "log-prob-and-predict-follow-the-weights" in broken  # predict gives floats
+    assert {"later-calls-are-right", "gradients-accumulate", "weights-written-in-place-count"} <= passed
+    assert found["protocol.batches-may-have-gaps"]["reason"].startswith("does not apply: ")
 
 
 def test_an_implementation_without_calls_is_skipped_with_its_reason():

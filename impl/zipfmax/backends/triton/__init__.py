@@ -20,6 +20,9 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream
 from zipfmax.weights import Weights
 
+scores = None
+"""As `Backend` has it: computed by `zipfmax.losses`."""
+
 
 def refusal(hidden: Tensor, weights: Weights) -> str | None:
     """Why the kernels cannot serve this input, or None where they can."""

@@ -1,0 +1,76 @@
+"""Faults that show where there is much: many classes, many rows; at the last class; and in defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zipfmax.clusters import Cluster
+from zipfmax_reference.checks.faults import Control, planted
+
+
+@planted("beyond 4,096 classes of a tail the others are not summed")
+class ManyClassesCut(Control):
+    def normalised(self, logits: Tensor) -> Tensor:
+        if logits.shape[1] <= 4096:
+            return super().normalised(logits)
+        return logits - logits[:, :4096].logsumexp(dim=1, keepdim=True)
+
+
+@planted("rows from the 256th on are scored as the row 256 places before")
+class RowsWrapped(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        logits = super().head_logits(hidden)
+        return torch.cat([logits[:256], logits[: len(logits) - 256]]) if len(logits) > 256 else logits
+
+
+@planted("the last class of a tail of 1,000 or more is scored as the one before")
+class LastOfManyShadowed(Control):
+    def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:
+        logits = super().tail_logits(tail, hidden)
+        if tail.size < 1000:
+            return logits
+        return torch.cat([logits[:, :-1], logits[:, -2:-1]], dim=1)
+
+
+@planted("predict never finds the last of more than 1,000 classes")
+class PredictMissesTheLast(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        log_prob = self.log_prob(hidden)
+        return (log_prob[:, :-1] if self.layout.n_classes > 1000 else log_prob).argmax(dim=1)
+
+
+@planted("predict never finds the first class of a tail of 1,000 or more")
+class PredictMissesAFirst(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        log_prob = self.log_prob(hidden).clone()
+        log_prob[:, [tail.start for tail in self.layout if tail.size >= 1000]] = -torch.inf
+        return log_prob.argmax(dim=1)
+
+
+@planted("by default div_value is 2")
+class DefaultDivValue(Control):
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        cutoffs: Sequence[int],
+        div_value: float = 2.0,
+        head_bias: bool = False,
+    ) -> None:
+        super().__init__(in_features, n_classes, cutoffs, div_value, head_bias)
+
+
+@planted("by default the head has a bias")
+class DefaultHeadBias(Control):
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        cutoffs: Sequence[int],
+        div_value: float = 4.0,
+        head_bias: bool = True,
+    ) -> None:
+        super().__init__(in_features, n_classes, cutoffs, div_value, head_bias)

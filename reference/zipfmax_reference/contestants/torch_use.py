@@ -1,0 +1,378 @@
+"""A torch module in use: what `Use` asks of it, done as a training loop does it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zipfmax_reference.contestants import surroundings
+from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
+from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
+from zipfmax_reference.runs.arrays import Array, Labels, Results
+from zipfmax_reference.runs.case import Case
+
+_CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
+    "record": lambda device: nullcontext(),
+    "no_grad": lambda device: torch.no_grad(),
+    "inference": lambda device: torch.inference_mode(),
+    "autocast": lambda device: torch.autocast(device, torch.bfloat16),
+}
+
+
+class TorchUse:
+    """A torch module in use."""
+
+    def __init__(self, module: nn.Module, case: Case, before: dict[str, str]) -> None:
+        self._module, self._case, self._before = module, case, before
+        self._batches: dict[str, tuple[Tensor, Tensor]] = {}
+        self._results: dict[str, dict[str, Tensor]] = {}
+        self._differentiated: set[str] = set()
+        self._unrecorded: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
+        self._computed: dict[str, tuple[Tensor, Array]] = {}
+        self._copy: nn.Module | None = None
+        self._converted = False
+        self._dropped: list[weakref.ref[Tensor]] = []
+
+    def batch(
+        self,
+        name: str,
+        hidden: Array,
+        target: Labels,
+        leaf: bool = True,
+        gaps: Gaps = "none",
+        labels: str = LABELS,
+        column: bool = False,
+        over: str | None = None,
+    ) -> None:
+        """Make a batch's tensors."""
+        made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
+        classes = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
+        if gaps != "none":  # what lies between is another input's, and shows where it is read
+            made = with_gaps(made, gaps)
+            classes = torch.stack([classes, (classes + 1) % self._case.n_classes], dim=1)[:, 0]
+        classes = classes.to(getattr(torch, labels))
+        if column:
+            classes = classes.unsqueeze(1)
+        if over is not None:
+            made, classes = self._over(over, made, classes)
+        self._batches[name] = made.requires_grad_(leaf), classes
+
+    def _over(self, batch: str, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """These values where a batch lies, in tensors of which autograd knows no write: as from an allocator."""
+        own, labels = self._batches.pop(batch)
+        places = own.data, labels.data
+        del own, labels
+        self._forget()
+        for place, values in zip(places, (hidden, target), strict=True):
+            place.copy_(values)
+        return places[0].data, places[1].data
+
+    def _forget(self) -> None:
+        """Drop every result, and with it what its graph holds."""
+        for kept in (self._results, self._computed, self._differentiated, self._unrecorded):
+            kept.clear()
+
+    def refill(self, name: str, hidden: Array, target: Labels) -> None:
+        """Write other values into a batch's tensors."""
+        own, labels = self._batches[name]
+        with torch.no_grad():
+            own.copy_(torch.from_numpy(np.array(hidden)))
+            labels.copy_(torch.from_numpy(np.array(target)))
+
+    def call(
+        self,
+        name: str,
+        batch: str,
+        mode: CallMode = "record",
+        through: bool = False,
+        row: int | None = None,
+    ) -> Results:
+        """Call the module."""
+        hidden, target = self._batches[batch]
+        if row is not None:
+            hidden, target = hidden[row], target[row]
+        self._computed.pop(name, None)
+
+        def computed() -> Any:
+            own = hidden
+            if through:
+                own = hidden * 1.0
+                self._computed[name] = own, to_array(own)
+            return self._module(own, target)
+
+        output, loss = self._within(mode, computed, refusable=row is not None)
+        self._results[name] = {"output": output, "loss": loss}
+        self._differentiated.discard(name)
+        (self._unrecorded.discard if mode in ("record", "autocast") else self._unrecorded.add)(name)
+        return self.read(name)
+
+    def _within(self, mode: CallMode, call: Callable[[], Any], refusable: bool = False) -> Any:
+        """A call in a mode, which has to be the same after it."""
+        try:
+            # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
+            with _CONTEXTS[mode](torch.device(self._case.device).type):
+                before = _modes()
+                found = call()
+                after = _modes()
+        except Exception as error:
+            if refusable or self._converted or mode == "autocast":
+                raise NotPromisedError(str(error)) from error
+            raise
+        if after != before:
+            raise ValueError("a call changed the grad mode or the autocast mode that it was made in")
+        return found
+
+    def read(self, name: str) -> Results:
+        """The results of a call."""
+        return {what: to_array(value) for what, value in self._results[name].items()}
+
+    def form(self, name: str) -> str | None:
+        """Type, dtype and, of a recorded call, place in the graph of the results."""
+        for what, result in self._results[name].items():
+            if type(result) is not Tensor:
+                return f"{what} is a {type(result).__name__}, not a tensor"
+            if result.dtype != getattr(torch, self._case.dtype):
+                return f"{what} has dtype {result.dtype}"
+            if not result.requires_grad and name not in self._unrecorded:
+                return f"{what} cannot be differentiated"
+        return None
+
+    def evaluate(self, method: str, batch: str, name: str = "", mode: CallMode = "no_grad") -> Array:
+        """Another method than forward."""
+        hidden = self._batches[batch][0]
+        found = self._within(mode, lambda: getattr(self._module, method)(hidden))
+        if name:
+            self._results[name] = {method: found}
+            self._differentiated.discard(name)
+        return to_array(found)
+
+    def backward(
+        self,
+        name: str,
+        grad_output: Array | float | None,
+        grad_loss: float | None,
+        retain: bool = False,
+    ) -> None:
+        """One backward."""
+        of_name = self._results[name]
+        results, upstream = [], []
+        if grad_output is not None:
+            output = of_name["output" if "output" in of_name else "log_prob"]
+            results.append(output)
+            upstream.append(torch.as_tensor(grad_output).to(output).expand_as(output))
+        if grad_loss is not None:
+            results.append(of_name["loss"])
+            upstream.append(torch.full_like(of_name["loss"], grad_loss))
+        came_in = [to_array(gradient) for gradient in upstream]
+        try:
+            torch.autograd.backward(results, upstream, retain_graph=retain)
+        except RuntimeError as error:
+            if name in self._differentiated:
+                raise NotPromisedError(str(error)) from error
+            raise
+        self._differentiated.add(name)
+        if not all(map(np.array_equal, map(to_array, upstream), came_in)):
+            raise ValueError("backward wrote to a gradient that came in")
+        computed = self._computed.get(name)
+        if computed is not None and not np.array_equal(to_array(computed[0]), computed[1]):
+            raise ValueError("the computed input was written to")
+
+    def asked(self, name: str, batch: str) -> Results:
+        """By torch.autograd.grad."""
+        leaves = self._leaves(batch)
+        before = {n: leaf.grad for n, leaf in leaves.items()}
+        found = torch.autograd.grad(
+            self._results[name]["loss"], [*leaves.values()], allow_unused=True, materialize_grads=True
+        )
+        for n, leaf in leaves.items():
+            if leaf.grad is not before[n]:
+                raise ValueError(
+                    f"a gradient of {n} was left in .grad, where torch.autograd.grad leaves none"
+                )
+        return {f"grad.{n}": to_array(gradient) for n, gradient in zip(leaves, found, strict=True)}
+
+    def backward_of_sum(self, names: Sequence[str]) -> None:
+        """One backward of several calls."""
+        torch.autograd.backward(torch.stack([self._results[name]["loss"] for name in names]).sum())
+
+    def curvature(self, batch: str) -> Array:
+        """By two backwards."""
+        hidden, target = self._batches[batch]
+        (first,) = torch.autograd.grad(self._module(hidden, target)[1], hidden, create_graph=True)
+        try:
+            (second,) = torch.autograd.grad(
+                first.square().sum() / 2, hidden, allow_unused=True, materialize_grads=True
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise NotPromisedError(str(error)) from error
+        return to_array(second)
+
+    def gradients(self, batch: str) -> Results:
+        """Of a batch's input and of the weights."""
+        return {
+            f"grad.{name}": to_array(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+            for name, leaf in self._leaves(batch).items()
+        }
+
+    def keep(self, batch: str) -> None:
+        """Keep the gradients of a batch's input and of the weights."""
+        self._kept = {
+            f"grad.{name}": leaf.grad for name, leaf in self._leaves(batch).items() if leaf.grad is not None
+        }
+
+    def kept(self) -> Results:
+        """What they hold now."""
+        return {name: to_array(gradient) for name, gradient in self._kept.items()}
+
+    def _leaves(self, batch: str) -> dict[str, Tensor]:
+        return {"input": self._batches[batch][0], **dict(self._module.named_parameters())}
+
+    def clear(self, to_zero: bool = False) -> None:
+        """Unset every gradient, or set it to zero."""
+        for leaf in (*self._module.parameters(), *(hidden for hidden, _ in self._batches.values())):
+            if not to_zero:
+                leaf.grad = None
+            elif leaf.grad is not None:
+                leaf.grad.detach_().zero_()
+
+    def weights(self) -> Results:
+        """What the parameters hold."""
+        return {name: to_array(parameter) for name, parameter in self._module.named_parameters()}
+
+    def state(self) -> Results:
+        """The state dict's entries for the parameters."""
+        state = self._module.state_dict()
+        return {name: to_array(state[name]) for name, _ in self._module.named_parameters()}
+
+    def write(self, weights: Results, manner: Manner = "copy") -> None:
+        """Write into the parameters."""
+        with torch.no_grad():
+            for name, parameter in self._module.named_parameters():
+                value = like(parameter, weights[name])
+                if manner == "copy":
+                    parameter.copy_(value)
+                elif manner == "data" or is_dtensor(parameter):  # whose .data torch cannot replace
+                    parameter.data.copy_(value)
+                else:
+                    turned = manner == "turn" and value.dim() == 2
+                    parameter.data = value.t().contiguous().t() if turned else value
+
+    def load(self, weights: Results, assign: bool = False) -> None:
+        """By load_state_dict."""
+        own = self._module.state_dict()
+        given = own | {n: like(own[n], w) for n, w in weights.items()}
+        self._module.load_state_dict(given, assign=assign)
+
+    def takes(self, misfit: Misfit, name: str) -> bool:
+        """By load_state_dict, which raises for what does not fit."""
+        state = dict(self._module.state_dict())
+        own = state[name]
+        if misfit == "missing":
+            del state[name]
+        elif misfit == "unexpected":
+            state[f"{name}_of_another"] = own
+        else:
+            state[name] = plain(own).new_zeros((own.shape[0] + 1, *own.shape[1:]))
+        try:
+            self._module.load_state_dict(state)
+        except Exception:  # what it raises refuses the state dict
+            return False
+        return True
+
+    def duplicate(self, manner: Literal["deepcopy", "pickle"] = "deepcopy") -> None:
+        """By copy.deepcopy, or by pickle."""
+        try:
+            if manner == "deepcopy":
+                self._copy = copy.deepcopy(self._module)
+            else:
+                self._copy = pickle.loads(pickle.dumps(self._module))
+        except Exception as error:
+            raise NotPromisedError(str(error)) from error
+
+    def exchange(self) -> None:
+        """Go on with the copy, or with the first."""
+        assert self._copy is not None
+        self._module, self._copy = self._copy, self._module
+
+    def convert(self, dtype: str) -> None:
+        """By module.to."""
+        self._converted = True  # a layer need not serve the dtype that this case is not of
+        try:
+            self._module.to(getattr(torch, dtype))
+        except Exception as error:
+            raise NotPromisedError(str(error)) from error
+        self._case = replace(self._case, dtype=dtype)
+        self._batches.clear()
+        self._forget()
+
+    def step(self, rate: float) -> None:
+        """By torch.optim.SGD."""
+        torch.optim.SGD(self._module.parameters(), lr=rate).step()
+
+    def mode(self, training: bool) -> None:
+        """Training or evaluation mode."""
+        self._module.train(training)
+
+    def require(self, weights: bool, names: Sequence[str] = ()) -> None:
+        """Freeze or unfreeze parameters."""
+        for name, parameter in self._module.named_parameters():
+            if not names or name in names:
+                parameter.requires_grad_(weights)
+
+    def traits(self, batch: str) -> dict[str, str]:
+        """Modes, names, identities, flags and hooks."""
+        found = {f"the mode of {n or 'the module'}": str(m.training) for n, m in self._module.named_modules()}
+        found["the names in the state dict"] = str([*self._module.state_dict()])
+        found["which tensors the parameters are"] = str([id(p) for p in self._module.parameters()])
+        for name, tensor in {**self._leaves(batch), "target": self._batches[batch][1]}.items():
+            found[f"whether {name} takes a gradient"] = str(tensor.requires_grad)
+            found[f"the hooks of {name}"] = str(len(tensor._backward_hooks or ()))
+        return found
+
+    def scribble(self, name: str) -> None:
+        """Past autograd."""
+        for result in self._results[name].values():
+            result.data.fill_(1)
+
+    def drop(self, batch: str) -> None:
+        """Keep weak references."""
+        self._dropped += [weakref.ref(tensor) for tensor in self._batches.pop(batch)]
+        self._forget()
+
+    def alive(self) -> int:
+        """Count those that refer to something."""
+        if any(reference() is not None for reference in self._dropped):
+            gc.collect()  # what refers to itself
+        return sum(reference() is not None for reference in self._dropped)
+
+    def inputs(self, batch: str) -> Results:
+        """A batch's tensors."""
+        hidden, target = self._batches[batch]
+        return {"hidden": to_array(hidden), "target": to_array(target)}
+
+    def surroundings(self, stirred: bool = False) -> dict[str, str]:
+        """The process's global state."""
+        if stirred:
+            surroundings.stir()
+        return surroundings.read()
+
+    def surroundings_before(self) -> dict[str, str]:
+        """What was read before the module was made."""
+        return self._before
+
+
+def _modes() -> tuple[bool, ...]:
+    """Whether gradients are recorded, in inference mode, and what is autocast."""
+    autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
