@@ -1,0 +1,24 @@
+"""`python -m zipfmax_bench.study`: `zipfmax study` where the package is not installed but on the path."""
+
+from __future__ import annotations
+
+import sys
+
+from zipfmax.command_line import application_of
+from zipfmax.errors import UsageError
+
+
+def main() -> None:
+    """The command; a `UsageError` is one line and exit status 2."""
+    from zipfmax_bench.study.command import study
+
+    try:
+        status = application_of({"study": study})(standalone_mode=False)
+    except UsageError as error:
+        print(f"zipfmax study: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status or 0)
+
+
+if __name__ == "__main__":
+    main()
