@@ -59,8 +59,11 @@ class StudyModel(nn.Module):
 
     def nll(self, ids: Tensor, targets: Tensor) -> Tensor:
         """-log p of each target, [B * T] float32, with an empty state before the first."""
-        hidden, _ = self._plain_hidden(ids, None)
-        return self.output.nll(hidden.flatten(0, 1), targets.flatten())
+        return self.output.nll(self.hidden(ids), targets.flatten())
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """What the output layer sees of ids [B, T]: [B * T, d], with an empty state before the first."""
+        return self._plain_hidden(ids, None)[0].flatten(0, 1)
 
     def own_parameters(self) -> int:
         """Weights of the output layer that the inputs do not share, in elements."""

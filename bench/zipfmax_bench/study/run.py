@@ -64,6 +64,7 @@ class Study:
         self._ends_at = float("inf") if limit_s is None else time.monotonic() + limit_s
         self._names = [outputs.parsed(name) for name in options.layers]
         self._edges: list[int] = []
+        self._contenders: dict[str, Contender] = {}
 
     def run(self) -> bool:
         """Train what is not finished yet; returns whether all is."""
@@ -72,23 +73,19 @@ class Study:
         batches = Batches(corpus, self._options)
         layouts = {name.name: self._layout(name, corpus) for name in self._names}
         self._edges = band_edges(len(corpus.counts), [found for found in layouts.values() if found])
-        contenders: dict[str, Contender] = {}
+        names = list(self._distinct(layouts))
         for seed in self._options.seeds:
-            for name in self._distinct(layouts):
-                if (name.name, seed) not in self._directory.finished(StudyRun):
-                    contender = contenders.get(name.name) or self._contender(name, layouts[name.name], corpus)
-                    if contender is None:
-                        continue
-                    contenders[name.name] = contender
-                    if not self._train(contender, seed, batches, corpus):
-                        return False
-                    _release()
-        for contender in contenders.values():
-            if time.monotonic() > self._ends_at:
-                return False
-            self._measure_steps(contender, batches, corpus)
-            _release()
+            for name in names:
+                if not self._train(name, layouts[name.name], seed, batches, corpus):
+                    return False
+            for name in names if seed == self._options.seeds[0] else ():
+                if not self._measure_steps(name, layouts[name.name], batches, corpus):
+                    return False
         return True
+
+    @property
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._ends_at
 
     def _note(self, card: StudyText) -> None:
         known = self._directory.read(StudyText)
@@ -124,34 +121,27 @@ class Study:
                     self._described(name, layout, None, "skipped", f"the same layer as {first}")
                 )
 
+    def _known(self, name: LayerName) -> StudyLayer | None:
+        return {layer.layer: layer for layer in self._directory.latest(StudyLayer)}.get(name.name)
+
     def _contender(self, name: LayerName, layout: ClusterLayout | None, corpus: Corpus) -> Contender | None:
         """The layer with what computes its loss; None where nothing here can, which is recorded."""
+        if name.name in self._contenders:
+            return self._contenders[name.name]
         own, n_classes = self._options, len(corpus.counts)
-        known = {layer.layer: layer for layer in self._directory.latest(StudyLayer)}.get(name.name)
+        known = self._known(name)
         if known is not None and known.status != "ok":
             return None
-        chosen = None
-        if layout is None:
-            try:
-                chosen = choice(
-                    name.kind,
-                    n_classes,
-                    own.features,
-                    own.rows,
-                    own.device,
-                    own.dtype,
-                    known.computes if known else None,
-                )
-            except (UsageError, RuntimeError) as error:
-                self._skip(name, layout, n_classes, str(error).splitlines()[0])
-                return None
-            _release()
-        make = partial(outputs.build, name, own.features, n_classes, layout, chosen)
-        contender = Contender(name, layout, chosen, make)
         try:
+            chosen = None
+            if layout is None:
+                computes = known.computes if known else None
+                chosen = choice(name.kind, n_classes, own.features, own.rows, own.device, own.dtype, computes)
+                _release()
+            make = partial(outputs.build, name, own.features, n_classes, layout, chosen)
             model = StudyModel(own, n_classes, make, 0)
-        except UsageError as error:
-            self._skip(name, layout, n_classes, str(error))
+        except (UsageError, RuntimeError) as error:
+            self._skip(name, layout, n_classes, str(error).splitlines()[0])
             return None
         if known is None:
             sizes = {
@@ -160,7 +150,8 @@ class Study:
             }
             described = self._described(name, layout, chosen, "ok", None, n_classes)
             self._directory.write(described.model_copy(update=sizes))
-        return contender
+        self._contenders[name.name] = Contender(name, layout, chosen, make)
+        return self._contenders[name.name]
 
     def _skip(self, name: LayerName, layout: ClusterLayout | None, n_classes: int, reason: str) -> None:
         self._directory.write(self._described(name, layout, None, "skipped", reason, n_classes))
@@ -196,9 +187,18 @@ class Study:
             }
         )
 
-    def _train(self, contender: Contender, seed: int, batches: Batches, corpus: Corpus) -> bool:
+    def _train(
+        self, name: LayerName, layout: ClusterLayout | None, seed: int, batches: Batches, corpus: Corpus
+    ) -> bool:
         """Train one layer with one seed and record it; returns whether it ended within the call's limit."""
-        layer = contender.name.name
+        layer = name.name
+        if (layer, seed) in self._directory.finished(StudyRun):
+            return True
+        if self._is_over:
+            return False
+        contender = self._contender(name, layout, corpus)
+        if contender is None:
+            return True
         checkpoint = self._directory.path / "checkpoints" / f"{_file_name(layer)}-{seed}.pt"
 
         def on_point(point: Point) -> None:
@@ -210,7 +210,7 @@ class Study:
         try:
             model = StudyModel(self._options, len(corpus.counts), contender.make, seed)
             run = TrainingRun(model, self._options, batches, seed, checkpoint)
-            if not run.train(on_point, lambda: time.monotonic() > self._ends_at, CHECKPOINT_EVERY_S):
+            if not run.train(on_point, lambda: self._is_over, CHECKPOINT_EVERY_S):
                 return False
             self._record(layer, seed, run)
         except (
@@ -221,14 +221,16 @@ class Study:
             self._directory.write(StudyRun(layer=layer, seed=seed, status="failed", reason=reason))
             self._console.print(f"{layer}, seed {seed}: {reason}")
         checkpoint.unlink(missing_ok=True)
+        _release()
         return True
 
     def _record(self, layer: str, seed: int, run: TrainingRun) -> None:
         progress = run.progress
         nll, targets = run.sampled_nll()
+        losses, errors = band_losses(nll, targets, self._edges), run.gradient_errors(self._edges)
         bands = [
-            StudyBand(start=start, stop=stop, tokens=tokens, loss=loss)
-            for start, stop, tokens, loss in band_losses(nll, targets, self._edges)
+            StudyBand(start=start, stop=stop, tokens=tokens, loss=loss, gradient_error=error)
+            for (start, stop, tokens, loss), error in zip(losses, errors, strict=True)
         ]
         points = [
             StudyPoint(
@@ -256,16 +258,26 @@ class Study:
             ),
         )
 
-    def _measure_steps(self, contender: Contender, batches: Batches, corpus: Corpus) -> None:
-        known = {layer.layer: layer for layer in self._directory.latest(StudyLayer)}[contender.name.name]
-        if known.step_s is not None or known.status != "ok":
-            return
+    def _measure_steps(
+        self, name: LayerName, layout: ClusterLayout | None, batches: Batches, corpus: Corpus
+    ) -> bool:
+        """Time a layer's steps, unless that is done; returns False where the call's limit is reached."""
+        known = self._known(name)
+        if known is None or known.status != "ok" or known.step_s is not None:
+            return True
+        if self._is_over:
+            return False
+        contender = self._contender(name, layout, corpus)
+        if contender is None:
+            return True
         try:
             times = steps.measure(self._options, batches, len(corpus.counts), contender.make)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._console.print(f"{contender.name.name}: its share of a step was not measured: {reason}")
-            return
+            self._console.print(f"{name.name}: its share of a step was not measured: {reason}")
+            return True
+        finally:
+            _release()
         self._directory.write(
             known.model_copy(
                 update={
@@ -278,6 +290,7 @@ class Study:
                 }
             )
         )
+        return True
 
 
 def band_edges(n_classes: int, layouts: list[ClusterLayout]) -> list[int]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zipfmax_bench.study.batches import Batches
+from zipfmax_bench.study.gradients import errors_by_band
 from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
 from zipfmax_bench.study.trunk import State
@@ -128,6 +129,15 @@ class TrainingRun:
             ]
         self.model.train()
         return torch.cat(found).cpu(), targets.flatten().cpu()
+
+    def gradient_errors(self, edges: list[int]) -> list[float | None]:
+        """Relative error of the gradient by bands of classes, on one batch of the validation sample."""
+        ids = self._batches.valid_ids[: self._options.sequences]
+        targets = self._batches.valid_targets[: self._options.sequences].flatten()
+        with autocast(self._options):
+            with torch.no_grad():
+                hidden = self.model.hidden(ids)
+            return errors_by_band(self.model.output, hidden, targets, edges)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""

@@ -126,6 +126,9 @@ class StudyBand(Part):
     """Tokens of the validation sample in the band."""
     loss: Real | None = None
     """Their mean loss, nats; null where there are none."""
+    gradient_error: Real | None = None
+    """Relative error, in norm, of the gradient of the band's own weights at the end of training, on a batch of
+    validation text, against the same function in wider arithmetic; null where that has none."""
 
 
 class StudyRun(Record):
