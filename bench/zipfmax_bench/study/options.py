@@ -115,11 +115,11 @@ PRESETS: Mapping[str, StudyOptions] = {
         sequences=8,
         length=32,
         layers=("full", "zipfmax", "zipfmax:div=1", "sampled"),
-        seconds=14.0,
+        seconds=10.0,
         warm_up=20,
         learning_rate=3e-3,
         evaluate_every=20,
-        valid_tokens=8_192,
+        valid_tokens=6_144,
         step_rounds=4,
     ),
     "gpu": StudyOptions(

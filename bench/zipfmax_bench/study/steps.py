@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from zipfmax_bench.study.batches import Batches
 from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
 from zipfmax_bench.study.outputs import NoOutput, Output
-from zipfmax_bench.study.training import autocast, synchronize, update
+from zipfmax_bench.study.training import WARM_UP_STEPS, autocast, synchronize, update
 
 STEPS_OF_A_SAMPLE = {"cpu": 1, "cuda": 5}
 
@@ -55,13 +55,20 @@ def measure(
         _stepper(without, batches, StudyModel(without, n_classes, NoOutput, 0)),
     ]
     device = torch.device(options.device)
+    with_output_s, without_s = in_turns(steps, options.step_rounds, device)
+    temporary = peak_temporary_bytes(steps[0]) if device.type == "cpu" else None
+    return StepTimes(with_output_s, without_s, temporary)
+
+
+def in_turns(steps: Sequence[Callable[[], None]], rounds: int, device: torch.device) -> list[list[float]]:
+    """Seconds of each of several steps, `rounds` samples each, taken one after the other in changing order."""
     count = STEPS_OF_A_SAMPLE[device.type]
-    samples: list[list[float]] = [[], []]
+    samples: list[list[float]] = [[] for _ in steps]
     for step in steps:
-        for _ in range(3):
+        for _ in range(WARM_UP_STEPS):
             step()
-    for turn in range(options.step_rounds):
-        for which in (0, 1) if turn % 2 else (1, 0):
+    for turn in range(rounds):
+        for which in range(len(steps))[:: 1 if turn % 2 else -1]:
             steps[which]()  # its weights are in the caches again
             synchronize(device)
             started = time.perf_counter()
@@ -69,8 +76,7 @@ def measure(
                 steps[which]()
             synchronize(device)
             samples[which].append((time.perf_counter() - started) / count)
-    temporary = peak_temporary_bytes(steps[0]) if device.type == "cpu" else None
-    return StepTimes(samples[0], samples[1], temporary)
+    return samples
 
 
 def _stepper(options: StudyOptions, batches: Batches, model: StudyModel) -> Callable[[], None]:

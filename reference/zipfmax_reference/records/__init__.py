@@ -31,6 +31,7 @@ from zipfmax_reference.records.study import (
     StudyPoint,
     StudyRun,
     StudyText,
+    StudyTrunk,
 )
 from zipfmax_reference.records.timing import Timing
 
@@ -39,7 +40,7 @@ RECORDS: dict[str, type[Record]] = {
     for kind in (
         *(Parity, Timing, RankTiming, Plan, PlanProof, PlanError, PlanAgreement),
         *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic, TimingFault),
-        *(StudyText, StudyLayer, StudyPoint, StudyRun, StudyMap),
+        *(StudyText, StudyLayer, StudyPoint, StudyRun, StudyMap, StudyTrunk),
     )
 }
 """Every type of record by the name of its file."""
@@ -79,6 +80,7 @@ __all__ = [
     "StudyPoint",
     "StudyRun",
     "StudyText",
+    "StudyTrunk",
     "Timing",
     "TimingFault",
     "Verdict",

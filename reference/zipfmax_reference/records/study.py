@@ -158,10 +158,10 @@ class StudyRun(Record):
 
 
 class StudyMap(Record):
-    """Time of the output layer by itself at one shape: a line of `study_map.jsonl`. Times in seconds.
+    """Times of output layers and of the input embedding at one shape: a line of `study_map.jsonl`, in seconds.
 
-    Forward, backward and the optimizer's update of the layer's weights. Whole steps follow: with a trunk that
-    takes t seconds, the speedup is (t + full_s) / (t + adaptive_s).
+    Each is forward, backward, clipping and the optimizer's update of its own weights. A whole step follows: with
+    a trunk that takes t seconds, the speedup is (t + inputs_s + full_s) / (t + inputs_s + adaptive_s).
     """
 
     FILE: ClassVar[str] = "study_map"
@@ -172,7 +172,7 @@ class StudyMap(Record):
     n_classes: int
     in_features: int
     rows: int
-    """Labels of a step, N."""
+    """Labels of a step, N, drawn by Zipf's law with exponent 1."""
     cutoffs: list[int]
     full_s: float | None = None
     """Median of the fastest exact full softmax; null where none ran."""
@@ -180,5 +180,29 @@ class StudyMap(Record):
     """Which that was, with its settings, or why none ran."""
     adaptive_s: float | None = None
     """Median of zipfmax."""
+    inputs_s: float | None = None
+    """Median of a plain embedding [V, d]."""
     full_samples_s: list[float] = []
     adaptive_samples_s: list[float] = []
+    inputs_samples_s: list[float] = []
+
+
+class StudyTrunk(Record):
+    """Time of a trunk by itself: a line of `study_trunks.jsonl`. Forward, backward, clipping and update."""
+
+    FILE: ClassVar[str] = "study_trunks"
+    KEY: ClassVar[tuple[str, ...]] = ("device", "dtype", "trunk", "depth", "in_features", "rows")
+
+    device: str
+    dtype: str
+    trunk: str
+    """transformer or lstm."""
+    depth: int
+    """Its layers."""
+    in_features: int
+    rows: int
+    flops: int
+    """Floating point operations of its forward pass per label."""
+    step_s: float
+    """Median."""
+    samples_s: list[float] = []
