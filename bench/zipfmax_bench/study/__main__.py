@@ -1,4 +1,9 @@
-"""`python -m zipfmax_bench.study`: `zipfmax study` where the package is not installed but on the path."""
+"""`python -m zipfmax_bench.study`: `zipfmax study` where the package is not installed but on the path.
+
+On a machine with a GPU, from a checkout, as often as it takes:
+
+    PYTHONPATH=impl:reference:bench:reports python -m zipfmax_bench.study --preset gpu --out OUT --limit 480 --resume
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def errors_by_band(output: Output, hidden: Tensor, target: Tensor, edges: list[i
         edges: [bands + 1] ranks, among them every cutoff of the layer.
     """
     output.zero_grad()
-    output(hidden.detach(), target).backward()
+    output(hidden.detach().requires_grad_(), target).backward()
     with torch.no_grad():
         found = _of_classes(output)
         expected = _reference(output, hidden.detach(), target)

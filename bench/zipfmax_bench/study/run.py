@@ -26,7 +26,7 @@ from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
 from zipfmax_bench.study.outputs import LayerName, Output
 from zipfmax_bench.study.table import summary_table
-from zipfmax_bench.study.training import Point, TrainingRun, band_losses
+from zipfmax_bench.study.training import Point, TrainingRun
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import RunDirectory, StudyBand, StudyLayer, StudyPoint, StudyRun, StudyText
 from zipfmax_reference.runs.device import present
@@ -209,7 +209,7 @@ class Study:
 
         try:
             model = StudyModel(self._options, len(corpus.counts), contender.make, seed)
-            run = TrainingRun(model, self._options, batches, seed, checkpoint)
+            run = TrainingRun(model, self._options, batches, seed, checkpoint, self._edges)
             if not run.train(on_point, lambda: self._is_over, CHECKPOINT_EVERY_S):
                 return False
             self._record(layer, seed, run)
@@ -226,11 +226,9 @@ class Study:
 
     def _record(self, layer: str, seed: int, run: TrainingRun) -> None:
         progress = run.progress
-        nll, targets = run.sampled_nll()
-        losses, errors = band_losses(nll, targets, self._edges), run.gradient_errors(self._edges)
         bands = [
             StudyBand(start=start, stop=stop, tokens=tokens, loss=loss, gradient_error=error)
-            for (start, stop, tokens, loss), error in zip(losses, errors, strict=True)
+            for start, stop, tokens, loss, error in run.bands()
         ]
         points = [
             StudyPoint(
@@ -240,6 +238,7 @@ class Study:
                 seconds=point.seconds,
                 train_loss=point.train_loss,
                 valid_loss=point.valid_loss,
+                band_losses=point.band_losses,
             )
             for point in progress.points
         ]

@@ -8,7 +8,7 @@ one that goes on is, on a CPU, bit for bit the run that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +39,8 @@ class Point:
     seconds: float
     train_loss: float
     valid_loss: float
+    band_losses: list[float | None]
+    """Validation loss of the classes between each two of `Progress.edges`."""
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Progress:
     seconds: float = 0.0
     warm_up_s: float = 0.0
     points: list[Point] = field(default_factory=list)
+    edges: list[int] = field(default_factory=list)
+    """Ranks at which the bands of the points' losses begin, and the last one's end."""
     peak_bytes: int = 0
 
 
@@ -61,6 +65,7 @@ class TrainingRun:
         batches: the text.
         seed: which batches.
         checkpoint: file to keep it in; None keeps nothing.
+        edges: of the bands that losses are taken by; a checkpoint's own count before these.
     """
 
     def __init__(
@@ -70,8 +75,9 @@ class TrainingRun:
         batches: Batches,
         seed: int,
         checkpoint: Path | None = None,
+        edges: Sequence[int] = (),
     ) -> None:
-        self.model, self.progress = model, Progress()
+        self.model, self.progress = model, Progress(edges=list(edges))
         self._options, self._batches, self._seed = options, batches, seed
         self._device = torch.device(options.device)
         self._optimizer = torch.optim.AdamW(
@@ -129,6 +135,12 @@ class TrainingRun:
             ]
         self.model.train()
         return torch.cat(found).cpu(), targets.flatten().cpu()
+
+    def bands(self) -> list[tuple[int, int, int, float | None, float | None]]:
+        """Start, stop, tokens of the sample, their mean loss and the gradient's error: of each band, now."""
+        losses = band_losses(*self.sampled_nll(), self.progress.edges)
+        errors = self.gradient_errors(self.progress.edges)
+        return [(*band, error) for band, error in zip(losses, errors, strict=True)]
 
     def gradient_errors(self, edges: list[int]) -> list[float | None]:
         """Relative error of the gradient by bands of classes, on one batch of the validation sample."""
@@ -217,10 +229,17 @@ class TrainingRun:
         return loss, None if state is None else (state[0].detach(), state[1].detach())
 
     def _point(self) -> Point:
-        nll, _ = self.sampled_nll()
+        nll, targets = self.sampled_nll()
+        bands = band_losses(nll, targets, self.progress.edges) if self.progress.edges else []
         train_loss = float(torch.stack([loss.float() for loss in self._losses]).double().mean())
         self._losses = []
-        return Point(self.progress.step, self.progress.seconds, train_loss, float(nll.double().mean()))
+        return Point(
+            self.progress.step,
+            self.progress.seconds,
+            train_loss,
+            float(nll.double().mean()),
+            [loss for _, _, _, loss in bands],
+        )
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

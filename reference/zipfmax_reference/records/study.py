@@ -115,6 +115,8 @@ class StudyPoint(Record):
     """Mean loss of the steps since the point before, nats a token, as the layer computes it."""
     valid_loss: Real
     """Mean loss over the validation sample, nats a token, by exact log-probabilities."""
+    band_losses: list[Real | None] = []
+    """Its mean in each of the run's `bands`."""
 
 
 class StudyBand(Part):

@@ -47,6 +47,8 @@ def test_a_study_leaves_the_text_the_layers_the_curves_and_the_ends(studied, opt
         points = [p for p in studied.read(StudyPoint) if (p.layer, p.seed) == (one.layer, one.seed)]
         assert [point.step for point in points] == [4, 8, 12]
         assert points[-1].valid_loss == one.valid_loss
+        assert points[-1].band_losses == [band.loss for band in one.bands]
+        assert all(band.gradient_error is None or band.gradient_error < 1e-5 for band in one.bands)
         assert sum(band.tokens for band in one.bands) == 256
         mean = sum(band.tokens * band.loss for band in one.bands if band.tokens) / 256
         assert mean == pytest.approx(one.valid_loss)
