@@ -13,6 +13,7 @@ from zipfmax_reports.elements import Details, Picture, Section, Table, text
 from zipfmax_reports.quality_map import map_picture
 from zipfmax_reports.study import FULL, Study
 from zipfmax_reports.style import count, factor, percent, scientific, seconds, size
+from zipfmax_reports.summary import change
 
 GIVEN_UP = (0.0, 0.01, 0.02, 0.05)
 """Shares of full softmax's final perplexity that are given up in the times to reach it."""
@@ -92,19 +93,6 @@ def _advice(layer: str, time: Interval | None, steps: Interval | None) -> list[s
     if min(interval.n for interval in (time, steps) if interval is not None) == 1:
         found.append("One seed has no interval: train more (--seeds 0,1,2 --resume).")
     return found
-
-
-def change(difference: Interval) -> str:
-    """A difference in loss as a change of perplexity, in words: "3.1 % [2.0, 4.2] above"."""
-    ratio = difference.mapped(as_ratio)
-    size = f"{100 * abs(ratio.mean):.1f} %"
-    where = "above" if ratio.mean > 0 else "below"
-    if difference.n == 1:
-        return f"{size} {where}"
-    interval = f"[{100 * ratio.low:+.1f}, {100 * ratio.high:+.1f}]"
-    if not difference.told_apart:
-        return f"not told apart from ({100 * ratio.mean:+.1f} % {interval})"
-    return f"{size} {interval} {where}"
 
 
 def times_to_reach(study: Study, layer: str) -> list[tuple[float | None, float | None]]:

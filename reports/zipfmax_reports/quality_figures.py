@@ -17,6 +17,8 @@ _PANELS = {"seconds": "against seconds of training", "step": "against steps"}
 _MOMENTS = {"steps": "at equal steps", "time": "at the end, at equal time"}
 _FIRST = 0.08
 """Points earlier than this share of the training are not drawn: perplexity falls from the whole vocabulary."""
+_HIGHEST = 4.0
+"""Nor are those above so many times the highest perplexity at an end."""
 
 
 def curve_rows(readings: Readings) -> pd.DataFrame:
@@ -47,7 +49,8 @@ def curve_rows(readings: Readings) -> pd.DataFrame:
 def curves(rows: pd.DataFrame) -> Figure:
     """Perplexity against seconds and against steps, a line per layer."""
     ends = rows.groupby(["panel", "layer"])["at"].transform("max")
-    late = rows[rows["at"] >= _FIRST * ends]
+    highest = rows.loc[rows["at"] == ends, "perplexity"].max()
+    late = rows[(rows["at"] >= _FIRST * ends) & (rows["perplexity"] <= _HIGHEST * highest)]
     return Figure(
         "Validation perplexity against seconds of training and against steps, a line per output layer.",
         late if len(late) > 2 else rows,
@@ -70,7 +73,9 @@ def frequency_rows(readings: Readings, base: str) -> pd.DataFrame:
     rows = []
     last = bands[-1].stop
     edges = [0, *(10**power for power in range(1, 12) if 10**power < last), last]
-    for moment in _MOMENTS:
+    # Runs of as many steps end together: there is no other moment then.
+    alike = len({curve.steps for curve in readings.curves}) == 1
+    for moment in ("steps",) if alike else _MOMENTS:
         step = readings.equal_steps if moment == "steps" else None
         for layer in [name for name in readings.layers if name != base][:MOST_SERIES]:
             for start, stop in pairwise(edges):
