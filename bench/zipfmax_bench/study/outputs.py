@@ -53,7 +53,7 @@ class LayerName:
     def layout(
         self, counts: npt.NDArray[np.int64], in_features: int, rows: int, device: str, dtype: str
     ) -> ClusterLayout:
-        """Its partition of words with these counts.
+        """Its partition of words with these counts; planned on a GPU, that is measured for 45 s at most.
 
         Raises:
             UsageError: cutoffs or options that allow none.
@@ -69,6 +69,7 @@ class LayerName:
                     device=device,
                     dtype=getattr(torch, dtype),
                     min_projection=self.least,
+                    calibrate=device != "cpu",  # no cost model of a GPU is bundled
                 ).layout
             if self.cutoffs == "customary":
                 cutoffs = customary_cutoffs(n_classes)
@@ -79,7 +80,7 @@ class LayerName:
             layout = ClusterLayout(in_features, n_classes, cutoffs, self.div_value)
             sizes = tuple(max(size, self.least) for size in layout.projection_sizes)
             return ClusterLayout(in_features, n_classes, cutoffs, self.div_value, sizes)
-        except ValueError as error:
+        except (ValueError, ImportError, TimeoutError) as error:
             raise UsageError(f"layer {self.name}: {error}") from error
 
 

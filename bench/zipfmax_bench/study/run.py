@@ -71,7 +71,7 @@ class Study:
         corpus = read_corpus(self._options.text)
         self._note(corpus.card)
         batches = Batches(corpus, self._options)
-        layouts = {name.name: self._layout(name, corpus) for name in self._names}
+        layouts = self._layouts(corpus)
         self._edges = band_edges(len(corpus.counts), [found for found in layouts.values() if found])
         names = list(self._distinct(layouts))
         for seed in self._options.seeds:
@@ -101,16 +101,33 @@ class Study:
             f"{card.n_classes:,} words ({card.valid_coverage:.1%} of the validation part)"
         )
 
-    def _layout(self, name: LayerName, corpus: Corpus) -> ClusterLayout | None:
-        own = self._options
-        if not name.is_adaptive:
-            return None
-        return name.layout(corpus.counts, own.features, own.rows, own.device, own.dtype)
+    def _layouts(self, corpus: Corpus) -> dict[str, ClusterLayout | None]:
+        """The partition of each layer that can have one; as recorded, where the study has been begun."""
+        own, n_classes = self._options, len(corpus.counts)
+        found: dict[str, ClusterLayout | None] = {}
+        for name in self._names:
+            known = self._known(name)
+            if known is not None and known.status == "ok" and known.cutoffs:
+                cutoffs, sizes = tuple(known.cutoffs), tuple(known.projection_sizes)
+                found[name.name] = ClusterLayout(own.features, n_classes, cutoffs, name.div_value, sizes)
+                continue
+            try:
+                found[name.name] = (
+                    name.layout(corpus.counts, own.features, own.rows, own.device, own.dtype)
+                    if name.is_adaptive
+                    else None
+                )
+            except UsageError as error:
+                if name.cutoffs != "plan":
+                    raise
+                if known is None:
+                    self._skip(name, None, n_classes, str(error))
+        return found
 
     def _distinct(self, layouts: dict[str, ClusterLayout | None]) -> Iterator[LayerName]:
         """The layers without those that are another one under a second name."""
         seen: dict[tuple[str, object], str] = {}
-        for name in self._names:
+        for name in (one for one in self._names if one.name in layouts):
             layout = layouts[name.name]
             same = layout and (name.kind, layout.cutoffs, layout.projection_sizes)
             first = seen.setdefault((name.name, None) if same is None else ("layout", same), name.name)

@@ -134,6 +134,22 @@ def test_a_layer_that_fails_is_recorded_and_the_others_are_trained(options, tmp_
     assert runs["zipfmax"].status == "ok"
 
 
+def test_a_layer_without_a_plan_is_skipped_and_a_known_plan_is_not_made_again(options, tmp_path, monkeypatch):
+    options = replace(options, layers=("zipfmax:cutoffs=plan", "zipfmax"), steps=1)
+    run(options, tmp_path / "planned", quiet=True)
+
+    def none(*arguments, **more):
+        raise ValueError("no cost model")
+
+    monkeypatch.setattr("zipfmax_bench.study.outputs.plan_cutoffs", none)
+    run(replace(options, seeds=(0, 1)), tmp_path / "planned", resume=True, quiet=True)
+    assert len(RunDirectory(tmp_path / "planned").read(StudyRun)) == 4
+    run(options, tmp_path / "not", quiet=True)
+    first, second = RunDirectory(tmp_path / "not").read(StudyLayer)[:2]
+    assert (first.status, first.reason) == ("skipped", "layer zipfmax:cutoffs=plan: no cost model")
+    assert (second.layer, second.status) == ("zipfmax", "ok")
+
+
 def test_a_layer_that_cannot_run_here_is_skipped_with_the_reason(options, tmp_path):
     run(replace(options, layers=("full:liger", "sampled", "zipfmax")), tmp_path / "run", quiet=True)
     layers = {layer.layer: layer for layer in RunDirectory(tmp_path / "run").latest(StudyLayer)}
