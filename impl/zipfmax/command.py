@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> None:
         if COMPLETING in os.environ or (arguments and arguments[0].partition("=")[0] in COMPLETION):
             if len(arguments) > 1 or "=" in "".join(arguments):
                 os.environ[_SHELL_IS_NAMED] = "1"
-            _run(all_applications(), arguments, "zipfmax")
+            run_application(all_applications(), arguments, "zipfmax")
         if not arguments or arguments[0] in ("--help", "-h"):
             print(usage())
             sys.exit(0 if arguments else 2)
@@ -112,7 +112,7 @@ def run(arguments: Sequence[str]) -> None:
             return
         if name.startswith("-"):
             raise UsageError(unknown("option", name, ("--help", "--version", *COMPLETION, "a command")))
-        _run(application(name), rest, f"zipfmax {name}")
+        run_application(application(name), rest, f"zipfmax {name}")
     except ModuleNotFoundError as error:
         extra = _extra(error.name)
         if extra is None:
@@ -123,7 +123,7 @@ def run(arguments: Sequence[str]) -> None:
         ) from error
 
 
-def _run(application: Typer, arguments: Sequence[str], name: str) -> NoReturn:
+def run_application(application: Typer, arguments: Sequence[str], name: str) -> NoReturn:
     """Run a command and exit with its status; what Typer finds wrong becomes a `UsageError`."""
     import typer
     from typer.main import get_command

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from zipfmax.command import run_application
 from zipfmax.command_line import application_of
 from zipfmax.errors import UsageError
 
@@ -18,11 +19,10 @@ def main() -> None:
     from zipfmax_bench.study.command import study
 
     try:
-        status = application_of({"study": study})(standalone_mode=False)
+        run_application(application_of({"study": study}), sys.argv[1:], "zipfmax study")
     except UsageError as error:
         print(f"zipfmax study: {error}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(status or 0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from zipfmax_reference.options import option
 
 TEXT = "The text, as in --tokens tokens:site-packages --classes 194304"
 MODEL = "The model, as in --trunk lstm --depth 1 --features 256"
-COMPARED = "What is compared, as in --layers full,zipfmax,zipfmax:div=2"
+COMPARED = "What is compared, as in --layers 'full zipfmax zipfmax:div=2'"
 TRAINED = "Training, as in --seconds 25 --seeds 0,1,2"
 RECORDS = "Records, as in --out runs/study --limit 500 --resume"
 

@@ -20,7 +20,7 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError
 from zipfmax_bench.study import outputs, steps, trunk
 from zipfmax_bench.study.batches import Batches
-from zipfmax_bench.study.corpus import Corpus, read_corpus
+from zipfmax_bench.study.corpus import Corpus, read_corpus, source
 from zipfmax_bench.study.full import Chosen, choice
 from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
@@ -336,6 +336,7 @@ def run(
     present(options.device)
     for name in options.layers:
         outputs.parsed(name)
+    source(options.text)
     arguments = {KEPT: options.comparable(), "layers": list(options.layers), "seeds": list(options.seeds)}
     directory = RunDirectory.start(out, invocation(arguments), resume)
     begun = directory.meta.arguments.get(KEPT)
