@@ -52,6 +52,7 @@ def test_the_bounds_give_way_to_a_number_of_clusters_and_to_a_budget(studied):
     least = plan(min_projection=1, min_shortlist_share=0.0, max_parameters=400_000)
     assert plan(max_parameters=400_000).parameters <= 400_000
     assert least.parameters <= 400_000
+    assert plan(clusters=3, max_parameters=400_000).occupancy[0] < 0.6 <= plan(clusters=3).occupancy[0]
     with pytest.raises(ValueError, match="allows no plan"):
         plan(max_parameters=400_000, min_projection=32, min_shortlist_share=0.6)
 

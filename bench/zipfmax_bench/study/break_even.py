@@ -191,8 +191,8 @@ def _ms(seconds: float | None) -> str:
 
 
 def _release() -> None:
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -357,7 +357,7 @@ def _file_name(layer: str) -> str:
 
 
 def _release() -> None:
-    """Give back what the last model held."""
-    gc.collect()
+    """Give back what the last model held on a GPU."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -103,6 +103,8 @@ def test_the_unknown_word_stands_at_the_rank_of_its_count():
     assert found.counts.tolist() == [100, 50, 20, *range(17, 10, -1), 10, 10, *range(9, 4, -1)]
     assert found.words[found.unknown] == b"<unk>"
     assert (found.rank_of[-4:] == found.unknown).all()
+    assert found.counts[found.rank_of[:-4]].tolist() == [100, 50, 20, *range(17, 4, -1)]
+    assert [found.words[rank] for rank in found.rank_of[:-4]] == [b"%d" % i for i in range(16)]
     assert found.least_count == 5
 
 

@@ -24,6 +24,15 @@ def studied(options, tmp_path_factory):
     return RunDirectory(out)
 
 
+@pytest.fixture
+def no_profile(monkeypatch):
+    """Memory of a step takes a profile of it, which takes half a second."""
+    monkeypatch.setattr("zipfmax_bench.study.steps.peak_temporary_bytes", lambda *arguments: 0)
+
+
+pytestmark = pytest.mark.usefixtures("no_profile")
+
+
 def losses(directory):
     return {(p.layer, p.seed, p.step): (p.train_loss, p.valid_loss) for p in directory.latest(StudyPoint)}
 
@@ -96,7 +105,7 @@ def test_a_limit_leaves_a_checkpoint_that_the_next_call_ends(options, tmp_path, 
 
 def test_a_killed_study_goes_on_and_loses_nothing_finished(options, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = replace(options, layers=("zipfmax", "full"), steps=40)
+    options = replace(options, layers=("zipfmax", "full"), steps=24)
     run(options, whole, quiet=True)
     code = (
         "import json, sys; from pathlib import Path; from zipfmax_bench.study import run as m, training\n"

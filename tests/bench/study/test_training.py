@@ -148,6 +148,15 @@ def test_gradients_are_compared_with_full_softmaxs_too(options, monkeypatch):
         assert run.model.output.weight.grad is None
 
 
+def test_the_learning_rate_rises_in_a_line_and_then_stays(options):
+    run = run_of(replace(options, steps=6, warm_up=4, learning_rate=0.01), "zipfmax")
+    rates = []
+    for _ in range(6):
+        run._advance(1)
+        rates.append(run._optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
 def test_time_and_losses_end_where_they_were_asked_to(options):
     run = run_of(replace(options, steps=None, seconds=0.2, evaluate_every=3), "zipfmax")
     run.train()
