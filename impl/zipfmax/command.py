@@ -63,11 +63,12 @@ def all_applications() -> Typer:
 
 def summary(entry: EntryPoint) -> str:
     """First line of a command's docstring, read from its source without importing it."""
-    spec = find_spec(entry.module)
-    source = spec.origin if spec is not None else None
-    if source is None:
+    package, *rest = entry.module.split(".")
+    spec = find_spec(package)  # of a module inside it, it would import what lies above that
+    if spec is None or spec.origin is None:
         return ""
-    for node in ast.parse(Path(source).read_bytes()).body:
+    source = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+    for node in ast.parse(source.read_bytes()).body if source.is_file() else ():
         if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""
