@@ -222,10 +222,17 @@ def plan(
     dtype: Annotated[str, option("float32, bfloat16, ...", STEP)] = "float32",
     task: Annotated[str, option("train or forward.", STEP)] = "train",
     max_parameters: Annotated[int | None, option("Most weights that the layer may have.", BOUNDS)] = None,
-    min_projection: Annotated[int, option("Smallest projection of a tail.", BOUNDS)] = 1,
+    max_memory: Annotated[
+        float | None,
+        option("Most MiB of its weights, in training with gradients and Adam's moments.", BOUNDS),
+    ] = None,
+    min_projection: Annotated[
+        int | None, option("Smallest projection of a tail; by default what studies found.", BOUNDS)
+    ] = None,
     min_shortlist_share: Annotated[
-        float, option("Least share of the labels that the shortlist holds, for perplexity.", BOUNDS)
-    ] = 0.0,
+        float | None,
+        option("Least share of the labels in the shortlist; by default what studies found.", BOUNDS),
+    ] = None,
     multiple: Annotated[
         int | None,
         option("Cutoffs are multiples of this; by default of 16, of 1 below 1,024 classes.", BOUNDS),
@@ -292,6 +299,7 @@ def plan(
         dtype=dtype,
         task=task,
         max_parameters=max_parameters,
+        max_memory=max_memory,
         min_projection=min_projection,
         min_shortlist_share=min_shortlist_share,
         multiple=multiple,

@@ -95,7 +95,15 @@ class Prover:
         """Plan and search for one distribution, recorded under the name, and one shape."""
         n_classes, in_features, batch_size = shape
         probabilities = label_distributions.distribution(labels, n_classes)
-        plan = plan_cutoffs(probabilities, in_features, batch_size, model=self._calibration)
+        # Without the bounds that keep quality, which the search does not have either.
+        plan = plan_cutoffs(
+            probabilities,
+            in_features,
+            batch_size,
+            min_projection=1,
+            min_shortlist_share=0.0,
+            model=self._calibration,
+        )
         literature = customary_cutoffs(n_classes)
         batches = [
             label_distributions.draw(probabilities, batch_size, np.random.default_rng(seed))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from zipfmax import quality
 from zipfmax.calibration import Calibration
 from zipfmax.counts import LabelCounts
 from zipfmax.errors import UsageError, unknown
@@ -47,8 +48,12 @@ class PlanOptions:
     dtype: str = "float32"
     task: str = "train"
     max_parameters: int | None = None
-    min_projection: int = 1
-    min_shortlist_share: float = 0.0
+    max_memory: float | None = None
+    """MiB of the layer's weights, and for training of their gradients and Adam's two moments as well."""
+    min_projection: int | None = None
+    """None for what the studies found."""
+    min_shortlist_share: float | None = None
+    """Likewise."""
     multiple: int | None = None
     threads: int | None = None
     calibrate: bool = False
@@ -97,9 +102,9 @@ def _dtype(options: PlanOptions) -> torch.dtype:
 
 
 def _check(options: PlanOptions) -> None:
-    for name in ("classes", "features", "batch", "max_parameters"):
+    for name in ("classes", "features", "batch", "max_parameters", "max_memory"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:
             raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
     checked_threads(options.threads)
     if options.task not in TASKS:
@@ -116,13 +121,22 @@ def _plan(
         options.batch,
         options.div_value,
         options.clusters,
-        max_parameters=options.max_parameters,
+        max_parameters=_most_parameters(options),
         min_projection=options.min_projection,
         min_shortlist_share=options.min_shortlist_share,
         multiple=options.multiple,
         model=calibration,
         prior=prior,
     )
+
+
+def _most_parameters(options: PlanOptions) -> int | None:
+    """The bound on the layer's weights that the bounds on weights and on memory are."""
+    if options.max_memory is None:
+        return options.max_parameters
+    tensors = 4 if options.task == "train" else 1
+    fitting = int(options.max_memory * 2**20 / (tensors * _dtype(options).itemsize))
+    return fitting if options.max_parameters is None else min(fitting, options.max_parameters)
 
 
 def customary_plan(plan: Plan, calibration: Calibration, options: PlanOptions) -> Plan | None:
@@ -159,6 +173,7 @@ def record(
         "task": options.task,
         "curve": curve,
         "customary_share": customary and customary.to_record(),
+        "quality": quality.bundled().sentences(plan.layout),
         "calibration": {
             **calibration.identity,
             "median_error": calibration.model.error,
@@ -306,11 +321,14 @@ def verdict(plan: Plan, calibration: Calibration, customary: Plan | None = None)
         sentences.append(
             f"{plan.unseen:,} classes have count 0: they rank last, in the last tail, and are never expected."
         )
+    if not plan.full_is_better:
+        sentences += quality.bundled().sentences(plan.layout)
     if customary is not None and not plan.full_is_better:
         widths = [tail.projection_size for tail in plan.layout]
         sentences.append(
-            f"Only time is weighed. Labels outside the shortlist are scored in {_and(widths)} dimensions, "
-            "which may cost perplexity. Where that matters, keep more in the shortlist: the literature's "
+            "Within its bounds a plan weighs only time. "
+            f"Labels outside the shortlist are scored in {_and(widths)} dimensions, which "
+            "may cost perplexity. Where that matters, keep more in the shortlist: the literature's "
             f"cutoffs hold {customary.occupancy[0]:.0%}, which takes "
             f"{customary.predicted_s / plan.predicted_s:.1f} times as long (customary, "
             f"--min-shortlist-share {customary.occupancy[0]:.2f}); or bound the width (--min-projection)."

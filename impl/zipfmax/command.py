@@ -63,11 +63,12 @@ def all_applications() -> Typer:
 
 def summary(entry: EntryPoint) -> str:
     """First line of a command's docstring, read from its source without importing it."""
-    spec = find_spec(entry.module)
-    source = spec.origin if spec is not None else None
-    if source is None:
+    package, *rest = entry.module.split(".")
+    spec = find_spec(package)  # of a module inside it, it would import what lies above that
+    if spec is None or spec.origin is None:
         return ""
-    for node in ast.parse(Path(source).read_bytes()).body:
+    source = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+    for node in ast.parse(source.read_bytes()).body if source.is_file() else ():
         if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""
@@ -102,7 +103,7 @@ def run(arguments: Sequence[str]) -> None:
         if COMPLETING in os.environ or (arguments and arguments[0].partition("=")[0] in COMPLETION):
             if len(arguments) > 1 or "=" in "".join(arguments):
                 os.environ[_SHELL_IS_NAMED] = "1"
-            _run(all_applications(), arguments, "zipfmax")
+            run_application(all_applications(), arguments, "zipfmax")
         if not arguments or arguments[0] in ("--help", "-h"):
             print(usage())
             sys.exit(0 if arguments else 2)
@@ -112,7 +113,7 @@ def run(arguments: Sequence[str]) -> None:
             return
         if name.startswith("-"):
             raise UsageError(unknown("option", name, ("--help", "--version", *COMPLETION, "a command")))
-        _run(application(name), rest, f"zipfmax {name}")
+        run_application(application(name), rest, f"zipfmax {name}")
     except ModuleNotFoundError as error:
         extra = _extra(error.name)
         if extra is None:
@@ -123,7 +124,7 @@ def run(arguments: Sequence[str]) -> None:
         ) from error
 
 
-def _run(application: Typer, arguments: Sequence[str], name: str) -> NoReturn:
+def run_application(application: Typer, arguments: Sequence[str], name: str) -> NoReturn:
     """Run a command and exit with its status; what Typer finds wrong becomes a `UsageError`."""
     import typer
     from typer.main import get_command

@@ -31,6 +31,7 @@ class AdaptiveEmbedding(nn.Module):
         device: of the parameters.
         dtype: of the parameters.
         shortlist_projection: project band 0 too, d to d, as fairseq does; without it its rows are the result.
+        projection_sizes: widths of the bands after the shortlist, instead of those that div_value gives.
         label_ranks: for words that are not sorted by frequency; kept in the state_dict.
 
     Shape:
@@ -50,10 +51,13 @@ class AdaptiveEmbedding(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         shortlist_projection: bool = True,
+        projection_sizes: Sequence[int] = (),
         label_ranks: LabelRanks | None = None,
     ) -> None:
         super().__init__()
-        self.layout = ClusterLayout(embedding_dim, num_embeddings, tuple(cutoffs), div_value)
+        self.layout = ClusterLayout(
+            embedding_dim, num_embeddings, tuple(cutoffs), div_value, tuple(projection_sizes)
+        )
         if min(self.layout.projection_sizes) == 0:
             raise ValueError(
                 f"every band should be at least 1 wide, but div_value={div_value} gives "
@@ -108,6 +112,7 @@ class AdaptiveEmbedding(nn.Module):
             weights.head.device,
             weights.head.dtype,
             shortlist_projection=shortlist_projection,
+            projection_sizes=layer.layout.projection_sizes,
             label_ranks=layer.label_ranks,
         )
         # The head holds a row a cluster after the shortlist's: no id reaches those.

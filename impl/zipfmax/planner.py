@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zipfmax import hardware
+from zipfmax import hardware, quality
 from zipfmax.calibration import BUDGET_S, Calibration, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import CostModel
@@ -111,8 +111,8 @@ def plan_cutoffs(
     *,
     backend: str = "auto",
     max_parameters: int | None = None,
-    min_projection: int = 1,
-    min_shortlist_share: float = 0.0,
+    min_projection: int | None = None,
+    min_shortlist_share: float | None = None,
     multiple: int | None = None,
     calibrate: bool = False,
     budget_s: float = BUDGET_S,
@@ -131,8 +131,9 @@ def plan_cutoffs(
     everywhere. A measured model (`calibrate`) overrules that plan only where it finds it slower than its own
     cheapest by more than twice the errors of both models together.
 
-    Only time is weighed, not perplexity: a tail's classes are scored in a narrower space, so where quality
-    matters keep the frequent classes in the head by `min_shortlist_share`, or bound `min_projection`.
+    A tail's classes are scored in a narrower space, which costs perplexity. The bounds `min_projection` and
+    `min_shortlist_share` are, by default, those that `zipfmax.quality` rests on studies; within them only time
+    is weighed. Where a default bound allows no plan it is dropped.
 
     Args:
         counts: [V] how often each label occurs, in any order and of any sum; 0 is allowed.
@@ -145,8 +146,10 @@ def plan_cutoffs(
         task: what to plan for, "train" or "forward".
         backend: what to plan for, as the layer takes it.
         max_parameters: upper bound of the layer's weights.
-        min_projection: smallest projection a tail may have; bounds the number of tails.
-        min_shortlist_share: least share of the labels that the shortlist must hold.
+        min_projection: smallest projection a tail may have; bounds the number of tails. By default what the
+            studies found, unless a number of clusters is given; one tail is always allowed.
+        min_shortlist_share: least share of the labels that the shortlist must hold; by default what the
+            studies found.
         multiple: cutoffs are multiples of this, for instance of a kernel's tile; by default of 16, and of 1
             for fewer than 1,024 classes.
         calibrate: measure this machine's cost model, or take it from the cache.
@@ -162,10 +165,13 @@ def plan_cutoffs(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size should be a positive integer, got {batch_size}")
-    if not 0 <= min_shortlist_share < 1:
+    if min_shortlist_share is not None and not 0 <= min_shortlist_share < 1:
         raise ValueError(f"min_shortlist_share should be at least 0 and below 1, got {min_shortlist_share}")
     probabilities, unseen = rank_counts(counts)
     widths = _projection_sizes(in_features, div_value, clusters, min_projection)
+    least_share = (
+        quality.bundled().min_shortlist_share if min_shortlist_share is None else min_shortlist_share
+    )
     unit = unit_of(len(probabilities), multiple)
     if model is None:
         model, prior = cost_models(
@@ -182,13 +188,17 @@ def plan_cutoffs(
         widths=widths,
         model=model,
         unit=unit,
-        min_shortlist_share=min_shortlist_share,
+        min_shortlist_share=least_share,
         max_parameters=np.inf if max_parameters is None else max_parameters,
         n_tails=None if clusters == "auto" else int(clusters),
     )
-    cheapest = {
-        n_tails: layout for n_tails in search.numbers_of_tails if (layout := search.cheapest(n_tails))
-    }
+    cheapest = _cheapest(search)
+    if not cheapest and min_shortlist_share is None and least_share:
+        search = replace(search, min_shortlist_share=0.0)
+        cheapest = _cheapest(search)
+    if not cheapest and min_projection is None and clusters == "auto":
+        search = replace(search, widths=_projection_sizes(in_features, div_value, clusters, 1))
+        cheapest = _cheapest(search)
     if not cheapest:
         raise ValueError(_no_plan(search, clusters))
     costs = {n_tails: search.cost_s(layout) for n_tails, layout in cheapest.items()}
@@ -246,6 +256,11 @@ def cost_models(
     return bundled, None
 
 
+def _cheapest(search: Search) -> dict[int, ClusterLayout]:
+    """The cheapest layout of each number of tails that the bounds allow."""
+    return {n_tails: layout for n_tails in search.numbers_of_tails if (layout := search.cheapest(n_tails))}
+
+
 def _chosen(search: Search, least_s: float, prior: CostModel | None) -> ClusterLayout:
     """The prior's plan where the search's model lets it stand, else the preferred of those near the cheapest."""
     if prior is not None:
@@ -284,13 +299,15 @@ def rank_counts(counts: npt.ArrayLike) -> tuple[Floats, int]:
 
 
 def _projection_sizes(
-    in_features: int, div_value: float, clusters: int | str, min_projection: int
+    in_features: int, div_value: float, clusters: int | str, min_projection: int | None
 ) -> list[int]:
     if clusters != "auto" and not (isinstance(clusters, int) and 1 <= clusters <= MAX_CLUSTERS):
         raise ValueError(f"clusters should be 'auto' or a number from 1 to {MAX_CLUSTERS}, got {clusters!r}")
     wanted = MAX_CLUSTERS if clusters == "auto" else int(clusters)
     trial = ClusterLayout(in_features, wanted + 1, tuple(range(1, wanted + 1)), div_value)
     widths = [tail.projection_size for tail in trial]
+    if min_projection is None:
+        min_projection = min(quality.bundled().min_projection, widths[0]) if clusters == "auto" else 1
     allowed = [width for width in widths if width >= min_projection]
     if not allowed or (clusters != "auto" and len(allowed) < wanted):
         raise ValueError(

@@ -24,6 +24,7 @@ from zipfmax_reports import charts, sections, tables
 from zipfmax_reports.comparison import compare
 from zipfmax_reports.elements import Picture, Section, Table
 from zipfmax_reports.plans import error_picture, plan_pictures, proof_picture
+from zipfmax_reports.quality import quality
 from zipfmax_reports.reproduction import run_commands
 from zipfmax_reports.runs import Run
 from zipfmax_reports.style import DARK, LIGHT, size
@@ -36,6 +37,7 @@ SIGNS = {"good": "✓", "bad": "✗", "mixed": "±", "unknown": "?"}
 COMPARISON = ("comparison", "The runs beside each other")
 SECTIONS = (
     ("speed", "Is it worth it?"),
+    ("quality", "What does it cost in quality?"),
     ("why", "Why?"),
     ("parity", "Can I trust it?"),
     ("missing", "Cells without a time"),
@@ -51,6 +53,7 @@ class Page:
     table: pd.DataFrame
     comparison: Section | None
     speed: Section
+    quality: Section | None
     why: Section
     trust: Section
     missing: Section
@@ -65,6 +68,7 @@ class Page:
             table=table,
             comparison=compare(runs) if len(runs) > 1 else None,
             speed=sections.speed(table),
+            quality=quality(run.study) if run.study is not None else None,
             why=_why(run, table),
             trust=trust(run),
             missing=sections.missing(table),
@@ -73,7 +77,7 @@ class Page:
     @property
     def pictures(self) -> list[Picture]:
         """Every figure, in order."""
-        found = [self.comparison, self.speed, self.why, self.trust]
+        found = [self.comparison, self.speed, self.quality, self.why, self.trust]
         return [picture for section in found if section is not None for picture in section.figures]
 
     def html(self) -> str:
@@ -85,8 +89,9 @@ class Page:
             self._context(),
             css=Markup(css),
             condition_line=_condition_line(self.table),
-            sections=SECTIONS if self.comparison is None else (COMPARISON, *SECTIONS),
+            sections=self._sections(),
             speed=self.speed,
+            quality=self.quality,
             why=self.why,
             all_cells=sections.all_cells(self.table),
             facts=facts(self.runs[0]),
@@ -95,6 +100,10 @@ class Page:
             script_hashes=[_hash(script) for script in scripts],
             zipfmax_version=zipfmax.__version__,
         )
+
+    def _sections(self) -> list[tuple[str, str]]:
+        shown = [one for one in SECTIONS if one[0] != "quality" or self.quality is not None]
+        return shown if self.comparison is None else [COMPARISON, *shown]
 
     def markdown(self) -> str:
         """A summary in Markdown, short enough for a pull request."""

@@ -25,6 +25,7 @@ from zipfmax_reference.records import (
     Stability,
     Timing,
 )
+from zipfmax_reports.study import Study
 
 _EXTRAS: tuple[type[Record], ...] = (
     *(Mutant, Conformance, Stability, Metamorphic, SelfTest),
@@ -42,6 +43,7 @@ class Run:
         parity: a row per comparison of one tensor (see `zipfmax verify`).
         timings: a row per case and implementation (see `zipfmax sweep`).
         extras: by name, the other files that the run has, such as mutants or plans.
+        study: what `zipfmax study` measured, if the run has it.
         remarks: what a reader of the page should know about the files, such as a half-written last line.
     """
 
@@ -51,6 +53,7 @@ class Run:
     timings: pd.DataFrame
     extras: dict[str, pd.DataFrame] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    study: Study | None = None
 
     @property
     def name(self) -> str:
@@ -69,11 +72,12 @@ def read_run(path: Path) -> Run:
     parity, timings = _table(directory.read(Parity)), _table(directory.read(Timing))
     extras = {kind.FILE: _table(directory.latest(kind)) for kind in _EXTRAS}
     extras = {name: table for name, table in extras.items() if not table.empty}
-    if parity.empty and timings.empty and not extras:
+    study = Study.read(directory)
+    if parity.empty and timings.empty and not extras and study is None:
         raise UsageError(
             f"{path} holds no finished cell: parity.jsonl and timings.jsonl are missing or empty"
         )
-    return Run(path, directory.meta.model_dump(), parity, timings, extras, tuple(directory.remarks))
+    return Run(path, directory.meta.model_dump(), parity, timings, extras, tuple(directory.remarks), study)
 
 
 def _table(records: Sequence[Record]) -> pd.DataFrame:

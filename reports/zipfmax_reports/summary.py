@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from zipfmax_reference.records.study_readings import Interval, as_ratio
 from zipfmax_reports import tables
 from zipfmax_reports.runs import Run
-from zipfmax_reports.style import count, factor, percent, size
+from zipfmax_reports.study import FULL, Study
+from zipfmax_reports.style import count, factor, percent, seconds, size
 
 NAMES = {
     "full": "full softmax",
@@ -73,6 +75,8 @@ def statements(run: Run, table: pd.DataFrame) -> list[Statement]:
             if baseline in ("full", tables.BEST_FULL, "torch")
         ]
         found += _memory(rows, name)
+    if run.study is not None:
+        found += _quality(run.study)
     return found
 
 
@@ -232,6 +236,42 @@ def _memory(rows: pd.DataFrame, name: str) -> list[Statement]:
 def cells_text(number: int) -> str:
     """A number of cells in words."""
     return "1 cell" if number == 1 else f"{count(number)} cells"
+
+
+def _quality(study: Study) -> list[Statement]:
+    """What the main layer's perplexity is beside full softmax's; nothing where either was not trained."""
+    readings, layer = study.readings, study.main
+    if layer is None or FULL not in readings.layers:
+        return []
+    time = readings.difference(layer, FULL, readings.at_equal_time)
+    steps = readings.difference(layer, FULL, readings.at_equal_steps)
+    if time is None:
+        return []
+    after = f"After {seconds(readings.equal_seconds)} of training"
+    text = f"{after}, {layer}'s perplexity is {change(time)} full softmax's."
+    detail = (
+        ""
+        if steps is None
+        else f"After {count(readings.equal_steps)} steps it is {change(steps)} full softmax's."
+    )
+    better, worse = time.told_apart and time.mean < 0, time.told_apart and time.mean > 0
+    costs = steps is None or not (steps.told_apart and steps.mean < 0)
+    mood = "bad" if worse else "mixed" if costs or not better else "good"
+    figure = f"{100 * as_ratio(time.mean):+.1f} %"
+    return [Statement("What does it cost in quality?", figure, text, detail, mood, "quality")]
+
+
+def change(difference: Interval) -> str:
+    """A difference in loss as a change of perplexity, in words: "3.1 % [2.0, 4.2] above"."""
+    ratio = difference.mapped(as_ratio)
+    size = f"{100 * abs(ratio.mean):.1f} %"
+    where = "above" if ratio.mean > 0 else "below"
+    if difference.n == 1:
+        return f"{size} {where}"
+    interval = f"[{100 * ratio.low:+.1f}, {100 * ratio.high:+.1f}]"
+    if not difference.told_apart:
+        return f"not told apart from ({100 * ratio.mean:+.1f} % {interval})"
+    return f"{size} {interval} {where}"
 
 
 def _listed(names: list[str]) -> str:

@@ -219,3 +219,14 @@ def test_labels_come_from_exactly_one_source(sources):
     result = run(*sources, "--classes", "100", "--features", "8", "--batch", "4")
     assert isinstance(result.exception, UsageError)
     assert "exactly one of" in str(result.exception)
+
+
+def test_a_bound_on_memory_is_one_on_weights_with_what_training_keeps_of_each():
+    for task, tensors in (("train", 4), ("forward", 1)):
+        options = replace(OPTIONS, max_memory=tensors * 2.0, task=task)
+        plan, _ = planning.planned(options, Console(file=StringIO()))
+        assert plan.parameters * 4 <= 2 * 2**20
+    both = replace(OPTIONS, max_memory=8.0, max_parameters=400_000)
+    assert planning.planned(both, Console(file=StringIO()))[0].parameters <= 400_000
+    with pytest.raises(UsageError, match="--max-memory should be a positive number"):
+        planning.planned(replace(OPTIONS, max_memory=0.0), Console(file=StringIO()))

@@ -165,3 +165,13 @@ def test_ids_that_are_none_are_refused(ids, error, message):
 def test_what_makes_no_embedding_is_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveEmbedding(*arguments, **options)
+
+
+def test_a_tied_embedding_takes_the_layers_own_projection_sizes():
+    layer = AdaptiveLogSoftmaxWithLoss(16, 100, [10, 30, 60], projection_sizes=[8, 8, 5])
+    embedding = AdaptiveEmbedding.tied_to(layer)
+    assert embedding.layout == layer.layout
+    ids = torch.tensor([0, 10, 30, 60, 99])
+    tails = layer.weights().tails
+    expected = tails[2].output[[0, 39]] @ tails[2].projection
+    torch.testing.assert_close(embedding(ids)[3:], expected)

@@ -24,6 +24,15 @@ from zipfmax_reference.records.plan import (
 )
 from zipfmax_reference.records.ranks import RankTiming
 from zipfmax_reference.records.selftest import Finding, Outcome, SelfTest, SelfTestRun
+from zipfmax_reference.records.study import (
+    StudyBand,
+    StudyLayer,
+    StudyMap,
+    StudyPoint,
+    StudyRun,
+    StudyText,
+    StudyTrunk,
+)
 from zipfmax_reference.records.timing import Timing
 
 RECORDS: dict[str, type[Record]] = {
@@ -31,6 +40,7 @@ RECORDS: dict[str, type[Record]] = {
     for kind in (
         *(Parity, Timing, RankTiming, Plan, PlanProof, PlanError, PlanAgreement),
         *(SelfTest, SelfTestRun, Mutant, Conformance, Stability, Metamorphic, TimingFault),
+        *(StudyText, StudyLayer, StudyPoint, StudyRun, StudyMap, StudyTrunk),
     )
 }
 """Every type of record by the name of its file."""
@@ -64,6 +74,13 @@ __all__ = [
     "SelfTestRun",
     "Stability",
     "Status",
+    "StudyBand",
+    "StudyLayer",
+    "StudyMap",
+    "StudyPoint",
+    "StudyRun",
+    "StudyText",
+    "StudyTrunk",
     "Timing",
     "TimingFault",
     "Verdict",
