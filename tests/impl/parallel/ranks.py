@@ -32,6 +32,7 @@ def main(rank, world, store, out, *paths):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
     warnings.filterwarnings("ignore", message="Initializing zero-element")  # uniform tails are meant
     limit = datetime.timedelta(seconds=LIMIT_S)
     on_gpu = os.environ.get(DEVICE, "cpu") == "cuda"
