@@ -67,6 +67,8 @@ class Plan(Record):
     """By number of tails: predicted time against the first cutoff."""
     customary_share: dict[str, Any] | None = None
     """The plan whose shortlist holds as many labels as the literature's, as `zipfmax plan` tells it."""
+    quality: list[str] = []
+    """What the published studies say of such a layout, in sentences."""
     calibration: dict[str, Any] | None = None
     """What the cost model was measured on, and how well it predicts."""
 

@@ -215,7 +215,7 @@ def test_second_derivatives_are_the_eager_backends(what: str, device: torch.devi
         zeros = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         found.append([first.detach(), *zeros])
     for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
     assert found[0][1].abs().max() > 0
 
 
