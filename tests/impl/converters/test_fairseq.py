@@ -70,7 +70,9 @@ def test_a_tied_state_dict_gives_fairseqs_log_prob(draw, head_projected):
     state = tied(draw, head_projected)
     layer = zipfmax.from_fairseq(state)
     expected = fairseqs_log_prob(draw, state, projections_tied=True)
-    np.testing.assert_allclose(layer.log_prob(torch.from_numpy(draw.hidden)).detach(), expected, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(
+        layer.log_prob(torch.from_numpy(draw.hidden)).detach(), expected, rtol=1e-10, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("told", [None, False, True])
