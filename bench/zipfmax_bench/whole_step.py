@@ -143,12 +143,12 @@ def outputs(trunk: Trunk) -> dict[str, Callable[[], nn.Module]]:
     return made
 
 
-def zipf(n: int, vocabulary: int, seed: int) -> Tensor:
-    """n labels by Zipf's law with exponent 1."""
+def zipf(n: int, vocabulary: int, seed: int, device: torch.device = DEVICE) -> Tensor:
+    """n labels by Zipf's law with exponent 1, int64."""
     generator = torch.Generator().manual_seed(seed)
     weights = 1.0 / torch.arange(1, vocabulary + 1, dtype=torch.float64)
     drawn = torch.rand(n, generator=generator, dtype=torch.float64) * weights.sum()
-    return torch.searchsorted(weights.cumsum(0), drawn).clamp_(max=vocabulary - 1).to(DEVICE)
+    return torch.searchsorted(weights.cumsum(0), drawn).clamp_(max=vocabulary - 1).to(device)
 
 
 @dataclass

@@ -9,7 +9,6 @@ that a study measured over it. A call that is stopped goes on with --resume.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 import time
@@ -29,7 +28,8 @@ from zipfmax_bench.study import outputs, trunk
 from zipfmax_bench.study.full import choice
 from zipfmax_bench.study.options import StudyOptions
 from zipfmax_bench.study.steps import in_turns
-from zipfmax_bench.study.training import autocast, update
+from zipfmax_bench.study.training import autocast, release, update
+from zipfmax_bench.whole_step import zipf
 from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RunDirectory, StudyMap, StudyTrunk
 from zipfmax_reference.runs.device import present
@@ -81,7 +81,7 @@ def measure(options: MapOptions, directory: RunDirectory, over: Callable[[], boo
                 f"V {classes:,}, d {features}: full {_ms(cell.full_s)}, zipfmax {_ms(cell.adaptive_s)}, "
                 f"inputs {_ms(cell.inputs_s)}; {cell.full_computes}"
             )
-            _release()
+            release()
     return True
 
 
@@ -114,13 +114,13 @@ def cell_times(options: MapOptions, classes: int, features: int) -> StudyMap:
     """The times of full softmax, zipfmax and the input embedding at one shape; a part that fails has none."""
     step, device = options.step, torch.device(options.device)
     cutoffs = customary_cutoffs(classes)
-    target = zipf_labels(step.rows, classes, device)
+    target = zipf(step.rows, classes, 0, device)
     full_computes = ""
     steps: dict[str, Callable[[], None]] = {}
     try:
         chosen = choice("full", classes, features, step.rows, step.device, step.dtype)
         full_computes = chosen.text
-        _release()
+        release()
         with torch.device(device):
             steps["full"] = _output_step(step, outputs.Full(features, classes, chosen), features, target)
         steps["full"]()
@@ -154,13 +154,6 @@ def cell_times(options: MapOptions, classes: int, features: int) -> StudyMap:
     )
 
 
-def zipf_labels(n: int, classes: int, device: torch.device, seed: int = 0) -> Tensor:
-    """n labels by Zipf's law with exponent 1, int64."""
-    weights = 1.0 / torch.arange(1, classes + 1, dtype=torch.float64)
-    draw = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * weights.sum()
-    return torch.searchsorted(weights.cumsum(0), draw).clamp_(max=classes - 1).to(device)
-
-
 def _output_step(
     step: StudyOptions, output: outputs.Output, features: int, target: Tensor
 ) -> Callable[[], None]:
@@ -188,12 +181,6 @@ def _step(options: StudyOptions, model: nn.Module, loss: Callable[[], Tensor]) -
 
 def _ms(seconds: float | None) -> str:
     return "none" if seconds is None else f"{seconds * 1e3:.2f} ms"
-
-
-def _release() -> None:
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def run(options: MapOptions, out: Path, resume: bool = False, limit_s: float | None = None) -> int:

@@ -6,7 +6,6 @@ A run directory of a study holds `study_texts`, `study_layers`, `study_points` a
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
 from zipfmax_bench.study.outputs import LayerName, Output
 from zipfmax_bench.study.table import summary_table
-from zipfmax_bench.study.training import Point, TrainingRun
+from zipfmax_bench.study.training import Point, TrainingRun, release
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import RunDirectory, StudyBand, StudyLayer, StudyPoint, StudyRun, StudyText
 from zipfmax_reference.runs.device import present
@@ -154,7 +153,7 @@ class Study:
             if layout is None:
                 computes = known.computes if known else None
                 chosen = choice(name.kind, n_classes, own.features, own.rows, own.device, own.dtype, computes)
-                _release()
+                release()
             make = partial(outputs.build, name, own.features, n_classes, layout, chosen)
             model = StudyModel(own, n_classes, make, 0)
         except (UsageError, RuntimeError) as error:
@@ -234,11 +233,11 @@ class Study:
             RuntimeError,
             torch.OutOfMemoryError,
         ) as error:  # recorded: the other layers are still trained
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = _reason(error)
             self._directory.write(StudyRun(layer=layer, seed=seed, status="failed", reason=reason))
             self._console.print(f"{layer}, seed {seed}: {reason}")
         checkpoint.unlink(missing_ok=True)
-        _release()
+        release()
         return True
 
     def _record(self, layer: str, seed: int, run: TrainingRun) -> None:
@@ -289,11 +288,11 @@ class Study:
         try:
             times = steps.measure(self._options, batches, len(corpus.counts), contender.make)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = _reason(error)
             self._console.print(f"{name.name}: its share of a step was not measured: {reason}")
             return True
         finally:
-            _release()
+            release()
         self._directory.write(
             known.model_copy(
                 update={
@@ -356,8 +355,5 @@ def _file_name(layer: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in layer)
 
 
-def _release() -> None:
-    """Give back what the last model held on a GPU."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

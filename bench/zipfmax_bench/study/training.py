@@ -7,6 +7,7 @@ one that goes on is, on a CPU, bit for bit the run that was never stopped.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -295,3 +296,10 @@ def reset_peak(device: torch.device) -> None:
 def peak(device: torch.device) -> int:
     """The most bytes allocated on a GPU since `reset_peak`; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def release() -> None:
+    """Give back what dropped models held on a GPU."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

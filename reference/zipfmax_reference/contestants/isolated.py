@@ -98,7 +98,7 @@ def make(name: str, how: str | None = None, *of: Any) -> Any:
     if how is None:
         return made
     _around.close()  # what the last module changed of this process is not the next one's
-    _around.enter_context(surroundings.kept(whole=True))
+    _around.enter_context(surroundings.kept())
     return getattr(made, how)(*of)
 
 

@@ -23,7 +23,7 @@ from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
 
 
-class PaddleUse:
+class PaddleUse(surroundings.InThisProcess):
     """Paddle's layer.
 
     Args:
@@ -42,8 +42,9 @@ class PaddleUse:
         case: Case,
         before: dict[str, str],
     ) -> None:
+        super().__init__(before)
         self._paddle, self._layer, self._parameters, self._case = paddle, layer, parameters, case
-        self._before, self._copy = before, None
+        self._copy = None
         self._batches: dict[str, tuple[Any, Any]] = {}
         self._results: dict[str, dict[str, Any]] = {}
         self._differentiated: set[str] = set()
@@ -277,16 +278,6 @@ class PaddleUse:
         """A batch's tensors."""
         hidden, target = self._batches[batch]
         return {"hidden": _array(hidden), "target": _array(target)}
-
-    def surroundings(self, stirred: bool = False) -> dict[str, str]:
-        """The process's global state."""
-        if stirred:
-            surroundings.stir()
-        return surroundings.read()
-
-    def surroundings_before(self) -> dict[str, str]:
-        """What was read before the layer was made."""
-        return self._before
 
 
 def _turned(name: str, values: Array) -> Array:

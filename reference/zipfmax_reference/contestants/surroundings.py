@@ -127,20 +127,6 @@ _IMPORTS: dict[str, State] = {
         lambda: [*sys.path], lambda folders: sys.path.__setitem__(slice(None), folders)
     ),
 }
-_NUMERICAL = (
-    "the default dtype",
-    "the default device",
-    "the number of threads",
-    "the precision of products",
-    "whether algorithms are deterministic",
-    "anomaly detection",
-    "autocast's dtypes",
-    "flushing of denormal numbers",
-    "NumPy's error handling",
-    "garbage collection",
-    "the working directory",
-)
-"""The states that a result, or its time, may depend on."""
 _FUNCTIONS: dict[str, State] = {
     "torch.nn.functional": _contents(vars(F)),
     "torch": _contents(vars(torch)),
@@ -168,6 +154,27 @@ def read() -> dict[str, str]:
         IMPORTED: str(len(sys.modules)),
         **{f"{RANDOM} of {of}": _digest(state) for of, state in states.items()},
     }
+
+
+class InThisProcess:
+    """What a module that is in use in this process says of its surroundings.
+
+    Args:
+        before: what `read` gave before the module was made.
+    """
+
+    def __init__(self, before: dict[str, str]) -> None:
+        self._before = before
+
+    def surroundings(self, stirred: bool = False) -> dict[str, str]:
+        """The process's global state."""
+        if stirred:
+            stir()
+        return read()
+
+    def surroundings_before(self) -> dict[str, str]:
+        """What was read before the module was made."""
+        return self._before
 
 
 def _text(value: Any) -> str:
@@ -201,12 +208,12 @@ def stir() -> None:
 
 
 @contextmanager
-def kept(whole: bool = False) -> Iterator[None]:
-    """Put back what a layer must not change of the process's global state: what numbers depend on, or the `whole`.
+def kept() -> Iterator[None]:
+    """Put back what a layer must not change of the process's global state.
 
     Within, gradients are recorded and nothing is autocast, whatever the caller's modes are.
     """
-    states = _STATES | _IMPORTS | _FUNCTIONS if whole else {name: _STATES[name] for name in _NUMERICAL}
+    states = _STATES | _IMPORTS | _FUNCTIONS
     before = {name: state.read() for name, state in states.items()}
     n_modules = len(sys.modules)
     of_numpy, of_python = np.random.get_state(), random.getstate()

@@ -29,11 +29,12 @@ _CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
 }
 
 
-class TorchUse:
+class TorchUse(surroundings.InThisProcess):
     """A torch module in use."""
 
     def __init__(self, module: nn.Module, case: Case, before: dict[str, str]) -> None:
-        self._module, self._case, self._before = module, case, before
+        super().__init__(before)
+        self._module, self._case = module, case
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
         self._results: dict[str, dict[str, Tensor]] = {}
         self._differentiated: set[str] = set()
@@ -360,16 +361,6 @@ class TorchUse:
         """A batch's tensors."""
         hidden, target = self._batches[batch]
         return {"hidden": to_array(hidden), "target": to_array(target)}
-
-    def surroundings(self, stirred: bool = False) -> dict[str, str]:
-        """The process's global state."""
-        if stirred:
-            surroundings.stir()
-        return surroundings.read()
-
-    def surroundings_before(self) -> dict[str, str]:
-        """What was read before the module was made."""
-        return self._before
 
 
 def _modes() -> tuple[bool, ...]:

@@ -195,7 +195,7 @@ class Oracle:
                 for name in self._against
             ]
         try:
-            with surroundings.kept(whole=True):
+            with surroundings.kept():
                 runner = implementation.build(self.case, self.inputs)
                 runner.run()
                 results, mismatches = runner.results(), runner.mismatches()
@@ -221,7 +221,7 @@ class Oracle:
             return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
         assert make is not None
         try:
-            with surroundings.kept(whole=True):
+            with surroundings.kept():
                 make(self.case, self.inputs)
         except (MemoryError, torch.OutOfMemoryError):
             raise
@@ -298,7 +298,7 @@ class Oracle:
         if (reason := implementation.unsupported_reason(self.case)) is not None:
             return reason
         try:
-            with surroundings.kept(whole=True):
+            with surroundings.kept():
                 runner = implementation.build(self.case, self.inputs)
                 runner.run()
                 results = runner.results()

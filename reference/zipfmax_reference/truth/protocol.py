@@ -66,7 +66,7 @@ def is_large(case: Case) -> bool:
 def _verdict(rule: Rule, case: Case, make: Callable[[Inputs], Use]) -> Verdict:
     session: CallSession | None = None
     try:
-        with surroundings.kept(whole=True):
+        with surroundings.kept():
             session = CallSession(case, make)
             rule.steps(session)
     except NotPromisedError as error:

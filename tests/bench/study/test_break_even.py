@@ -1,8 +1,10 @@
 import pytest
+import torch
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.study import break_even
-from zipfmax_bench.study.break_even import MapOptions, cell_times, measure, run, zipf_labels
+from zipfmax_bench.study.break_even import MapOptions, cell_times, measure, run
+from zipfmax_bench.whole_step import zipf
 from zipfmax_reference.records import RunDirectory, StudyMap, StudyTrunk
 
 SMALL = MapOptions((1_152, 3_840), (16,), (1, 2), sequences=2, length=8, rounds=3, device="cpu")
@@ -45,7 +47,7 @@ def test_where_no_full_softmax_runs_the_cell_says_why(monkeypatch):
 
 
 def test_labels_fall_as_zipf_says():
-    labels = zipf_labels(20_000, 1_000, __import__("torch").device("cpu"))
+    labels = zipf(20_000, 1_000, 0, torch.device("cpu"))
     share = 1 / sum(1 / rank for rank in range(1, 1_001))
     assert float((labels == 0).double().mean()) == pytest.approx(share, rel=0.05)
     assert float((labels == 9).double().mean()) == pytest.approx(share / 10, rel=0.2)

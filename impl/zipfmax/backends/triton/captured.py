@@ -51,21 +51,14 @@ class CapturedStep:
         plan: of contiguous hidden states at multiples of 16 bytes.
         hidden, target: of a step; they are copied.
         weights: whose addresses the graph keeps.
-        capture: runs a function once and returns what repeats it.
     """
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        hidden: Tensor,
-        target: Tensor,
-        weights: Sequence[Tensor],
-        capture: Callable[[Callable[[], Result]], tuple[Result, Callable[[], None]]],
-    ) -> None:
+    def __init__(self, plan: StepPlan, hidden: Tensor, target: Tensor, weights: Sequence[Tensor]) -> None:
         self.n_bytes = plan.held_bytes
-        self._hidden, self._target = hidden.contiguous().clone(), target.clone()
+        self._hidden = hidden.clone(memory_format=torch.contiguous_format)
+        self._target = target.clone()
         self._lease: weakref.ref[Lease] | None = None
-        self._result, self._replay = capture(lambda: plan.run(self._hidden, self._target, weights, None))
+        self._result, self._replay = _capture(lambda: plan.run(self._hidden, self._target, weights, None))
 
     @property
     def is_leased(self) -> bool:
@@ -130,7 +123,7 @@ class Graphs:
                 return None
             self._make_room(plan.held_bytes)
             try:
-                step = CapturedStep(plan, hidden, target, weights, _capture)
+                step = CapturedStep(plan, hidden, target, weights)
             except RuntimeError as error:
                 self.limit_bytes = 0
                 warnings.warn(
@@ -153,9 +146,8 @@ class Graphs:
             return None
         if torch._C._current_graph_task_id() != -1 or torch.cuda.is_current_stream_capturing():
             return None
-        from zipfmax.backends.triton.launch import (
-            raw_stream,
-        )  # needs Triton, which setting the bound does not
+        # Here, because it needs Triton, which setting the bound does not.
+        from zipfmax.backends.triton.launch import raw_stream
 
         return raw_stream(shapes.device)
 

@@ -103,24 +103,20 @@ def _run(
     factor: Tensor,
     other: Tensor | None,
 ) -> None:
-    there = [
+    pairs = [
         (tensor, to)
         for tensor, to in zip((first, second), out, strict=True)
         if tensor is not None and to is not None and tensor.numel()
     ]
-    if not there:
+    if not pairs:
         return
+    (x, x_out), (y, y_out) = pairs[0], pairs[-1]
     device = factor.device
-    sizes = (there[0][0].numel(), there[1][0].numel() if len(there) == 2 else 0)
+    sizes = (x.numel(), y.numel() if len(pairs) == 2 else 0)
     make = _launch if device.type == "cuda" else _launch.__wrapped__
-    in_place = there[0][0] is there[0][1]
-    launch = make(device, (there[0][0].dtype, factor.dtype), sizes, other is not None, in_place)
+    launch = make(device, (x.dtype, factor.dtype), sizes, other is not None, x is x_out)
     stream = raw_stream(device) if launch.ready else None
-    arguments = (
-        *(there[0][0], there[-1][0]),
-        *(there[0][1], there[-1][1]),
-        *(factor, factor if other is None else other),
-    )
+    arguments = (x, y, x_out, y_out, factor, factor if other is None else other)
     if stream is None:
         launch(None, *arguments, *sizes)
     else:

@@ -483,15 +483,25 @@ def nll_step(
         torch.get_float32_matmul_precision() if dtype == torch.float32 else "",
         workspace_bytes,
     )
-    if capture:
-        step = graphs.find(shapes, plan_for, hidden, target, weights)
-        if step is not None:
-            return step.run(hidden, target)
-    plan = plan_for(shapes)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            return plan.run(hidden, target, weights, row_weight)
-    return plan.run(hidden, target, weights, row_weight)
+            return _run(shapes, hidden, target, weights, row_weight, capture)
+    return _run(shapes, hidden, target, weights, row_weight, capture)
+
+
+def _run(
+    shapes: Shapes,
+    hidden: Tensor,
+    target: Tensor,
+    weights: Sequence[Tensor],
+    row_weight: Tensor | None,
+    capture: bool,
+) -> Result:
+    """The step on the current device: replayed where it may be and was captured, else launched."""
+    step = graphs.find(shapes, plan_for, hidden, target, weights) if capture else None
+    if step is not None:
+        return step.run(hidden, target)
+    return plan_for(shapes).run(hidden, target, weights, row_weight)
 
 
 def _k_sizes(weights: Sequence[Tensor], present: Sequence[int]) -> tuple[int, ...]:
