@@ -69,12 +69,9 @@ def nll(
                 output, loss = operators.nll_forward(*batch)
                 return output, loss
             return operators.forward(*batch)
-    want_weights = any(tensor.requires_grad for tensor in tensors)
-    trained = torch.is_grad_enabled() and (hidden.requires_grad or want_weights)
-    if trained and reduction != "none" and not upstream.from_output:
-        output, loss, *_ = operators.nll_train(*batch, hidden.requires_grad, want_weights)
-    else:
-        output, loss = operators.nll_forward(*batch)
+    differentiated = hidden.requires_grad or any(tensor.requires_grad for tensor in tensors)
+    trains = torch.is_grad_enabled() and differentiated and reduction != "none" and not upstream.from_output
+    output, loss = operators.nll(*batch, trains)
     return output, loss
 
 

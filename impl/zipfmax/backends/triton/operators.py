@@ -16,6 +16,7 @@ eager backend.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -506,58 +507,92 @@ nll_gradients = _operator(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    """Keep what a backward of `nll_forward` or `nll_train` needs."""
-    hidden, target, weights, *ctx.settings = inputs
-    ctx.settings = ctx.settings[:5]
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, target, *weights, *output[2:])
-    ctx.n = len(weights)
+class _CompiledStep(torch.autograd.Function):
+    """A differentiable step inside compiled graphs, in terms of the operators above, which have no gradients.
 
+    So the compiled graph calls them as they are: an operator with a gradient of its own would at each call be
+    entered through Python's autograd first.
+    """
 
-def _backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    """The backward of both."""
-    want = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2])
-    hidden, target, *rest = ctx.saved_tensors
-    weights, kept = rest[: ctx.n], rest[ctx.n :]
-    n_more = len(ctx.needs_input_grad) - 3
-    if grad_output is None and grad_loss is None:
-        return None, None, [None] * ctx.n, *[None] * n_more
-    present, bounds, ignore_index, reduction, dtype = ctx.settings
-    if is_differentiated(grad_output, grad_loss):
-        gradient, plain = _plain_gradients(
-            hidden, target, weights, present, bounds, ignore_index, reduction, (grad_output, grad_loss), dtype
-        )
-        return gradient, None, plain, *[None] * n_more
-    factor = kept[0] if kept and kept[0].dim() == 0 else None
-    if grad_output is None and kept:
-        assert grad_loss is not None
-        gradient, flat = _scaled(kept[1:], grad_loss, factor)
-    else:
-        gradient, flat = nll_gradients(
-            hidden,
-            target,
-            weights,
-            present,
-            bounds,
-            ignore_index,
-            reduction,
-            grad_output,
-            grad_loss,
-            factor,
-            kept[1:],
-            *want,
-        )
-    of_weights: list[Tensor | None] = [None] * ctx.n
-    if want[1]:
-        of_weights = [
-            flat[first : first + shape.numel()].view(shape)
-            for shape, first in (
-                (torch.Size(shape), first)
-                for shape, _, first in gradients_of(hidden, weights, present, bounds).places
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        target: Tensor,
+        present: list[int],
+        bounds: list[int],
+        ignore_index: int | None,
+        reduction: str,
+        dtype: torch.dtype,
+        trains: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(output [N], loss), of this dtype; with `trains` the gradients of the loss as well, for backward."""
+        needs = ctx.needs_input_grad
+        ctx.want = needs[0], True in needs[8:]
+        ctx.settings = present, bounds, ignore_index, reduction, dtype
+        ctx.n = len(weights)
+        ctx.set_materialize_grads(False)
+        batch = (hidden, target, list(weights), present, bounds, ignore_index, reduction, dtype)
+        output, loss, *kept = nll_train(*batch, *ctx.want) if trains else nll_forward(*batch)
+        ctx.save_for_backward(hidden, target, *weights, *kept)
+        return output, loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of hidden and of the weights."""
+        hidden, target, *rest = ctx.saved_tensors
+        weights, kept = rest[: ctx.n], rest[ctx.n :]
+        nothing = (None,) * 7
+        if grad_output is None and grad_loss is None:
+            return None, *nothing, *[None] * ctx.n
+        present, bounds, ignore_index, reduction, dtype = ctx.settings
+        upstream = grad_output, grad_loss
+        if is_differentiated(*upstream):
+            gradient, plain = _plain_gradients(
+                hidden, target, weights, present, bounds, ignore_index, reduction, upstream, dtype
             )
-        ]
-    return gradient if want[0] else None, None, of_weights, *[None] * n_more
+            return gradient, *nothing, *plain
+        factor = kept[0] if kept and kept[0].dim() == 0 else None
+        if grad_output is None and kept:
+            assert grad_loss is not None
+            gradient, flat = _scaled(kept[1:], grad_loss, factor)
+        else:
+            batch = (hidden, target, weights, present, bounds, ignore_index, reduction)
+            gradient, flat = nll_gradients(*batch, *upstream, factor, kept[1:], *ctx.want)
+        of_weights: list[Tensor | None] = [None] * ctx.n
+        if ctx.want[1]:
+            of_weights = [
+                flat[first : first + math.prod(shape)].view(shape)
+                for shape, _, first in gradients_of(hidden, weights, present, bounds).places
+            ]
+        return gradient if ctx.want[0] else None, *nothing, *of_weights
+
+
+def _nll(
+    hidden: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    present: list[int],
+    bounds: list[int],
+    ignore_index: int | None,
+    reduction: str,
+    dtype: torch.dtype,
+    trains: bool,
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _CompiledStep.apply(  # type: ignore[no-untyped-call]
+        hidden, target, present, bounds, ignore_index, reduction, dtype, trains, *weights
+    )
+    return found
+
+
+_LIBRARY.define(f"nll({_BATCH}, ScalarType dtype, bool trains) -> (Tensor, Tensor)")
+_LIBRARY.impl("nll", _nll, "CompositeImplicitAutograd")
+nll = torch.ops.zipfmax.nll.default
+"""(output, loss), differentiable, one operator to whoever traces it and the three above to who compiles it.
+
+With `trains` the gradients of a reduced loss are computed in the forward pass.
+"""
 
 
 def _scaled(known: Sequence[Tensor], grad_loss: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -587,10 +622,6 @@ def _is_zero(grad_output: Tensor) -> bool:
         # make the handle of the vendor's products.
         torch.cuda.current_blas_handle()
     return not bool(grad_output.any())
-
-
-for _name in ("nll_forward", "nll_train"):
-    torch.library.register_autograd(f"zipfmax::{_name}", _backward, setup_context=_save, lib=_LIBRARY)
 
 
 # --------------------------------------------------------------------------- all classes

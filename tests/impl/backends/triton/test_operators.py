@@ -54,7 +54,7 @@ def test_a_step_reads_no_device_data(device: torch.device) -> None:
         predict_step(hidden, weights, LAYOUT.shortlist_size)
 
 
-@pytest.mark.parametrize("operator", shapes(["nll_train", "predict"], ["nll_forward", "log_prob"]))
+@pytest.mark.parametrize("operator", shapes(["nll", "nll_train", "predict"], ["nll_forward", "log_prob"]))
 def test_opcheck(operator: str, device: torch.device) -> None:
     # Every weight fills whole multiples of 64 elements: what lies between gradients is not initialised.
     layout, biased = shapes(
@@ -62,9 +62,12 @@ def test_opcheck(operator: str, device: torch.device) -> None:
     )[-1]
     bounds = list(layout.bounds[1:])
     weights, hidden, target = draw(layout, 9, torch.float32, device, biased=biased)
-    tensors, present = operators.pack(mapped(weights, lambda t: t.requires_grad_()))
-    hidden.requires_grad_()
+    # The parts of `nll` have no gradients of their own.
+    differentiable = operator in ("nll", "log_prob")
+    tensors, present = operators.pack(mapped(weights, lambda t: t.requires_grad_(differentiable)))
+    hidden.requires_grad_(differentiable)
     arguments = {
+        "nll": (hidden, target, tensors, present, bounds, 12, "mean", torch.float32, True),
         "nll_forward": (hidden, target, tensors, present, bounds, None, "mean", torch.float32),
         "nll_train": (hidden, target, tensors, present, bounds, 12, "mean", torch.float32, True, True),
         "log_prob": (hidden, tensors, present, bounds),
