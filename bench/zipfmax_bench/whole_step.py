@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -179,7 +180,7 @@ def whole_steps(trunk: Trunk, modes: Iterable[str], names: str) -> Iterator[tupl
     words = zipf(trunk.rows + 1, trunk.vocabulary, 0)
     inputs, target = (part.view(trunk.sequences, trunk.length) for part in (words[:-1], words[1:]))
     for name, output in outputs(trunk).items():
-        if names and not any(part in name for part in names.split(",")):
+        if names and name not in names.split(","):
             continue
         torch.manual_seed(0)
         model = Model(trunk, output()).to(DEVICE, torch.bfloat16)
@@ -199,8 +200,6 @@ def whole_steps(trunk: Trunk, modes: Iterable[str], names: str) -> Iterator[tupl
 def _in_mode(module: Any, mode: str) -> Any:
     if mode == "eager":
         return module
-    # Each call of torch.compile is to compile for itself, without the limit on versions of one function.
-    torch.compiler.reset()
     return torch.compile(module, mode=None if mode == "compiled" else mode)
 
 
@@ -333,13 +332,15 @@ def main() -> None:
     parser.add_argument("--trunks", nargs="*", choices=list(TRUNKS), default=list(TRUNKS))
     parser.add_argument("--layers", nargs="*", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--models", default="", help="words of the models' names, comma-separated (all)")
+    parser.add_argument("--models", default="", help="names of models as the table has them, comma-separated (all)")
     parser.add_argument("--rounds", type=int, default=30, help="samples of each")
     parser.add_argument("--output", type=Path, default=None, help="file of JSON lines to write")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("whole_step: needs a GPU, and torch sees none", file=sys.stderr)
         sys.exit(2)
+    # All models share the code of their forward, which is compiled once a model and mode.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
     rows: list[Row] = []
     for name in arguments.layers:
         n, d = LAYERS[name]

@@ -15,13 +15,15 @@ more is never captured. Steps inside a capture of the user's, under a profiler's
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,16 +51,17 @@ class CapturedStep:
 
     Args:
         plan: of contiguous hidden states at multiples of 16 bytes.
-        hidden, target: of a step; they are copied.
+        hidden, target: of a step.
         weights: whose addresses the graph keeps.
     """
 
     def __init__(self, plan: StepPlan, hidden: Tensor, target: Tensor, weights: Sequence[Tensor]) -> None:
         self.n_bytes = plan.held_bytes
-        self._hidden = hidden.clone(memory_format=torch.contiguous_format)
-        self._target = target.clone()
         self._lease: weakref.ref[Lease] | None = None
-        self._result, self._replay = _capture(lambda: plan.run(self._hidden, self._target, weights, None))
+        inputs, self._result, self._replay = _capture(
+            lambda hidden, target: plan.run(hidden, target, weights, None), hidden.contiguous(), target
+        )
+        self._hidden, self._target = inputs
 
     @property
     def is_leased(self) -> bool:
@@ -109,6 +112,8 @@ class Graphs:
         if stream is None:
             return None
         places = tuple([weight.data_ptr() for weight in weights])
+        if any([place & 15 for place in places]):
+            return None  # the graph's launches are those of aligned tensors
         key = (shapes, places, stream, threading.get_ident(), *_product_settings())
         with self._lock:
             step = self._kept.get(key)
@@ -210,33 +215,73 @@ def _product_settings() -> tuple[Hashable, ...]:
     )
 
 
-_side: dict[tuple[int, int], torch.cuda.Stream] = {}
-"""Stream of captures for each stream of replays. The vendor's workspace belongs to the stream of the capture, so
-graphs that may run at one time need one each."""
+class _Side(NamedTuple):
+    """Where captures for one stream of replays are made.
+
+    A graph keeps the address of the workspace that the vendor's library has for its thread and its stream. torch
+    drops workspaces when a graph is destroyed, and torch.compile's graphs drop all of them; the memory would then go
+    to somebody else while the graph still writes to it (pytorch#193402). So the stream is none of torch's, which
+    others capture on as well, and the workspace lies in a pool that is never given back.
+    """
+
+    stream: torch.cuda.ExternalStream
+    pool: torch.cuda.MemPool
 
 
-def _capture(run: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-    """Run once to compile, then capture on a stream beside the current one.
+_sides: dict[tuple[int, int], _Side] = {}
+"""By device and stream of the replays: graphs that may run at one time need a workspace each."""
 
-    torch.cuda.graph is not used: it empties the allocator's cache and collects garbage first.
+
+def _side() -> _Side:
+    """Of the current stream.
+
+    Raises:
+        RuntimeError: the driver makes no stream.
     """
     current = torch.cuda.current_stream()
-    side = _side.get((current.device_index, current.cuda_stream))
+    side = _sides.get((current.device_index, current.cuda_stream))
     if side is None:
-        side = torch.cuda.Stream(current.device)
-        _side[current.device_index, current.cuda_stream] = side
-    run()
+        handle = ctypes.c_void_p()
+        name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+        try:
+            status = ctypes.CDLL(name).cuStreamCreate(
+                ctypes.byref(handle), 1
+            )  # not blocked by the default stream
+        except OSError as error:
+            raise RuntimeError(f"the CUDA driver does not load: {error}") from error
+        if status:
+            raise RuntimeError(f"the CUDA driver makes no stream: error {status}")
+        stream = torch.cuda.ExternalStream(handle.value, current.device)
+        side = _sides[current.device_index, current.cuda_stream] = _Side(stream, torch.cuda.MemPool())
+    return side
+
+
+def _capture(
+    step: Callable[[Tensor, Tensor], Result], hidden: Tensor, target: Tensor
+) -> tuple[tuple[Tensor, Tensor], Result, Callable[[], None]]:
+    """Run the step once to compile it, then capture it: its inputs, its results and what replays it.
+
+    All that the graph reads and writes but for the weights lies in memory of its own: also where the caller sends
+    allocations elsewhere, as torch.compile does while it warms up. torch.cuda.graph is not used: it empties the
+    allocator's cache and collects garbage first.
+    """
+    side, current = _side(), torch.cuda.current_stream()
+    step(hidden, target)
     graph = torch.cuda.CUDAGraph()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        some = torch.ones(16, 16, device=current.device, dtype=torch.bfloat16)
-        some.mm(some)  # makes the vendor's workspace of this stream outside the graph's memory
-        side.synchronize()
+    side.stream.wait_stream(current)
+    with torch.cuda.stream(side.stream):
+        with torch.cuda.use_mem_pool(side.pool):
+            torch.cuda.current_blas_handle()  # makes the workspace
+        side.stream.synchronize()
         # Other threads (loaders that pin memory, NCCL's watchdog) go on calling CUDA meanwhile.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
-            result = run()
+            inputs = (
+                torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device),
+                torch.empty_like(target),
+            )
+            result = step(*inputs)
         finally:
             graph.capture_end()
-    current.wait_stream(side)
-    return result, graph.replay
+    current.wait_stream(side.stream)
+    return inputs, result, graph.replay

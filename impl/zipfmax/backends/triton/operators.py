@@ -580,7 +580,7 @@ def _nll(
     dtype: torch.dtype,
     trains: bool,
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = _CompiledStep.apply(  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _CompiledStep.apply(
         hidden, target, present, bounds, ignore_index, reduction, dtype, trains, *weights
     )
     return found
