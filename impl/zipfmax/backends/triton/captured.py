@@ -112,7 +112,7 @@ class Graphs:
         if stream is None:
             return None
         places = tuple([weight.data_ptr() for weight in weights])
-        if any([place & 15 for place in places]):
+        if any(place & 15 for place in places):
             return None  # the graph's launches are those of aligned tensors
         key = (shapes, places, stream, threading.get_ident(), *_product_settings())
         with self._lock:
