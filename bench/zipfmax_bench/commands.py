@@ -6,10 +6,8 @@ Each imports what it needs when it is called, so that `--help` costs nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -268,23 +266,26 @@ def plan(
         zipfmax plan --counts counts.csv --features 512 --batch 4096 --min-shortlist-share 0.8
         zipfmax plan --zipf 1.1 --classes 200000 --features 512 --batch 4096 --python
     """
+    from zipfmax_bench.figure_files import figure
     from zipfmax_bench.planning import PlanOptions, run
     from zipfmax_reference.console import terminal
     from zipfmax_reference.records.files import check_writable
+    from zipfmax_reference.runs.labels import counts_labels
 
     if as_json and python:
         raise UsageError("--json and --python exclude each other: both say what standard output holds")
-    draw = _figure("plan") if plot is not None else None
+    draw = None if plot is None else figure("plan", plot)
     check_writable(plot)
     if counts is None and (counts_format or tokenizer):
         raise UsageError("--counts-format and --tokenizer go with --counts FILE")
-    if counts_format and tokenizer:
-        raise UsageError("--tokenizer counts the tokens of a text: it goes without --counts-format")
-    how = f"{tokenizer or counts_format}@" if tokenizer or counts_format else ""
     sources = [
         source
-        for source in (counts and f"counts:{how}{counts}", zipf is not None and f"zipf:{zipf:g}", labels)
-        if source
+        for source in (
+            None if counts is None else counts_labels(counts, counts_format, tokenizer),
+            None if zipf is None else f"zipf:{zipf:g}",
+            labels,
+        )
+        if source is not None
     ]
     if len(sources) != 1:
         raise UsageError("give the labels by exactly one of --counts FILE, --zipf S or --labels NAME")
@@ -310,8 +311,8 @@ def plan(
     )
     quiet = as_json or python
     result = run(options, as_json=as_json, measured=measure, python=python, console=terminal(stderr=quiet))
-    if plot is not None and draw is not None:
-        draw(result, plot)
+    if draw is not None:
+        draw(result)
         print(plot, file=sys.stderr if quiet else sys.stdout)
 
 
@@ -328,7 +329,7 @@ def train(
     features: Annotated[int, option("Width of embedding and hidden state.", MODEL)] = 128,
     depth: Annotated[int, option("LSTM layers.", MODEL)] = 1,
     cutoffs: Annotated[str | None, option("Where clusters start, such as 2000,10000.", MODEL)] = None,
-    div_value: Annotated[float, option("How tails narrow.", MODEL)] = 4.0,
+    div_value: Annotated[float | None, option("How tails narrow; by default 4.", MODEL)] = None,
     vocabulary: Annotated[int | None, option("Keep that many words of the text.", DATA)] = None,
     learning_rate: Annotated[float, option("Of Adam.", TRAINED)] = 2e-3,
     seed: Annotated[int, option("Of weights and of the made text.", TRAINED)] = 0,
@@ -347,7 +348,13 @@ def train(
 
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps exclude each other: both say how long to train")
+    if layer == "full" and embedding == "plain" and (cutoffs is not None or div_value is not None):
+        raise UsageError(
+            "--cutoffs and --div-value shape adaptive softmax: they do not go with --layer full, "
+            "unless --embedding is adaptive"
+        )
     epochs = 1 if epochs is None else epochs
+    div_value = 4.0 if div_value is None else div_value
     model = ModelOptions(
         layer, embedding, features, depth, _integers("--cutoffs", cutoffs), div_value, backend
     )
@@ -376,20 +383,6 @@ def compile_kernels(
     from zipfmax_bench.kernels import compile as compiler
 
     raise typer.Exit(compiler.report(target or list(compiler.TARGETS), quick))
-
-
-def _figure(name: str) -> Callable[[dict[str, Any], Path], None]:
-    """What draws a figure: registered by whichever package draws, so that this one imports no other above it.
-
-    Raises:
-        UsageError: nothing is installed that draws it.
-    """
-    for entry in entry_points(group="zipfmax.figures", name=name):
-        draw: Callable[[dict[str, Any], Path], None] = entry.load()
-        return draw
-    raise UsageError(
-        f"nothing is installed that draws the figure of a {name}: pip install 'zipfmax[harness]'"
-    )
 
 
 def _integers(option: str, text: str | None) -> tuple[int, ...]:

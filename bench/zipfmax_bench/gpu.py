@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from zipfmax.errors import one_line
 from zipfmax_bench.gpu_checks import counters, headline_case, parity, promises, small_case
 from zipfmax_bench.gpu_steps import Record
 from zipfmax_bench.gpu_times import times
@@ -92,8 +93,8 @@ def main() -> None:
                     print(table[-1], flush=True)
             except Exception as error:  # recorded, and the next phase still runs
                 traceback.print_exc()
-                file.write(json.dumps({"phase": phase, "error": f"{type(error).__name__}: {error}"}) + "\n")
-                table.append(f"{phase}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                file.write(json.dumps({"phase": phase, "error": one_line(error)}) + "\n")
+                table.append(f"{phase}: {one_line(error)}")
         torch.cuda.empty_cache()
     print(machine["gpu"], machine["torch"], *table, sep="\n")
 

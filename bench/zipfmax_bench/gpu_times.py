@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.errors import one_line
 from zipfmax.timers import replayed
 from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
 from zipfmax_reference.contestants import registry
@@ -71,7 +72,7 @@ def full_runs(case: Case) -> tuple[dict[str, Run], dict[str, Record]]:
         try:
             runner = build_for_timing(implementation, case, inputs)
         except RuntimeError as error:  # out of memory among them
-            notes[name] |= {"status": "failed", "reason": str(error).splitlines()[0][:160]}
+            notes[name] |= {"status": "failed", "reason": one_line(error)}
             continue
         runs[name] = runner.run
         notes[name]["settings"] = settings_of(runner)

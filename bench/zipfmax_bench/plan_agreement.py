@@ -23,7 +23,7 @@ from zipfmax.calibration import Calibration, calibrate
 from zipfmax.planner import plan_cutoffs
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.plan_proof import SHAPES
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanAgreement
 from zipfmax_reference.runs import labels as label_distributions
 
@@ -115,7 +115,7 @@ def main(
     if out is not None:
         out.write_text("".join(record.model_dump_json() + "\n" for record in records))
     console = terminal()
-    console.print(agreement_table(records))
+    print_table(console, agreement_table(records))
     shares = [most_common(record.plans)[1] / count for record in records]
     held = sum(share >= WANTED for share in shares)
     console.print(

@@ -23,7 +23,7 @@ from zipfmax.calibration import machine_identity
 from zipfmax.planner import plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
 from zipfmax_bench.executors import usable_cores
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanError
 from zipfmax_reference.records.plan import errors
 from zipfmax_reference.runs import labels as label_distributions
@@ -110,7 +110,7 @@ def main(
     ]
     if out is not None:
         out.write_text("".join(record.model_dump_json() + "\n" for record in records))
-    console.print(error_table(records))
+    print_table(console, error_table(records))
     median, p90 = errors([(one.predicted_s, one.measured_s) for one in records])
     full_median, full_p90 = errors([(one.full_predicted_s, one.full_s) for one in records])
     console.print(

@@ -26,7 +26,7 @@ from zipfmax.planner import cost_models, plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.presets import customary_cutoffs
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanProof
 from zipfmax_reference.runs import labels as label_distributions
 
@@ -279,7 +279,7 @@ def main(
         if out is not None:
             with out.open("a") as file:
                 file.write(_line(outcomes[-1]))
-    console.print(outcome_table(outcomes))
+    print_table(console, outcome_table(outcomes))
     judged = claims(outcomes)
     for holds, sentence in judged:
         console.print("holds " if holds else "FAILS ", sentence, highlight=False, sep="")

@@ -27,6 +27,7 @@ from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess, checked_threads, usable_cores
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.timings import measured_ratio
+from zipfmax_reference.console import print_table
 from zipfmax_reference.runs import device, labels
 from zipfmax_reference.runs.case import Case
 
@@ -76,16 +77,21 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
         raise UsageError(f"labels {options.labels} need --classes: how many there are")
     counts = labels.distribution(options.labels, n_classes)
     torch.set_num_threads(options.threads or usable_cores())
+    measures = options.calibrate or options.recalibrate
     try:
         with Progress(
-            TextColumn("measuring this machine's cost model"), BarColumn(), console=console, transient=True
+            TextColumn("measuring this machine's cost model"),
+            BarColumn(),
+            console=console,
+            transient=True,
+            disable=not measures,
         ) as progress:
             bar = progress.add_task("", total=1.0, visible=False)
             calibration, prior = cost_models(
                 options.device,
                 _dtype(options),
                 options.task,
-                calibrate=options.calibrate or options.recalibrate,
+                calibrate=measures,
                 refresh=options.recalibrate,
                 on_sample=lambda share: progress.update(bar, completed=share, visible=True),
             )
@@ -368,7 +374,7 @@ def run(
     elif python:
         print(code)
     else:
-        console.print(plan_table(plan, customary))
+        print_table(console, plan_table(plan, customary))
         for sentence in verdict(plan, calibration, customary):
             console.print(sentence, highlight=False)
         rank_planning.show(result.get("over_ranks", []), console)

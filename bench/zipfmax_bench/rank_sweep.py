@@ -19,17 +19,20 @@ from rich.table import Table
 from zipfmax.errors import UsageError
 from zipfmax_bench import presets
 from zipfmax_bench.rank_steps import PLACE
-from zipfmax_bench.sweep_options import SweepOptions, default_path
-from zipfmax_reference.console import terminal
+from zipfmax_bench.sweep_options import PLANNED, SweepOptions, check_numbers, chosen_device, default_path
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants.child import ChildError, told
 from zipfmax_reference.contestants.ranks import RankedLayer, RankPool
 from zipfmax_reference.records import CaseFields, RankTiming, RunDirectory
+from zipfmax_reference.runs.case import TASKS as ALL_TASKS
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
 from zipfmax_reference.runs.invocation import invocation
 
 ROUNDS = 9
 TASKS = ("forward", "train")
+NOT_OVER_RANKS = ("processes", "precision", "budget", "replay")
+"""Options of a sweep that one over ranks does not have."""
 
 
 def run(options: SweepOptions, worlds: Sequence[int], out: Path | None, resume: bool) -> int:
@@ -44,9 +47,9 @@ def run(options: SweepOptions, worlds: Sequence[int], out: Path | None, resume: 
     for world in worlds:
         if world < 2:
             raise UsageError(f"--world should be 2 or more, got {world}")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check(options)
     axes = presets.axes(
-        options.preset or "quick",
+        "quick" if options.preset is None else options.preset,
         classes=options.classes,
         labels=options.labels,
         tasks=options.task or TASKS,
@@ -57,15 +60,13 @@ def run(options: SweepOptions, worlds: Sequence[int], out: Path | None, resume: 
         div_value=options.div_value,
         dtypes=options.dtype,
         logit_std=options.logit_std,
-        device=device,
+        device=chosen_device(options.device),
         seed=options.seed,
     )
     for name in axes.implementations:
         if name.partition(":")[0] != "zipfmax":
             raise UsageError(f"only zipfmax's layers can be split over ranks, got --impl {name}")
-    cases = [case for case in presets.cases(axes) if case.task in TASKS]
-    if not cases:
-        raise UsageError(f"over ranks there are the tasks {' and '.join(TASKS)}")
+    cases = presets.cases(axes)
     threads = options.threads or 1
     torch.set_num_threads(threads)  # which the ranks take over
     arguments = {"sweep": asdict(options), "world": list(worlds)}
@@ -81,6 +82,17 @@ def run(options: SweepOptions, worlds: Sequence[int], out: Path | None, resume: 
     show(found)
     print(f"records in {directory.path}")
     return 1 if any(record.status == "failed" for record in found) else 0
+
+
+def _check(options: SweepOptions) -> None:
+    check_numbers(options)
+    if beyond := [task for task in options.task if task in ALL_TASKS and task not in TASKS]:
+        raise UsageError(f"over ranks there are the tasks {' and '.join(TASKS)}, not {beyond[0]}")
+    others = [name for name in NOT_OVER_RANKS if getattr(options, name) is not None]
+    if PLANNED in options.cutoffs:
+        others.append("cutoffs plan")
+    if others:
+        raise UsageError(f"--{others[0]} does not go with --world")
 
 
 def measured(
@@ -145,5 +157,5 @@ def show(records: Iterable[RankTiming]) -> None:
             f"{r.efficiency:.2f}",
             *(f"{(number or 0) / 1e6:.3g}" for number in numbers),
         )
-    terminal(width=None if sys.stdout.isatty() else 160).print(table)
+    print_table(terminal(), table)
     sys.stdout.flush()

@@ -29,7 +29,7 @@ from zipfmax_bench.engine import Engine
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.gate import examine, measure_again, sharpened
 from zipfmax_bench.timings import timing_of
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import Finding, Outcome, RunDirectory, SelfTest, SelfTestRun, Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.invocation import invocation
@@ -143,7 +143,7 @@ def self_test(out: Path | None = None, resume: bool = False, kinds: Sequence[Kin
             if not left[kind.stand_in] and kind.stand_in != OURS:
                 bench.close(kind.stand_in)
     scores = [score(kind, [done[kind.name, run] for run in range(kind.runs)]) for kind in kinds]
-    console.print(_table(scores))
+    print_table(console, _table(scores))
     console.print(f"{len(todo)} gate runs in {time.monotonic() - started:.0f} s", highlight=False)
     if directory is not None:
         directory.write(*(SelfTest(**asdict(one), share=one.share) for one in scores))

@@ -89,7 +89,7 @@ def _shared_plan(options: SweepOptions, out: Path | None, resume: bool, ranks: R
     ranks.take_own_gpu()
     options = replace(options, threads=options.threads or max(1, usable_cores() // ranks.local_size))
     if ranks.first:
-        plan = resolve(options, out, resume or ranks.restart > 0)
+        plan = resolve(options, out, resume or (ranks.restart > 0 and out.exists()))
         ranks.announce()
         return plan
     ranks.await_directory()

@@ -102,9 +102,9 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
         raise UsageError("--resume needs --out: the run directory to go on with")
     if resume and out is not None and (out / RUN_FILE).exists():
         options = options.over(_recorded(RunDirectory(out)))
-    _check_positive(options)
+    check_numbers(options)
     axes = presets.axes(
-        options.preset or "quick",
+        "quick" if options.preset is None else options.preset,
         classes=options.classes,
         labels=options.labels,
         tasks=options.task,
@@ -115,9 +115,11 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
         div_value=options.div_value,
         dtypes=options.dtype,
         logit_std=options.logit_std,
-        device=_device(options.device or presets.device(options.preset)),
+        device=chosen_device(options.device or presets.device(options.preset)),
         seed=options.seed,
     )
+    if options.replay and not axes.device.startswith("cuda"):
+        raise UsageError("--replay times replays of CUDA graphs: it needs --device cuda")
     for name in axes.implementations:
         require(name)
     given = presets.cases(axes)
@@ -150,7 +152,12 @@ def default_path() -> Path:
     return Path("runs") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _device(chosen: str | None) -> str:
+def chosen_device(chosen: str | None) -> str:
+    """The device that was named, or a GPU where there is one.
+
+    Raises:
+        UsageError: a device that is not there.
+    """
     if chosen is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device.present(chosen)
@@ -208,7 +215,8 @@ def _recorded(directory: RunDirectory) -> Mapping[str, Any]:
     return {}
 
 
-def _check_positive(options: SweepOptions) -> None:
+def check_numbers(options: SweepOptions) -> None:
+    """Raise UsageError for a number that no sweep has, and for two that say the same thing."""
     for name in ("classes", "features", "batch", "processes", "rounds", "budget"):
         value = getattr(options, name)
         for number in value if isinstance(value, tuple) else (value,):

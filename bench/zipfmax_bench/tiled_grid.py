@@ -213,7 +213,7 @@ def main(
     if unknown:
         raise UsageError(f"--classes should be of {sorted(LITERATURE_CUTOFFS)}, got {sorted(unknown)}")
     threads = threads or usable_cores()
-    directory = RunDirectory.start(out, invocation({"threads": threads, "seconds": seconds}), resume=True)
+    directory = RunDirectory.start(out, invocation({"threads": threads, "seconds": seconds}), out.exists())
     done = {timing.case for timing in directory.read(Timing)}
     wanted = cases(
         classes or sorted(LITERATURE_CUTOFFS),

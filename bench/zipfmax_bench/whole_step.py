@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.backends.triton.captured import graphs
+from zipfmax.errors import one_line
 
 VOCABULARY = 267_735
 CUTOFFS = {"20k/60k": [20_000, 60_000], "5k/20k/100k": [5_000, 20_000, 100_000]}
@@ -276,7 +277,7 @@ def measure(
             torch.cuda.synchronize()
             rows.append((row, step))
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            row.error = f"{type(error).__name__}: {error}".splitlines()[0]
+            row.error = one_line(error)
             rows.append((row, step))
         print(f"ready: {shape}: {name}, {mode} {row.error}", file=sys.stderr, flush=True)
     order = random.Random(0)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from zipfmax import timers
+from zipfmax.errors import one_line
 from zipfmax_bench import messages
 from zipfmax_bench.judging import Judge
 from zipfmax_bench.snapshot import Snapshot, snapshots
@@ -276,13 +277,12 @@ def _implementation(name: str) -> Implementation:
 
 
 def failure(error: Exception) -> messages.Failure:
-    """What an implementation raised, as an answer: its first line, and whether memory ran out."""
-    text = f"{type(error).__name__}: {error}".strip()
-    first_line = text.splitlines()[0][:300]
+    """What an implementation raised, as an answer: the error in one line, and whether memory ran out."""
+    text = f"{type(error).__name__}: {error}".lower()
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        sign in text.lower() for sign in _OUT_OF_MEMORY
+        sign in text for sign in _OUT_OF_MEMORY
     )
-    return messages.Failure("out_of_memory" if ran_out else "failed", first_line)
+    return messages.Failure("out_of_memory" if ran_out else "failed", one_line(error))
 
 
 def _live_and_die_with_the_starter() -> None:

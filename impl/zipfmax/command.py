@@ -113,6 +113,7 @@ def run(arguments: Sequence[str]) -> None:
             return
         if name.startswith("-"):
             raise UsageError(unknown("option", name, ("--help", "--version", *COMPLETION, "a command")))
+        _refuse_empty(rest)
         run_application(application(name), rest, f"zipfmax {name}")
     except ModuleNotFoundError as error:
         extra = _extra(error.name)
@@ -139,6 +140,17 @@ def run_application(application: Typer, arguments: Sequence[str], name: str) -> 
     sys.exit(status or 0)
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an empty value, which no option has: an unset variable of a script."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument:
+            where = before if before.startswith("--") else "an argument"
+            raise UsageError(f"{where} is empty: give it a value, or leave it out")
+        if option.startswith("--") and equals and not value:
+            raise UsageError(f"{option} is empty: give it a value, or leave it out")
+
+
 def _extra(module: str | None) -> str | None:
     """The extra that installs a module, or None where none does: then its absence is a fault, not wrong use."""
     wanted = re.sub(r"[-_.]+", "-", (module or "").partition(".")[0]).lower()
@@ -155,7 +167,7 @@ def main() -> NoReturn:
     try:
         run(sys.argv[1:])
     except UsageError as error:
-        print(f"zipfmax: {error}", file=sys.stderr)
+        print(f"zipfmax: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 

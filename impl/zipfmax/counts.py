@@ -85,9 +85,12 @@ def read_counts(
         raise ValueError(f"unknown format {format!r} of counts; choose one of: {', '.join(FORMATS)}")
     if format is not None and (format == "tokenizer") != (tokenizer is not None):
         raise ValueError("the format 'tokenizer' and a tokenizer.json go together")
+    chosen = format or ("tokenizer" if tokenizer is not None else "text")
     try:
-        chosen = format or ("tokenizer" if tokenizer is not None else _guess(path))
+        chosen = _guess(path) if format is None and tokenizer is None else chosen
         found = _READERS[chosen](path) if tokenizer is None else _tokens(path, Path(tokenizer))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is {_kind_of_bytes(path)}, no {chosen}") from error
     except (EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
         raise ValueError(f"{path} is cut short or damaged: {error}") from error
     return LabelCounts(_checked(found, path), chosen, guessed=format is None and tokenizer is None)
@@ -157,25 +160,45 @@ def _is_number(text: str) -> bool:
 
 
 def _npy(path: Path) -> npt.ArrayLike:
-    return cast(npt.ArrayLike, np.load(_bytes(path), allow_pickle=False))
+    return cast(npt.ArrayLike, np.load(_of_numpy(path, "npy"), allow_pickle=False))
 
 
 def _npz(path: Path) -> npt.ArrayLike:
-    with np.load(_bytes(path), allow_pickle=False) as arrays:
+    with np.load(_of_numpy(path, "npz"), allow_pickle=False) as arrays:
         names = list(arrays)
         if len(names) != 1 and "counts" not in names:
             raise ValueError(f"{path} should hold one array, or one named 'counts', got {', '.join(names)}")
         return cast(npt.ArrayLike, arrays["counts" if "counts" in names else names[0]])
 
 
-def _bytes(path: Path) -> io.BytesIO:
+_FIRST_BYTES = {"npy": b"\x93NUMPY", "npz": b"PK"}
+
+
+def _of_numpy(path: Path, kind: str) -> io.BytesIO:
+    """The content of a .npy or .npz file; NumPy takes what is neither for pickled Python."""
     content = path.read_bytes()
-    return io.BytesIO(gzip.decompress(content) if _is_gzipped(path) else content)
+    content = gzip.decompress(content) if _is_gzipped(path) else content
+    if not content.startswith(_FIRST_BYTES[kind]):
+        raise ValueError(f"{path} does not begin as a .{kind} file of NumPy does")
+    return io.BytesIO(content)
+
+
+def _kind_of_bytes(path: Path) -> str:
+    """What a file is that is not UTF-8, in words."""
+    with path.open("rb") as stream:
+        first = stream.read(8)
+    if first.startswith(_FIRST_BYTES["npy"]):
+        return "a .npy file"
+    is_zip = first.startswith(_FIRST_BYTES["npz"])
+    return "a zip archive, as .npz and .xlsx files are" if is_zip else "not text in UTF-8"
 
 
 def _json(path: Path) -> npt.ArrayLike:
     with _open(path) as stream:
-        found = json.loads("".join(stream))
+        try:
+            found = json.loads("".join(stream))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         raise ValueError(f"{path} is a tokenizer: give it as the tokenizer of a text")
     counts = list(found.values()) if isinstance(found, dict) else found
@@ -233,6 +256,10 @@ def _checked(found: npt.ArrayLike | Iterable[float], path: Path) -> Floats:
         )
     if len(counts) < 2:
         raise ValueError(f"counts in {path} hold {len(counts)} class(es); a label space needs at least 2")
-    if counts.sum() == 0:
+    with np.errstate(over="ignore"):
+        total = counts.sum()
+    if not np.isfinite(total):
+        raise ValueError(f"counts in {path} are too large: their sum is beyond a float64")
+    if total == 0:
         raise ValueError(f"counts in {path} are all 0")
     return counts

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zipfmax.errors import one_line
+
 T = TypeVar("T")
 
 
@@ -62,14 +64,14 @@ def cached(
             pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             complaint = (
-                f"the cost model in {path} is left aside ({_words(error)}), a fresh one takes its place"
+                f"the cost model in {path} is left aside ({one_line(error)}), a fresh one takes its place"
             )
     made = make()
     if path is not None:
         try:
             _write(path, record_of(made))
         except OSError as error:
-            complaint = complaint or f"the cost model is not kept for the next time ({_words(error)})"
+            complaint = complaint or f"the cost model is not kept for the next time ({one_line(error)})"
     if complaint is not None:
         warnings.warn(complaint, stacklevel=3)
     return made
@@ -95,7 +97,3 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 def _digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

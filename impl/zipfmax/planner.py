@@ -165,6 +165,8 @@ def plan_cutoffs(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size should be a positive integer, got {batch_size}")
+    if min_projection is not None and min_projection < 1:
+        raise ValueError(f"min_projection should be a positive integer, got {min_projection}")
     if min_shortlist_share is not None and not 0 <= min_shortlist_share < 1:
         raise ValueError(f"min_shortlist_share should be at least 0 and below 1, got {min_shortlist_share}")
     probabilities, unseen = rank_counts(counts)
@@ -295,6 +297,8 @@ def rank_counts(counts: npt.ArrayLike) -> tuple[Floats, int]:
     if not values.any():
         raise ValueError("all counts are 0: nothing to plan for")
     ranked = np.sort(values)[::-1]
+    if ranked[0] > np.finfo(np.float64).max / len(ranked):  # their sum would be infinite
+        ranked = ranked / ranked[0]
     return ranked / ranked.sum(), int((values == 0).sum())
 
 
@@ -306,6 +310,11 @@ def _projection_sizes(
     wanted = MAX_CLUSTERS if clusters == "auto" else int(clusters)
     trial = ClusterLayout(in_features, wanted + 1, tuple(range(1, wanted + 1)), div_value)
     widths = [tail.projection_size for tail in trial]
+    if widths[0] == 0:
+        raise ValueError(
+            f"div_value {div_value:g} leaves nothing of in_features {in_features}: every projection would have "
+            "size 0, and the tails no score"
+        )
     if min_projection is None:
         min_projection = min(quality.bundled().min_projection, widths[0]) if clusters == "auto" else 1
     allowed = [width for width in widths if width >= min_projection]

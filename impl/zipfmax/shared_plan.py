@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from zipfmax.errors import one_line
 from zipfmax.plan_code import plan_code
 from zipfmax.planner import Plan, plan_cutoffs
 
@@ -83,7 +84,7 @@ def _from_first_rank(planned: Callable[[], tuple[int, ...]], digest: str) -> tup
         try:
             message = [planned()]
         except Exception as error:
-            dist.broadcast_object_list([f"{type(error).__name__}: {error}"], src=0)
+            dist.broadcast_object_list([one_line(error)], src=0)
             raise
     dist.broadcast_object_list(message, src=0)
     if isinstance(message[0], str):

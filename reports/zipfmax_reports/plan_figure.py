@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.backend_bases import FigureCanvasBase
 
 from zipfmax.errors import UsageError
 from zipfmax_reports.figure import Axis, Figure, Look, Marks, Rule, Series
@@ -66,17 +68,36 @@ def proof_figure(rows: pd.DataFrame) -> Figure:
     )
 
 
-def write_plan_figure(record: Mapping[str, Any], path: Path) -> None:
-    """Write the figure; the file's ending chooses the format.
+@dataclass(frozen=True)
+class FigureFile:
+    """Writes a figure of a record into a file, whose ending chooses the format."""
 
-    Raises:
-        UsageError: a format that Matplotlib does not write, or a place that cannot be written.
-    """
-    drawing = draw(plan_figure(record))
-    formats = drawing.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise UsageError(f"cannot draw into {path}: its ending should be one of {', '.join(sorted(formats))}")
-    try:
-        drawing.savefig(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    described: Callable[[Mapping[str, Any]], Figure]
+
+    def check(self, path: Path) -> None:
+        """See that Matplotlib writes files with that ending.
+
+        Raises:
+            UsageError: it does not.
+        """
+        formats = FigureCanvasBase.get_supported_filetypes()
+        if path.suffix.removeprefix(".").lower() not in formats:
+            raise UsageError(
+                f"cannot draw into {path}: its ending should be one of {', '.join(sorted(formats))}"
+            )
+
+    def __call__(self, record: Mapping[str, Any], path: Path) -> None:
+        """Write the figure.
+
+        Raises:
+            UsageError: a format that Matplotlib does not write, or a place that cannot be written.
+        """
+        self.check(path)
+        drawing = draw(self.described(record))
+        try:
+            drawing.savefig(path)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+write_plan_figure = FigureFile(plan_figure)

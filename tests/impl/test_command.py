@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from zipfmax import command
-from zipfmax.errors import UsageError, unknown
+from zipfmax.errors import UsageError, one_line, unknown
 
 
 def zipfmax_command(*arguments):
@@ -65,6 +65,9 @@ def test_help_groups_options_under_an_example_and_names_the_implementations():
         (("no-such-command",), ["unknown command 'no-such-command'", "choose one of:", "sweep"]),
         (("--no-such-option",), ["unknown option '--no-such-option'", "--help"]),
         (("sweep", "--rounds", "0"), ["--rounds", "positive"]),
+        (("verify", "--cells", ""), ["--cells is empty"]),
+        (("sweep", "--preset="), ["--preset is empty"]),
+        (("report", ""), ["an argument is empty"]),
     ],
 )
 def test_wrong_use_exits_with_2_and_one_line(arguments, words):
@@ -79,6 +82,14 @@ def test_a_name_that_does_not_exist_gets_the_nearest_one_and_all():
         "unknown dtype 'flaot32'; did you mean float32? choose one of: float64, float32"
     )
     assert unknown("grid", "huge", ["quick", "full"]) == "unknown grid 'huge'; choose one of: quick, full"
+
+
+def test_an_error_is_told_in_one_line_with_its_type():
+    assert one_line(ValueError("a\n  b")) == "ValueError: a b"
+    assert one_line(KeyError()) == "KeyError"
+    assert one_line(UsageError("what was wrong")) == "what was wrong"
+    assert one_line(ValueError("long " * 100)).endswith("long long ...")
+    assert len(one_line(ValueError("long " * 100))) == 300
 
 
 def test_version_is_that_of_the_distribution():

@@ -106,6 +106,12 @@ def test_a_folder_that_holds_something_is_refused_without_resume(directory):
         RunDirectory.start(directory.path, invocation({}))
 
 
+def test_going_on_with_what_is_not_there_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(UsageError, match=r"no run to go on with at .*absent: leave --resume out"):
+        RunDirectory.start(tmp_path / "absent", invocation({}), resume=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_resumption_is_noted(directory):
     resumed = RunDirectory.start(directory.path, invocation({"preset": "other"}), resume=True)
     assert resumed.meta.arguments == {"preset": "quick"}
@@ -121,11 +127,14 @@ def test_a_run_of_a_newer_format_is_refused(directory):
 
 
 def test_a_run_of_the_former_format_is_read_but_not_gone_on_with(directory):
-    (directory.path / "run.json").write_text(json.dumps({"format": 1, "created": "then"}))
+    meta = {"format": 1, "created": "then", "resumed": [{"command": "zipfmax verify --mutants --out run"}]}
+    (directory.path / "run.json").write_text(json.dumps(meta))
     old = {**timing("full:cce").model_dump(exclude={"exact", "throttled_samples"}), "throttled": 3, "x": 1}
     (directory.path / "timings.jsonl").write_text(json.dumps(old) + "\n")
     (record,) = RunDirectory(directory.path).read(Timing)
     assert (record.throttled, record.throttled_samples, record.exact) == (True, 3, False)
+    (resumed,) = RunDirectory(directory.path).meta.resumed
+    assert resumed.command == "zipfmax mutants --out run"
     with pytest.raises(UsageError, match="can be read but not gone on with"):
         RunDirectory.start(directory.path, invocation({}), resume=True)
 

@@ -68,6 +68,7 @@ class TrainResult:
 def run(options: TrainOptions) -> int:
     """Train with a progress bar and print the results: the command line's `zipfmax train`."""
     text = load(options)
+    model, steps = prepared(options, text)
     console = terminal(soft_wrap=True)
     name = options.text.name if options.text else "a made-up text"
     console.print(
@@ -82,8 +83,8 @@ def run(options: TrainOptions) -> int:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=_steps(options, text), loss=math.nan)
-        result = train(options, text, lambda loss: progress.update(task, advance=1, loss=loss))
+        task = progress.add_task("training", total=steps, loss=math.nan)
+        result = _train(options, text, model, steps, lambda loss: progress.update(task, advance=1, loss=loss))
     console.print(f"validation perplexity  {result.valid_perplexity:.2f}")
     console.print(f"median time of a step  {result.step_s * 1e3:.1f} ms")
     for k, share in result.opened.items():
@@ -119,13 +120,29 @@ def train(
     Raises:
         UsageError: options that fit no model, or a text too short for one step.
     """
+    return _train(options, text, *prepared(options, text), on_step)
+
+
+def prepared(options: TrainOptions, text: Text) -> tuple[LanguageModel, int]:
+    """The model with its first weights, and the number of steps; what cannot be trained is refused here.
+
+    Raises:
+        UsageError: as `train`.
+    """
+    steps = _steps(options, text)
     torch.manual_seed(options.seed)
     model = LanguageModel(len(text.vocabulary), options.model).to(options.device, options.dtype)
     _check_backend(model, options)
+    return model, steps
+
+
+def _train(
+    options: TrainOptions, text: Text, model: LanguageModel, steps: int, on_step: Callable[[float], None]
+) -> TrainResult:
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     losses, seconds = [], []
     state: State | None = None
-    for ids, targets, is_start in _windows(options, text.train, _steps(options, text)):
+    for ids, targets, is_start in _windows(options, text.train, steps):
         started = time.perf_counter()
         state = None if is_start or state is None else (state[0].detach(), state[1].detach())
         loss, state = model(ids, targets, state)
@@ -173,9 +190,15 @@ def _windows(options: TrainOptions, words: Tensor, steps: int) -> Iterator[tuple
 
 
 def _check(options: TrainOptions) -> None:
-    positive = (options.batch, options.window, options.epochs, options.model.features, options.model.depth)
-    if min(*positive, options.steps or 1) < 1 or options.steps == 0:
-        raise UsageError("batch, window, epochs, steps, features and depth should be positive")
+    numbers = {
+        **{name: getattr(options, name) for name in ("batch", "window", "epochs", "steps")},
+        **{name: getattr(options.model, name) for name in ("features", "depth")},
+    }
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UsageError(f"--{name} should be a positive number, got {number}")
+    if options.vocabulary is not None and options.text is None:
+        raise UsageError("--vocabulary keeps words of a text: it goes with --text")
     if not 0 < options.learning_rate < math.inf:
         raise UsageError(f"--learning-rate should be a positive number, got {options.learning_rate}")
     if options.vocabulary is not None and options.vocabulary < 2:

@@ -34,6 +34,7 @@ from zipfmax.backends.triton.tail_backward import WeightGradient, tail_weight_gr
 from zipfmax.backends.triton.tail_combine import Combine
 from zipfmax.backends.triton.tail_forward import GRADIENT, Forward, tail_forward_kernel
 from zipfmax.backends.triton.tiles import Tile
+from zipfmax.errors import one_line
 
 KERNELS = ("forward", "backward")
 WIDTHS = (16, 32, 64, 128, 256, 512)
@@ -145,7 +146,7 @@ def _compile(candidate: Candidate) -> str:
         Problem.draw(candidate.dtype, candidate.width, torch.device("cuda")).run(candidate)
         torch.cuda.synchronize()
     except (triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return one_line(error)
     spills = max(variant.n_spills for variant in compiled.values())
     return f"spills {spills} registers" if spills else ""
 
@@ -171,7 +172,7 @@ def measure(candidate: Candidate, problem: Problem, expected: Tensor | None) -> 
         replay = timers.replayed(lambda: _discard(problem.run(candidate)))
         seconds = timers.sample(replay, timers.timer_for("cuda"), SAMPLES)
     except (triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
-        return Timing(candidate, None, f"{type(error).__name__}: {error}".splitlines()[0]), None
+        return Timing(candidate, None, one_line(error)), None
     return Timing(candidate, seconds.device_s * 1e3, ""), result
 
 

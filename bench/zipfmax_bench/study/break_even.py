@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, one_line
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.study import outputs, trunk
 from zipfmax_bench.study.full import choice
@@ -125,7 +125,7 @@ def cell_times(options: MapOptions, classes: int, features: int) -> StudyMap:
             steps["full"] = _output_step(step, outputs.Full(features, classes, chosen), features, target)
         steps["full"]()
     except (UsageError, RuntimeError, torch.OutOfMemoryError) as error:
-        full_computes = str(error).splitlines()[0]
+        full_computes = one_line(error)
         steps.pop("full", None)
     with torch.device(device):
         name = outputs.parsed("zipfmax")

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from zipfmax.clusters import ClusterLayout
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, one_line
 from zipfmax_bench.study import outputs, steps, trunk
 from zipfmax_bench.study.batches import Batches
 from zipfmax_bench.study.corpus import Corpus, read_corpus, source
@@ -157,7 +157,7 @@ class Study:
             make = partial(outputs.build, name, own.features, n_classes, layout, chosen)
             model = StudyModel(own, n_classes, make, 0)
         except (UsageError, RuntimeError) as error:
-            self._skip(name, layout, n_classes, str(error).splitlines()[0])
+            self._skip(name, layout, n_classes, one_line(error))
             return None
         if known is None:
             sizes = {
@@ -233,7 +233,7 @@ class Study:
             RuntimeError,
             torch.OutOfMemoryError,
         ) as error:  # recorded: the other layers are still trained
-            reason = _reason(error)
+            reason = one_line(error)
             self._directory.write(StudyRun(layer=layer, seed=seed, status="failed", reason=reason))
             self._console.print(f"{layer}, seed {seed}: {reason}")
         checkpoint.unlink(missing_ok=True)
@@ -288,7 +288,7 @@ class Study:
         try:
             times = steps.measure(self._options, batches, len(corpus.counts), contender.make)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            reason = _reason(error)
+            reason = one_line(error)
             self._console.print(f"{name.name}: its share of a step was not measured: {reason}")
             return True
         finally:
@@ -353,7 +353,3 @@ def run(
 
 def _file_name(layer: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in layer)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from zipfmax.errors import one_line
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
 
 
@@ -47,7 +48,7 @@ def agree(mine: dict[str, str] | Exception, group: dist.ProcessGroup | None) -> 
         Exception: this rank's own error.
     """
     everyone: list[dict[str, str] | None] = [None] * dist.get_world_size(group)
-    given = {"error": f"{type(mine).__name__}: {mine}"} if isinstance(mine, Exception) else mine
+    given = {"error": one_line(mine)} if isinstance(mine, Exception) else mine
     dist.all_gather_object(everyone, given, group=group)
     if isinstance(mine, Exception):
         raise mine

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from zipfmax.errors import one_line
 from zipfmax_reference.checks import probes, stability
 from zipfmax_reference.checks.probes import Probe, ProbeResult
-from zipfmax_reference.console import terminal
+from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.invocation import invocation
@@ -22,7 +23,6 @@ from zipfmax_reference.truth.oracle import Record
 IMPLEMENTATIONS = ("zipfmax", "torch", "paddle", "tensorflow")
 CALLABLE = "can be called"
 R_NAME = "R torch"
-WIDTH = 200
 
 R_TORCH = ProbeResult(
     "not run", "by its source, nn_adaptive_log_softmax_with_loss ends in not_implemented_error"
@@ -119,16 +119,16 @@ def probed(probe: Probe, name: str) -> ProbeResult:
     try:
         return probe(name)
     except Exception as error:  # a finding about the implementation
-        return ProbeResult("cannot", f"raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        return ProbeResult("cannot", f"raised {one_line(error)}")
 
 
 def _show(entries: list[Record], changes: list[Record]) -> None:
-    console = terminal(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal()
     table = Table("feature", *IMPLEMENTATIONS, title="conformance", title_justify="left", show_lines=True)
     for feature in FEATURES:
         cells = {e["impl"]: f"{e['verdict']}: {e['detail']}" for e in entries if e["feature"] == feature}
         table.add_row(feature, *(cells[name] for name in IMPLEMENTATIONS))
-    console.print(table)
+    print_table(console, table)
     table = Table("implementation", "change", "verdict by tensor", title="stability", title_justify="left")
     for name, change in dict.fromkeys((c["impl"], c["change"]) for c in changes):
         by_verdict: dict[str, list[str]] = {}
@@ -140,4 +140,4 @@ def _show(entries: list[Record], changes: list[Record]) -> None:
             for v, tensors in by_verdict.items()
         )
         table.add_row(name, change, words)
-    console.print(table)
+    print_table(console, table)

@@ -100,8 +100,11 @@ def run(
         0 where every mutant is caught and the control passes, otherwise 1.
 
     Raises:
-        UsageError: an unknown grid, a pattern that matches no cell, or no cell that can be judged here.
+        UsageError: an unknown grid, a pattern that matches no cell, a world of fewer than 2 ranks, or no cell
+            that can be judged here.
     """
+    if world is not None and world < 2:
+        raise UsageError(f"--world should be 2 or more, got {world}")
     cases = grids.grid(grid, device) if world is None else grids.of_ranks(device)[:1]
     if cells is not None:
         cases = grids.matching(cases, cells)

@@ -96,6 +96,7 @@ def run(
         UsageError: unknown names, a pattern that matches no cell, no cell that can be judged here, or a folder
             that cannot be used.
     """
+    _check_world(options)
     implementations = [isolated.implementation(name) for name in options.implementations()]
     against = [isolated.implementation(name) for name in options.references()]
     if options.matmul_precision not in PRECISIONS:
@@ -125,6 +126,15 @@ def run(
     if not tally.judged:
         raise UsageError(f"nothing was judged: {tally.first_reason()}")
     return 1 if tally.failures else 0
+
+
+def _check_world(options: Options) -> None:
+    for world in options.world:
+        if world < 2:
+            raise UsageError(f"--world should be 2 or more, got {world}")
+    for name in options.impl if options.world else ():
+        if name.partition(":")[0] != "zipfmax":
+            raise UsageError(f"only zipfmax's layers can be split over ranks, got --impl {name}")
 
 
 def _records(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from zipfmax.errors import one_line, shortened
 from zipfmax_reference.contestants import wire
 from zipfmax_reference.contestants.registry import NoSuchClassError
 from zipfmax_reference.contestants.served import LAST_WORDS_S, ServedProcess, requests_and_answers, serve
@@ -42,8 +43,9 @@ class ChildDiedError(ChildError):
 
 def told(error: BaseException) -> str:
     """What was raised, here or in a child, or how the child ended, on one line."""
-    text = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
-    return " ".join((text if isinstance(error, ChildDiedError) else f"raised {text}").split())[:300]
+    if isinstance(error, ChildDiedError):
+        return shortened(str(error))
+    return f"raised {shortened(str(error)) if isinstance(error, ChildError) else one_line(error)}"
 
 
 class Child:
@@ -188,7 +190,7 @@ def failure(error: Exception) -> tuple[str, str, str | None]:
         return "not promised", str(error), None
     if isinstance(error, NoSuchClassError):
         return "no such class", str(error), None
-    return "error", f"{type(error).__name__}: {error}", getattr(error, "tensor", None)
+    return "error", one_line(error), getattr(error, "tensor", None)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zipfmax.errors import one_line
 from zipfmax_reference.contestants.full import Full
 from zipfmax_reference.contestants.implementation import Gradients
 from zipfmax_reference.contestants.padding import UNPADDED, Mask, Padding
@@ -198,10 +199,9 @@ class Quack(LossOnly):
         try:
             import_module("quack.linear_cross_entropy")
         except Exception as error:  # whatever it raises is the reason
-            text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return (
-                f"quack-kernels does not load: {text} (0.6 takes nvidia-cutlass-dsl for its own code unless "
-                "the folder that both are installed in is named site-packages)"
+                f"quack-kernels does not load: {one_line(error)} (0.6 takes nvidia-cutlass-dsl for its own code "
+                "unless the folder that both are installed in is named site-packages)"
             )
         return None
 

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, cast
 
+from zipfmax.errors import UsageError
 from zipfmax_reference.contestants import registry, surroundings
-from zipfmax_reference.contestants.child import Child, ChildError, ChildRunner
+from zipfmax_reference.contestants.child import Child, ChildDiedError, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family, Implementation
 from zipfmax_reference.contestants.torch_nn import missing_device
 from zipfmax_reference.contestants.use import Use
@@ -25,7 +26,7 @@ def implementation(name: str) -> Implementation:
     """The implementation of that name, a user's class in a process of its own.
 
     Raises:
-        UsageError: an unknown name, or a class that is not there.
+        UsageError: an unknown name, or a class that is not there or cannot be imported.
     """
     if not registry.runs_code_of_others(name):
         return registry.implementation(name)
@@ -43,18 +44,19 @@ class IsolatedLayer:
     def __init__(self, name: str) -> None:
         self.name = name
         self._child = Child("zipfmax_reference.contestants.isolated:make", LIMIT)
-        self._refused: ChildError | None = None
 
     def start(self) -> None:
-        """Import the user's module. An import that fails is a finding of every `build`, and is not tried again.
+        """Import the user's module.
 
         Raises:
-            NoSuchClassError: the module is not there, or has no such class.
+            UsageError: the module is not there, has no such class or cannot be imported: nothing can be judged.
         """
         try:
             self._child.build(self.name)
+        except ChildDiedError as error:
+            raise UsageError(f"{self.name} cannot be imported: {error}") from error
         except ChildError as error:
-            self._refused = error
+            raise UsageError(str(error)) from error
 
     def unsupported_reason(self, case: Case) -> str | None:
         """The device is absent."""
@@ -69,8 +71,6 @@ class IsolatedLayer:
         return cast(Use, _RemoteUse(self._made("use", case, inputs)))
 
     def _made(self, how: str, case: Case, inputs: Inputs) -> ChildRunner:
-        if self._refused is not None:
-            raise type(self._refused)(str(self._refused))
         return self._child.build(self.name, how, case, inputs, most_bytes=largest_answer(case, inputs))
 
 

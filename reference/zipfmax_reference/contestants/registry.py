@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from zipfmax.errors import UsageError, unknown
+from zipfmax.errors import UsageError, one_line, unknown
 from zipfmax_reference.contestants.implementation import AS_DEFINED, Family, Gradients, Implementation
 from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
@@ -147,7 +147,7 @@ def _import_module(name: str) -> ModuleType:
     except Exception as error:  # whatever the user's module raises is told, not traced
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise NoSuchClassError(f"no such module: {name}") from error
-        raise UsageError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"module {name} cannot be imported: {one_line(error)}") from error
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -164,7 +164,7 @@ def _import_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UsageError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{file} cannot be imported: {one_line(error)}") from error
     return module
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zipfmax.errors import one_line
 from zipfmax_reference.contestants.padding import UNPADDED, Padding
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import LOGIT_SCALE
@@ -144,7 +145,7 @@ def choose(
             taken = None if reason else seconds(setting, best)
         except Exception as error:  # recorded; raised again below if no setting works
             raised.append(error.with_traceback(None))  # whose frames would hold the setting's memory
-            reason, taken = f"{type(error).__name__}: {error}".splitlines()[0][:120], None
+            reason, taken = one_line(error), None
         if taken is not None:
             best = min(best, taken)
         trials.append(Trial(setting, taken, reason))

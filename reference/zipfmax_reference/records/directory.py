@@ -67,16 +67,19 @@ class RunDirectory:
         Args:
             path: the folder; its parents are made too.
             invocation: what runs, where.
-            resume: go on with an existing run, and note that in `run.json`. An empty or absent folder starts
-                afresh.
+            resume: go on with an existing run, and note that in `run.json`. An empty folder, as a run leaves
+                that was killed at once, starts afresh.
             shared: whether other processes of the same job write it too; otherwise it is locked as long as
                 the object lives.
 
         Raises:
-            UsageError: the folder cannot be written, holds something and `resume` is off, is being written by
-                another process, or holds a run of another format or of other source of a user's class.
+            UsageError: the folder cannot be written, holds something and `resume` is off, is absent and
+                `resume` is on, is being written by another process, or holds a run of another format or of
+                other source of a user's class.
         """
         path = Path(path)
+        if resume and not path.exists():
+            raise UsageError(f"there is no run to go on with at {path}: leave --resume out to start one")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = None if shared else DirectoryLock.take(path)

@@ -13,6 +13,7 @@ OLDEST = 1
 """The oldest format that is read."""
 
 _INEXACT = ("full:cce", "sampled")
+_OPTION_OF_VERIFY = re.compile(r"zipfmax verify --(mutants|conformance|metamorphic)\b")
 _DTYPE = re.compile(r"-(float64|float32|bfloat16|float16)-")
 
 
@@ -20,7 +21,8 @@ def upgraded(kind: type[Part], fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a format 1 object as the present type has them; fields that it lacks are left out.
 
     Format 1 counted the throttled samples in `throttled`; at first its timings did not say whether gradients
-    are exact, nor its comparisons their dtype, which the case's id holds.
+    are exact, nor its comparisons their dtype, which the case's id holds. What are commands now were options of
+    `zipfmax verify` then.
     """
     if isinstance(count := fields.get("throttled"), int) and not isinstance(count, bool):
         fields = {**fields, "throttled": count > 0, "throttled_samples": count}
@@ -28,4 +30,6 @@ def upgraded(kind: type[Part], fields: dict[str, Any]) -> dict[str, Any]:
         fields = {**fields, "exact": fields.get("impl") not in _INEXACT}
     if kind is Parity and "dtype" not in fields and (found := _DTYPE.search(str(fields.get("case")))):
         fields = {**fields, "dtype": found.group(1)}
+    if isinstance(command := fields.get("command"), str):
+        fields = {**fields, "command": _OPTION_OF_VERIFY.sub(r"zipfmax \1", command)}
     return {name: value for name, value in fields.items() if name in kind.model_fields}

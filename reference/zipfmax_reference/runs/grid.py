@@ -64,8 +64,10 @@ def matching(cases: list[Case], pattern: str) -> list[Case]:
     """The cases whose id contains the pattern, in which * and ? are wildcards.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or the pattern is empty.
     """
+    if not pattern:
+        raise UsageError("the pattern of cells is empty: leave it out for all of them")
     found = [case for case in cases if fnmatchcase(case.id, f"*{pattern}*")]
     if not found:
         parts = sorted({part for case in cases for part in case.id.split("-")})

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipfmax.counts import FORMATS, LabelCounts, read_counts
-from zipfmax.errors import UsageError
+from zipfmax.errors import UsageError, unknown
 from zipfmax_reference.runs import machine
 
 Probabilities = npt.NDArray[np.float64]
@@ -132,13 +132,15 @@ def label_counts(argument: str) -> LabelCounts:
 
 
 @lru_cache(maxsize=8)
-def _read(argument: str, _stamp: tuple[int, int]) -> LabelCounts:
+def _read(argument: str, _stamp: tuple[int, ...]) -> LabelCounts:
     how, file = _how_and_file(argument)
     try:
         if how.endswith(".json"):
             return read_counts(file, tokenizer=how)
         return read_counts(file, how or None)
-    except (OSError, ValueError, ImportError) as error:
+    except OSError as error:
+        raise UsageError(f"counts in {file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, ImportError) as error:
         raise UsageError(f"counts in {file} cannot be read: {error}") from error
 
 
@@ -151,6 +153,28 @@ def expression(labels: str) -> str:
     how, file = _how_and_file(labels.partition(":")[2])
     option = f", tokenizer={how!r}" if how.endswith(".json") else f", {how!r}" if how else ""
     return f"read_counts({file!r}{option}).values"
+
+
+def counts_labels(file: Path, form: str | None = None, tokenizer: Path | None = None) -> str:
+    """The labels `counts:FILE` with a format or a tokenizer.
+
+    Raises:
+        UsageError: an unknown format, both, or a tokenizer that is no .json file.
+    """
+    if form is not None and tokenizer is not None:
+        raise UsageError("a tokenizer counts the tokens of a text: it goes without a format of counts")
+    if form is not None and form not in OF_FILES:
+        raise UsageError(unknown("format of counts", form, OF_FILES))
+    if tokenizer is not None and tokenizer.suffix != ".json":
+        raise UsageError(
+            f"{tokenizer}: a tokenizer should be a file tokenizer.json of Hugging Face's tokenizers"
+        )
+    how = tokenizer if tokenizer is not None else form
+    return f"counts:{file}" if how is None else f"counts:{how}@{file}"
+
+
+OF_FILES = tuple(form for form in FORMATS if form != "tokenizer")
+"""What the counts in a file may be written as."""
 
 
 def _how_and_file(argument: str) -> tuple[str, str]:
@@ -166,18 +190,27 @@ def files_of_counts(argument: str) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _counts(argument: str, _stamp: tuple[int, int]) -> Probabilities:
+def _counts(argument: str, _stamp: tuple[int, ...]) -> Probabilities:
     return _frozen(np.sort(_read(argument, _stamp).values)[::-1])
 
 
-def _stamp(argument: str) -> tuple[int, int]:
-    """Tells a changed file from the one already read."""
-    name = _how_and_file(argument)[1]
-    try:
-        status = Path(name).stat()
-    except OSError as error:
-        raise UsageError(f"counts in {name} cannot be read: {error.strerror}") from error
-    return status.st_mtime_ns, status.st_size
+def _stamp(argument: str) -> tuple[int, ...]:
+    """Tells changed files from those already read.
+
+    Raises:
+        UsageError: one of them is not there.
+    """
+    found: list[int] = []
+    for name in files_of_counts(argument):
+        try:
+            status = Path(name).stat()
+        except OSError as error:
+            what = "counts in" if name == _how_and_file(argument)[1] else "tokenizer"
+            form, at, _ = name.partition("@")
+            hint = f"; {form} is no format: {', '.join(OF_FILES)} or a tokenizer.json" if at else ""
+            raise UsageError(f"{what} {name} cannot be read: {error.strerror}{hint}") from error
+        found += [status.st_mtime_ns, status.st_size]
+    return tuple(found)
 
 
 def _cut(frequencies: Probabilities, n_classes: int, labels: str) -> Probabilities:

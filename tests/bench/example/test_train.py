@@ -107,9 +107,9 @@ def test_each_step_reads_the_next_window_of_every_stream(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 0}, "should be positive"),
-        ({"steps": 0}, "should be positive"),
-        ({"epochs": -1}, "should be positive"),
+        ({"batch": 0}, "--batch should be a positive number, got 0"),
+        ({"steps": 0}, "--steps should be a positive number, got 0"),
+        ({"epochs": -1}, "--epochs should be a positive number, got -1"),
         ({"window": 100_000}, "words are too few for a step of 4 x 100000"),
         ({"seed": -1}, "--seed should be from 0 to"),
         ({"learning_rate": float("nan")}, "--learning-rate should be a positive number, got nan"),

@@ -105,7 +105,8 @@ def test_a_right_layer_passes_in_a_process_of_its_own_the_protocol_too_and_as_a_
     assert int(pid) != os.getpid()
 
 
-def test_a_reference_of_a_users_is_imported_by_no_judge(place, monkeypatch):
+def test_a_reference_of_a_users_is_imported_by_no_judge(place, tmp_path, monkeypatch):
+    (tmp_path / "beside.py").touch()
     monkeypatch.setattr(registry, "_users_class", pytest.fail)
     asked = []
     monkeypatch.setattr(isolated.IsolatedLayer, "build", lambda self, *_: asked.append(self.name) or 1 / 0)
@@ -128,23 +129,19 @@ def test_a_process_that_dies_in_a_rule_breaks_it(place):
     [
         ("import sys; sys.exit(0)", "its process died with status 0"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("class L(:", r"SyntaxError: invalid syntax \(layer.py, line 1\)"),
     ],
 )
-def test_an_import_that_fails_is_a_finding_in_its_own_words_and_is_not_tried_again(place, text, reason):
-    layer = isolated.implementation(place(text, "L"))
-    (first,) = records(layer)
-    assert (first["tensor"], first["status"]) == ("*", "fail")
-    assert reason in first["reason"]
-    layer._child = None
-    assert records(layer) == [first]
+def test_a_file_that_cannot_be_imported_is_wrong_use_in_its_own_words(place, text, reason):
+    with pytest.raises(UsageError, match=rf"layer\.py.* cannot be imported: {reason}") as raised:
+        isolated.implementation(place(text, "L"))
+    assert str(raised.value).count("cannot be imported") == 1
 
 
-def test_an_import_that_hangs_is_ended_and_is_not_tried_again(place, monkeypatch):
+def test_an_import_that_hangs_is_ended(place, monkeypatch):
     monkeypatch.setattr(isolated, "LIMIT", 0.3)
-    layer = isolated.implementation(place("import time; time.sleep(600)", "L"))
-    for _ in range(2):
-        (record,) = records(layer)
-        assert record["reason"] == "gave no answer within 0.3 s"
+    with pytest.raises(UsageError, match=r"cannot be imported: gave no answer within 0\.3 s"):
+        isolated.implementation(place("import time; time.sleep(600)", "L"))
 
 
 def test_a_constructor_that_cannot_be_called_is_one_finding_also_where_the_run_is_resumed(
