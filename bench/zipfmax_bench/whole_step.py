@@ -333,7 +333,9 @@ def main() -> None:
     parser.add_argument("--trunks", nargs="*", choices=list(TRUNKS), default=list(TRUNKS))
     parser.add_argument("--layers", nargs="*", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--models", default="", help="names of models as the table has them, comma-separated (all)")
+    parser.add_argument(
+        "--models", default="", help="names of models as the table has them, comma-separated (all)"
+    )
     parser.add_argument("--rounds", type=int, default=30, help="samples of each")
     parser.add_argument("--output", type=Path, default=None, help="file of JSON lines to write")
     arguments = parser.parse_args()

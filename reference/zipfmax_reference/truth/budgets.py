@@ -35,7 +35,8 @@ taken in, and t that of a product's operands (tf32; else 0):
     dq = dt O, dh = ds W, dh = dq P (over classes or features):
                         var = var_own(ds) W^2 + (g sd(L) p W)^2 + 3 (g sum of lost p_v W_v)^2 + 3 (under W)^2 + sum
                               + stored
-                        Lost are the terms below the spacing of a running sum over classes. under is what storing p
+                        Lost are the terms below the spacing of one running sum over classes, of the size that
+                        sum |ds W| has in the root mean square over columns. under is what storing p
                         and ds does to those of a few times float16's smallest number: it follows the value. Both are
                         known, and u^2 is three times the variance of an error within +-u.
                         The error of L is common to all classes of a row, so its part adds up coherently; so does
@@ -69,6 +70,9 @@ from zipfmax_reference.truth.rounding import CERTAIN, Floats, Rounding, Softmax,
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits that exist at a time: a dozen arrays of 32 MiB."""
+
+_MOST_UNITS = 16.0
+"""Weights' root mean squares that a sum of terms p W over classes may be, p summing to 1."""
 
 SOME = 512
 """Rows and classes from which it is told whether rows are rounded alike."""
@@ -349,8 +353,19 @@ def _over_rows(
 
 
 def _lost(r: Rounding, soft: Softmax, ds: Floats, g: Floats, weight: Floats) -> Floats:
-    """Variance of what ds weight loses whole: in a running sum over classes, and where p or ds underflow."""
-    errors = [np.where(r.lost(soft.p), g * soft.p, 0.0), r.underflow(ds), g * r.underflow(soft.p)]
+    """Variance of what ds weight loses whole: in a running sum over classes, and where p or ds underflow.
+
+    A product of few columns may keep one running sum an element (as sgemm does), and the target's term alone makes
+    it as large as a weight. Its size is taken in units of the column's weights, and over columns in the root mean
+    square.
+    """
+    lost = np.zeros_like(soft.p)
+    unit = np.sqrt((weight**2).mean(axis=0))
+    if unit.any() and soft.p.min() < _MOST_UNITS * r.summed:
+        sizes = (np.abs(ds) @ np.abs(weight))[:, unit > 0] / (np.abs(g) * unit[unit > 0])
+        units = np.minimum(np.sqrt((sizes**2).mean(axis=1, keepdims=True)), _MOST_UNITS)
+        lost = np.where(soft.p <= r.summed * units, g * soft.p, 0.0)
+    errors = [lost, r.underflow(ds), g * r.underflow(soft.p)]
     return CERTAIN * sum(((error @ weight) ** 2 for error in errors if error.any()), start=np.zeros((1, 1)))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth import judgement
+from zipfmax_reference.truth import budgets, judgement
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth
 from zipfmax_reference.truth.rounding import ROUNDING
@@ -270,3 +270,24 @@ def test_a_fault_in_a_tail_of_one_column_is_seen():
     for tensor in ("grad.tail.0.0.weight", "grad.tail.0.1.weight", "grad.input"):
         assert truth.judge(tensor, truth.values[tensor].astype(np.float32)).status == "pass"
         assert truth.judge(tensor, (1.1 * truth.values[tensor]).astype(np.float32)).status == "fail"
+
+
+@pytest.mark.parametrize("classes", [2_000, 65_902])
+def test_one_running_sum_over_classes_stays_within_the_budget_of_a_narrow_product(classes):
+    # Torch's products of two columns keep one; the target's term makes it large enough to lose thousands of terms.
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((classes, 2)).astype(np.float32)
+    weight[1] = -8.0, -0.3
+    hidden = np.array([[2.0, -0.06]], dtype=np.float32)
+    target, row_weight = np.array([1]), np.ones(1)
+    deviations = budgets.full(weight, hidden, target, row_weight, ROUNDING["float32"], gradients=True)
+    logits = hidden.astype(np.float64) @ weight.T.astype(np.float64)
+    gradient = np.exp(logits - np.logaddexp.reduce(logits[0]))[0]
+    gradient[1] -= 1
+    terms = gradient[:, None] * weight
+    error = np.cumsum(terms, axis=0, dtype=np.float32)[-1] - terms.sum(axis=0)
+    share = abs(error) / deviations["grad.input"][0]
+    assert share.max() < judgement.ELEMENT
+    if classes > 10_000:  # and the random part would not allow for it
+        random = np.sqrt(classes) * ROUNDING["float32"].summed * abs(terms).sum(axis=0)
+        assert abs(error[0]) > judgement.ELEMENT * random[0]
