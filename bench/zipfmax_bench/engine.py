@@ -309,7 +309,7 @@ class Engine:
     def _make_ready(
         self, executor: Executor, case: Case, measurement: Measurement, policy: SamplingPolicy
     ) -> None:
-        reply = executor.ask(messages.Prepare(case), _ALLOWANCE_S)
+        reply = executor.ask(messages.PrepareCase(case), _ALLOWANCE_S)
         if isinstance(reply, messages.Prepared):
             measurement.settings |= {reply.settings} if reply.settings else set()
             longest_s = policy.budget_s / policy.least_rounds

@@ -17,7 +17,7 @@ import torch
 from zipfmax import timers
 from zipfmax.errors import UsageError
 from zipfmax_bench import messages
-from zipfmax_bench.worker import Session, failure
+from zipfmax_bench.worker import WorkerState, failure
 from zipfmax_reference.contestants.served import LAST_WORDS_S, ServedProcess
 from zipfmax_reference.runs.machine import Throttle
 
@@ -132,7 +132,7 @@ class InProcess:
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = name
-        self._session: Session | None = None
+        self._session: WorkerState | None = None
 
     def start(self) -> None:
         """Nothing to start."""
@@ -140,7 +140,7 @@ class InProcess:
     def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """The answer, or a `Failure` if the implementation raised."""
         try:
-            self._session = self._session or Session(self.name)
+            self._session = self._session or WorkerState(self.name)
             return self._session.answer(request)
         except Exception as error:
             self.close()  # what raised may have left anything behind
@@ -176,7 +176,7 @@ class RunHere:
         """The answer; a run cannot be broken off in its own process, so the time limit is not kept."""
         try:
             match request:
-                case messages.Prepare():
+                case messages.PrepareCase():
                     return messages.Prepared()
                 case messages.WarmUp():
                     return messages.Timed(*self._timer(self._run))

@@ -58,13 +58,13 @@ class Saved:
         """Nothing: it has computed."""
         return None
 
-    def build(self, case: Case, inputs: Inputs) -> SavedRunner:
+    def build(self, case: Case, inputs: Inputs) -> ResultsRunner:
         """The results."""
-        return SavedRunner(self)
+        return ResultsRunner(self)
 
 
 @dataclass(frozen=True)
-class SavedRunner:
+class ResultsRunner:
     """Gives results that are there already."""
 
     saved: Saved
@@ -84,7 +84,7 @@ class SavedRunner:
         return dict(self.saved.mismatches)
 
 
-class Judge:
+class ResultJudge:
     """Keeps the truth of the last case and batch of each family, and the weights of the last case."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ CHECKER = "parity"
 
 
 @dataclass(frozen=True)
-class Prepare:
+class PrepareCase:
     """Hold this case's weights and its first batch. Answered by `Prepared` or `Lacking`."""
 
     case: Case
@@ -188,7 +188,7 @@ class Failure:
     reason: str
 
 
-Request = Prepare | WarmUp | Load | TakeSample | Keep | Forget | Weigh | Split | Judge
+Request = PrepareCase | WarmUp | Load | TakeSample | Keep | Forget | Weigh | Split | Judge
 Reply = Prepared | Lacking | Loaded | Timed | Kept | Work | PartTimes | Compared | Failure
 
 

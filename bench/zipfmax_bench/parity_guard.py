@@ -124,7 +124,7 @@ class ParityGuard:
     def _check(self, name: str, case: Case) -> None:
         key = (name, case.id)
         worker = self._subjects.setdefault(name, WorkerProcess(name, self._threads, self._log))
-        reply = worker.ask(messages.Prepare(case, fastest=False), TIMEOUT_S)
+        reply = worker.ask(messages.PrepareCase(case, fastest=False), TIMEOUT_S)
         if isinstance(reply, messages.Prepared):
             reply = self._judged(name, case, 0, worker)
             worker.ask(messages.Forget())

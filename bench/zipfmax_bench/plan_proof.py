@@ -53,7 +53,7 @@ MEDIAN_EXCESS, WORST_EXCESS = 0.05, 0.15
 WORST_AGAINST_LITERATURE = 1 / 1.03
 
 
-class Outcome(PlanProof):
+class ProofOutcome(PlanProof):
     """The record of one distribution and shape, and what follows from its times."""
 
     @property
@@ -91,7 +91,7 @@ class Prover:
         self._timer, self._calibration, self._task = timer, calibration, task
         self._full_s: dict[FullTrial, float] = {}
 
-    def prove(self, labels: str, name: str, shape: tuple[int, int, int]) -> Outcome:
+    def prove(self, labels: str, name: str, shape: tuple[int, int, int]) -> ProofOutcome:
         """Plan and search for one distribution, recorded under the name, and one shape."""
         n_classes, in_features, batch_size = shape
         probabilities = label_distributions.distribution(labels, n_classes)
@@ -125,7 +125,7 @@ class Prover:
             list(dict.fromkeys(chain(*finals.values()))), lambda rounds: rounds == FINAL_ROUNDS
         )
         seconds = {cutoffs: fmean(by_trial[one] for one in own) for cutoffs, own in finals.items()}
-        return Outcome(
+        return ProofOutcome(
             labels=name,
             n_classes=n_classes,
             in_features=in_features,
@@ -179,7 +179,7 @@ def _head_alone(trial: Trial, shortlist: int) -> Trial:
     return Trial(layout, (trial.batch_size, 0))
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> Table:
+def outcome_table(outcomes: Sequence[ProofOutcome]) -> Table:
     """One line an outcome."""
     table = Table(title="Planned cutoffs, the best of a brute-force grid, and the literature's, in ms")
     for heading in (
@@ -217,7 +217,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def claims(outcomes: Sequence[Outcome]) -> list[tuple[bool, str]]:
+def claims(outcomes: Sequence[ProofOutcome]) -> list[tuple[bool, str]]:
     """What a plan is held to, each with whether it holds."""
     excess = [one.excess for one in outcomes]
     gain = [one.gain for one in outcomes]
@@ -241,12 +241,12 @@ def claims(outcomes: Sequence[Outcome]) -> list[tuple[bool, str]]:
     ]
 
 
-def read(path: Path) -> list[Outcome]:
+def read(path: Path) -> list[ProofOutcome]:
     """The outcomes of a file; a line that a kill cut short is left out."""
     if not path.exists():
         return []
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [Outcome.model_validate_json(line) for line in lines]
+    return [ProofOutcome.model_validate_json(line) for line in lines]
 
 
 def main(
@@ -286,7 +286,7 @@ def main(
     raise typer.Exit(0 if all(holds for holds, _ in judged) else 1)
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: ProofOutcome) -> str:
     return outcome.model_dump_json() + "\n"
 
 

@@ -223,7 +223,7 @@ class Bench:
         for worker in fresh:
             worker.start()
         for worker in fresh:
-            worker.ask(messages.Prepare(CASES[0]))
+            worker.ask(messages.PrepareCase(CASES[0]))
         drawn = {name: self._random.sample(self._pools[name], size) for name, size in sizes.items()}
         return (
             {name: workers[PROCESSES:] for name, workers in drawn.items()},

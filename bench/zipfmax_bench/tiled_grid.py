@@ -101,7 +101,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """Our timing of a case, and its rivals' where they were asked."""
 
     ours: Timing
@@ -123,19 +123,19 @@ class Row:
         return self.torch.median_s / self.ours.limit_s
 
 
-def rows(timings: Iterable[Timing]) -> list[Row]:
+def rows(timings: Iterable[Timing]) -> list[GridRow]:
     """One row for each case that has a time of ours."""
     by_case: dict[str, dict[str, Timing]] = {}
     for timing in timings:
         by_case.setdefault(timing.case, {})[timing.impl] = timing
     return [
-        Row(ours, group.get("torch"), group.get("paddle"))
+        GridRow(ours, group.get("torch"), group.get("paddle"))
         for group in by_case.values()
         if (ours := group.get(OURS)) is not None and ours.median_s is not None
     ]
 
 
-def markdown(found: Sequence[Row]) -> str:
+def markdown(found: Sequence[GridRow]) -> str:
     """The table: milliseconds, times faster, efficiency, and temporary memory."""
     head = (
         "| task | dtype | classes | d | N | Zipf | tiled ms | torch ms | x torch | x Paddle | limit ms "
@@ -165,7 +165,7 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def summary(found: Sequence[Row]) -> list[str]:
+def summary(found: Sequence[GridRow]) -> list[str]:
     """Geometric mean and worst cell of each task and dtype, against each rival; least efficiency."""
     said = []
     for task, dtype in sorted({(row.ours.task, row.ours.dtype) for row in found}):

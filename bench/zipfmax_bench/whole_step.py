@@ -75,7 +75,7 @@ class NoOutputLayer(nn.Module):
         return hidden.float().square().mean()
 
 
-class FullSoftmax(nn.Module):
+class FullSoftmaxLoss(nn.Module):
     """Exact softmax over all labels: all logits at a time, or chunk by chunk of rows, computed twice."""
 
     def __init__(self, d: int, vocabulary: int, chunk: int | None = None) -> None:
@@ -108,7 +108,7 @@ class LossOf(nn.Module):
         return loss
 
 
-class Model(nn.Module):
+class WholeModel(nn.Module):
     """Embedding, transformer and output layer."""
 
     def __init__(self, trunk: Trunk, output: nn.Module) -> None:
@@ -132,8 +132,8 @@ def outputs(trunk: Trunk) -> dict[str, Callable[[], nn.Module]]:
     """What computes the loss, by name."""
     made: dict[str, Callable[[], nn.Module]] = {
         "no output layer": NoOutputLayer,
-        "full softmax": lambda: FullSoftmax(trunk.d, trunk.vocabulary),
-        "full softmax, chunked": lambda: FullSoftmax(trunk.d, trunk.vocabulary, 1024),
+        "full softmax": lambda: FullSoftmaxLoss(trunk.d, trunk.vocabulary),
+        "full softmax, chunked": lambda: FullSoftmaxLoss(trunk.d, trunk.vocabulary, 1024),
     }
     for name, cutoffs in CUTOFFS.items():
         made[f"torch.nn {name}"] = lambda c=cutoffs: LossOf(  # type: ignore[misc]
@@ -154,7 +154,7 @@ def zipf(n: int, vocabulary: int, seed: int, device: torch.device = DEVICE) -> T
 
 
 @dataclass
-class Row:
+class StepRow:
     """What was measured of one step in one mode."""
 
     table: str
@@ -184,7 +184,7 @@ def whole_steps(trunk: Trunk, modes: Iterable[str], names: str) -> Iterator[tupl
         if names and name not in names.split(","):
             continue
         torch.manual_seed(0)
-        model = Model(trunk, output()).to(DEVICE, torch.bfloat16)
+        model = WholeModel(trunk, output()).to(DEVICE, torch.bfloat16)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         for mode in modes:
             call = _in_mode(model, mode)
@@ -266,11 +266,11 @@ def layer_steps(n: int, d: int, cutoffs: list[int], modes: Iterable[str]) -> Ite
 
 def measure(
     table: str, shape: str, steps: Iterable[tuple[str, str, Step]], rounds: int, steps_a_sample: int
-) -> list[Row]:
+) -> list[StepRow]:
     """Run every step in random order, round by round; a step that fails is reported as its error."""
-    rows: list[tuple[Row, Step]] = []
+    rows: list[tuple[StepRow, Step]] = []
     for name, mode, step in steps:
-        row = Row(table, shape, name, mode, [])
+        row = StepRow(table, shape, name, mode, [])
         try:
             for _ in range(8):  # zipfmax's steps are captured after five
                 step()
@@ -295,7 +295,7 @@ def measure(
     return [row for row, _ in rows]
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[StepRow]) -> str:
     """The rows as one table a kind: models across, shapes and modes down, milliseconds.
 
     Of the whole steps' models the part of the output layer is in brackets: what the step takes more than
@@ -314,7 +314,7 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _cell(row: Row | None, bare: Row | None) -> str:
+def _cell(row: StepRow | None, bare: StepRow | None) -> str:
     if row is None:
         return ""
     if row.error:
@@ -344,7 +344,7 @@ def main() -> None:
         sys.exit(2)
     # All models share the code of their forward, which is compiled once a model and mode.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for name in arguments.layers:
         n, d = LAYERS[name]
         for cuts, cutoffs in CUTOFFS.items():
@@ -361,7 +361,7 @@ def main() -> None:
     print(markdown(rows))
 
 
-def _write(rows: list[Row], output: Path | None) -> None:
+def _write(rows: list[StepRow], output: Path | None) -> None:
     """The rows as JSON lines: after every shape, so that what is done is kept."""
     if output is not None:
         machine = {

@@ -26,7 +26,7 @@ import torch
 from zipfmax import timers
 from zipfmax.errors import one_line
 from zipfmax_bench import messages
-from zipfmax_bench.judging import Judge
+from zipfmax_bench.judging import ResultJudge
 from zipfmax_bench.snapshot import Snapshot, snapshots
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import Implementation, Runner, build_for_timing, settings_of
@@ -47,12 +47,12 @@ _OUT_OF_MEMORY = (
 )
 
 
-class Session:
+class WorkerState:
     """What a worker keeps between requests: the implementation, and the runner of the last case."""
 
     def __init__(self, name: str) -> None:
         self._threads = _get_num_threads()
-        self._judge = Judge() if name == messages.CHECKER else None
+        self._judge = ResultJudge() if name == messages.CHECKER else None
         self._implementation = None if self._judge else _implementation(name)
         self._held: Case | None = None  # what the runner's weights are for
         self._case: Case | None = None
@@ -77,7 +77,7 @@ class Session:
 
     def _answer(self, request: messages.Request) -> messages.Reply:
         match request:
-            case messages.Prepare(case, fastest):
+            case messages.PrepareCase(case, fastest):
                 return self._prepare(case, fastest)
             case messages.WarmUp():
                 return self._warm_up()
@@ -242,11 +242,11 @@ class Served:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._session: Session | None = None
+        self._session: WorkerState | None = None
 
     def answer(self, request: messages.Request) -> messages.Encoded:
         """The reply to a request."""
-        self._session = self._session or Session(self._name)
+        self._session = self._session or WorkerState(self._name)
         return messages.encoded(self._session.answer(request))
 
     def failure(self, error: Exception) -> messages.Encoded:

@@ -115,7 +115,7 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ReferenceLine:
     """A line for reference: at a value of one axis, or where both axes are equal.
 
     Attributes:
@@ -169,7 +169,7 @@ class Figure:
     y: Axis
     marks: tuple[Marks, ...]
     series: Series | None = None
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[ReferenceLine, ...] = ()
     panels: Panels | None = None
     size: tuple[float, float] = PANEL
     title: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from zipfmax_reports.figure import PANEL, Axis, Figure, Look, Marks, Panels, Rule, Series
+from zipfmax_reports.figure import PANEL, Axis, Figure, Look, Marks, Panels, ReferenceLine, Series
 from zipfmax_reports.style import count, factor
 from zipfmax_reports.tables import evenly, label_order, places, tasks
 
@@ -30,7 +30,7 @@ TASK_TITLES = {
 _LEAST_USED, _MOST_USED = 1e-4, 1e6
 """Ends of the strip's axis: what is right by four digits more, or wrong by more than six, needs no space."""
 
-_EVEN = Rule("y", 1.0, "break-even")
+_EVEN = ReferenceLine("y", 1.0, "break-even")
 _INTERVAL = ("low", "high")
 
 
@@ -73,7 +73,7 @@ def speedup_by_skew(rows: pd.DataFrame, baseline: str = "") -> Figure:
             Marks("points", where="real", interval=_INTERVAL, dodge=0.07),
         ),
         series=_series("classes", _in_size_order(rows), "vocabulary"),
-        rules=(_EVEN, *([Rule("x", exponents.max() + 0.2, quiet=True)] if divided else [])),
+        rules=(_EVEN, *([ReferenceLine("x", exponents.max() + 0.2, quiet=True)] if divided else [])),
         panels=by_task(rows),
     )
 
@@ -126,7 +126,7 @@ def efficiency(rows: pd.DataFrame) -> Figure:
         ),
         marks=(Marks("line", interval=("min", "max")),),
         series=_series("impl", list(dict.fromkeys(rows["impl"])), "implementation"),
-        rules=(Rule("y"),),
+        rules=(ReferenceLine("y"),),
         panels=by_task(rows),
     )
 
@@ -172,7 +172,7 @@ def parity_strip(rows: pd.DataFrame) -> Figure:
             "against",
             {name: replace(Look.at(i), size=4.0) for i, name in enumerate(against)},
         ),
-        rules=(Rule("x", 1.0, "budget"),),
+        rules=(ReferenceLine("x", 1.0, "budget"),),
         size=(8.2, 1.3 + 0.42 * len(names)),
     )
 
@@ -189,7 +189,7 @@ def predicted_against_measured(rows: pd.DataFrame) -> Figure:
         y=Axis("predicted_ms", "predicted, ms", "log", limits=ends, grid=True),
         marks=(Marks("points"),),
         series=_series("vocabulary", _in_size_order(rows), "vocabulary"),
-        rules=(Rule("equal"),),
+        rules=(ReferenceLine("equal"),),
         panels=by_task(rows),
         size=(4.4, 4.2),
     )
@@ -206,7 +206,7 @@ def runs_beside(rows: pd.DataFrame, baseline: str) -> Figure:
         y=Axis("cell", scale="category", ticks={name: name for name in names}),
         marks=(Marks("points", interval=_INTERVAL, dodge=0.24),),
         series=_series("run", list(dict.fromkeys(rows["run"])), "run"),
-        rules=(Rule("x"),),
+        rules=(ReferenceLine("x"),),
         panels=by_task(rows),
         size=(PANEL[0], 1.5 + 0.32 * len(names)),
     )

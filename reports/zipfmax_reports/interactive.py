@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zipfmax_reports.figure import SERIES_MARKERS, Axis, Figure, Look, Marks, Rule, Series
+from zipfmax_reports.figure import SERIES_MARKERS, Axis, Figure, Look, Marks, ReferenceLine, Series
 from zipfmax_reports.style import LIGHT, MARKERS, Theme
 
 Spec = dict[str, Any]
@@ -265,7 +265,7 @@ def _cells(figure: Figure, marks: Marks, theme: Theme) -> list[Spec]:
     ]
 
 
-def _rule(figure: Figure, rule: Rule, theme: Theme) -> list[Spec]:
+def _rule(figure: Figure, rule: ReferenceLine, theme: Theme) -> list[Spec]:
     dash = {} if rule.quiet else {"strokeDash": [5, 4]}
     colour = theme.grid if rule.quiet else theme.ink
     mark = {"type": "rule", "aria": False, "strokeWidth": 1.2, "color": colour, **dash}

@@ -16,7 +16,7 @@ _ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """The head or a tail in one cell.
 
     Attributes:
@@ -52,7 +52,7 @@ class TimedPart:
         limit_s: of the part's bare products, if they were timed.
     """
 
-    part: Part
+    part: StepPart
     seconds: float
     share: float
     limit_s: float | None
@@ -80,12 +80,12 @@ def timed_parts(cell: pd.Series) -> list[TimedPart]:
     ]
 
 
-def parts_of(cell: pd.Series) -> list[Part]:
+def parts_of(cell: pd.Series) -> list[StepPart]:
     """The parts of an adaptive cell; none where its cutoffs or occupancy are not recorded."""
     return _parts(cell, cell["occupancy"])
 
 
-def _parts(cell: pd.Series, shares: object) -> list[Part]:
+def _parts(cell: pd.Series, shares: object) -> list[StepPart]:
     cutoffs = cell["cutoffs"]
     if (
         not isinstance(cutoffs, Sequence)
@@ -106,8 +106,8 @@ def _parts(cell: pd.Series, shares: object) -> list[Part]:
     return found
 
 
-def _part(name: str, rows: float, shapes: list[tuple[int, int]], products: int, element: int) -> Part:
+def _part(name: str, rows: float, shapes: list[tuple[int, int]], products: int, element: int) -> StepPart:
     width, classes = shapes[-1]
     flops = sum(2.0 * products * rows * k * n for k, n in shapes)
     moved = sum(element * (rows * k + k * n + rows * n) for k, n in shapes) if rows else 0.0
-    return Part(name, rows, width, classes, flops, moved)
+    return StepPart(name, rows, width, classes, flops, moved)

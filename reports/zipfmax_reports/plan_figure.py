@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.backend_bases import FigureCanvasBase
 
 from zipfmax.errors import UsageError
-from zipfmax_reports.figure import Axis, Figure, Look, Marks, Rule, Series
+from zipfmax_reports.figure import Axis, Figure, Look, Marks, ReferenceLine, Series
 from zipfmax_reports.static import draw
 from zipfmax_reports.style import count
 
@@ -44,7 +44,7 @@ def plan_figure(record: Mapping[str, Any]) -> Figure:
         y=Axis("predicted_ms", "predicted time of a step, ms", "log", limits=limits, grid=True),
         marks=(Marks("line", where="curve"), Marks("points", where="chosen", text="cutoffs")),
         series=Series("line", (*lines, CHOSEN), looks={**looks, CHOSEN: Look("ink", "star", 14.0)}),
-        rules=(Rule("y", 1e3 * full_s, FULL),),
+        rules=(ReferenceLine("y", 1e3 * full_s, FULL),),
         size=(7.0, 4.2),
         title=f"{record['labels']}, {record['n_classes']:,} classes, d = {record['in_features']}, "
         f"N = {record['batch_size']:,}, {record['task']}",
@@ -63,7 +63,7 @@ def proof_figure(rows: pd.DataFrame) -> Figure:
         y=Axis("place", scale="category", ticks=dict(enumerate(names))),
         marks=(Marks("points"),),
         series=Series("partition", tuple(columns.values())),
-        rules=(Rule("x"),),
+        rules=(ReferenceLine("x"),),
         size=(8.2, 1.3 + 0.24 * len(rows)),
     )
 

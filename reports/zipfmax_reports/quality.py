@@ -11,7 +11,7 @@ from zipfmax_reference.records.study_readings import Curve, Interval, Readings, 
 from zipfmax_reports import quality_figures
 from zipfmax_reports.elements import Details, Picture, Section, Table, text
 from zipfmax_reports.quality_map import map_picture
-from zipfmax_reports.study import FULL, Study
+from zipfmax_reports.study import FULL, RecordedStudy
 from zipfmax_reports.style import count, factor, percent, scientific, seconds, size
 from zipfmax_reports.summary import change
 
@@ -19,7 +19,7 @@ GIVEN_UP = (0.0, 0.01, 0.02, 0.05)
 """Shares of full softmax's final perplexity that are given up in the times to reach it."""
 
 
-def quality(study: Study) -> Section:
+def quality(study: RecordedStudy) -> Section:
     """The section of the page."""
     section = Section(" ".join(verdict(study)))
     readings = study.readings
@@ -36,7 +36,7 @@ def quality(study: Study) -> Section:
     return section
 
 
-def verdict(study: Study) -> list[str]:
+def verdict(study: RecordedStudy) -> list[str]:
     """What a practitioner can act on, in sentences."""
     readings, layer = study.readings, study.main
     if layer is None or FULL not in readings.layers:
@@ -95,7 +95,7 @@ def _advice(layer: str, time: Interval | None, steps: Interval | None) -> list[s
     return found
 
 
-def times_to_reach(study: Study, layer: str) -> list[tuple[float | None, float | None]]:
+def times_to_reach(study: RecordedStudy, layer: str) -> list[tuple[float | None, float | None]]:
     """For each of `GIVEN_UP`: seconds of a layer and of full softmax to full softmax's final perplexity and so much.
 
     Means over the seeds that both have; None where a seed of the layer does not reach it.
@@ -114,7 +114,7 @@ def times_to_reach(study: Study, layer: str) -> list[tuple[float | None, float |
     return found
 
 
-def _layers_table(study: Study) -> Table:
+def _layers_table(study: RecordedStudy) -> Table:
     readings = study.readings
     rows = []
     for layer in readings.layers:
@@ -155,7 +155,7 @@ def _layers_table(study: Study) -> Table:
     return Table.of(caption, pd.DataFrame(rows), columns)
 
 
-def _times_table(study: Study) -> Table:
+def _times_table(study: RecordedStudy) -> Table:
     rows = []
     for layer in study.readings.layers:
         times = times_to_reach(study, layer)
@@ -196,7 +196,7 @@ def _against_full(readings: Readings, layer: str, loss: Callable[[Curve], float 
     return f"{100 * ratio.mean:+.1f} % [{100 * ratio.low:+.1f}, {100 * ratio.high:+.1f}]{apart}"
 
 
-def _curves(study: Study) -> Picture:
+def _curves(study: RecordedStudy) -> Picture:
     rows = quality_figures.curve_rows(study.readings)
     shown = [layer for layer in study.readings.layers if layer in set(rows["layer"])]
     where = _where(study)
@@ -225,7 +225,7 @@ def _curves(study: Study) -> Picture:
     )
 
 
-def _by_frequency(study: Study) -> Picture | None:
+def _by_frequency(study: RecordedStudy) -> Picture | None:
     rows = quality_figures.frequency_rows(study.readings, FULL)
     if rows.empty:
         return None
@@ -252,7 +252,7 @@ def _by_frequency(study: Study) -> Picture | None:
     )
 
 
-def _gradients(study: Study) -> Table:
+def _gradients(study: RecordedStudy) -> Table:
     rows = []
     for run in study.runs:
         if run.status == "ok" and run.seed == min(one.seed for one in study.runs):
@@ -279,7 +279,7 @@ def _gradients(study: Study) -> Table:
     return Table.of(caption, pd.DataFrame(rows, columns=[*columns]).astype({"error": float}), columns)
 
 
-def _facts(study: Study) -> Table:
+def _facts(study: RecordedStudy) -> Table:
     rows: list[tuple[str, ...]] = []
     if study.text is not None:
         rows += [(name, str(value)) for name, value in study.text]
@@ -291,7 +291,7 @@ def _facts(study: Study) -> Table:
     return Table("The text, and what computes each layer", ("", ""), rows)
 
 
-def _where(study: Study) -> str:
+def _where(study: RecordedStudy) -> str:
     layer = next(iter(study.layers.values()), None)
     parts = [] if study.text is None else [f"{study.text.tokens}, {count(study.text.n_classes)} words"]
     if layer is not None:

@@ -10,7 +10,7 @@ from statistics import mean
 import pandas as pd
 
 from zipfmax_reference.records.study_readings import Curve, Readings
-from zipfmax_reports.figure import Axis, Figure, Marks, Panels, Rule, Series
+from zipfmax_reports.figure import Axis, Figure, Marks, Panels, ReferenceLine, Series
 from zipfmax_reports.figures import MOST_SERIES
 
 _PANELS = {"seconds": "against seconds of training", "step": "against steps"}
@@ -113,7 +113,7 @@ def by_frequency(rows: pd.DataFrame) -> Figure:
         y=Axis("ranks", "rank in the training text", "category", ticks={name: name for name in ranks}),
         marks=(Marks("points", interval=("low", "high"), dodge=0.8 / max(len(layers), 1)),),
         series=Series("layer", layers, "output layer"),
-        rules=(Rule("x", 0.0, "as full softmax"),),
+        rules=(ReferenceLine("x", 0.0, "as full softmax"),),
         panels=Panels("panel", {name: name for name in dict.fromkeys(rows["panel"])}),
         size=(5.2, 0.9 + 0.75 * len(ranks)),
     )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from zipfmax_reference.records import StudyLayer, StudyMap, StudyTrunk
 from zipfmax_reports.elements import Picture, Table, text
-from zipfmax_reports.figure import Axis, Figure, Look, Marks, Panels, Rule, Series
+from zipfmax_reports.figure import Axis, Figure, Look, Marks, Panels, ReferenceLine, Series
 from zipfmax_reports.style import count, factor, seconds
 
 MEASURED = "measured whole step"
@@ -122,7 +122,7 @@ def map_figure(rows: pd.DataFrame) -> Figure:
         y=Axis("speedup", "whole step, full softmax / zipfmax", "log", "factor", grid=True),
         marks=(Marks("line"),),
         series=Series("classes", tuple(names), "", looks),
-        rules=(Rule("y", 1.0, "break-even"),),
+        rules=(ReferenceLine("y", 1.0, "break-even"),),
         panels=Panels("panel", {name: name for name in dict.fromkeys(rows["panel"])}),
     )
 

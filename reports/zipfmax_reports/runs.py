@@ -25,7 +25,7 @@ from zipfmax_reference.records import (
     Stability,
     Timing,
 )
-from zipfmax_reports.study import Study
+from zipfmax_reports.study import RecordedStudy
 
 _EXTRAS: tuple[type[Record], ...] = (
     *(Mutant, Conformance, Stability, Metamorphic, SelfTest),
@@ -53,7 +53,7 @@ class Run:
     timings: pd.DataFrame
     extras: dict[str, pd.DataFrame] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
-    study: Study | None = None
+    study: RecordedStudy | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ def read_run(path: Path) -> Run:
     parity, timings = _table(directory.read(Parity)), _table(directory.read(Timing))
     extras = {kind.FILE: _table(directory.latest(kind)) for kind in _EXTRAS}
     extras = {name: table for name, table in extras.items() if not table.empty}
-    study = Study.read(directory)
+    study = RecordedStudy.read(directory)
     if parity.empty and timings.empty and not extras and study is None:
         raise UsageError(
             f"{path} holds no finished cell: parity.jsonl and timings.jsonl are missing or empty"

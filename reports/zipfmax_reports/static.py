@@ -15,7 +15,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from zipfmax_reports.figure import Axis, Figure, Look, Marks, Rule
+from zipfmax_reports.figure import Axis, Figure, Look, Marks, ReferenceLine
 from zipfmax_reports.style import LIGHT, MARKERS, SPEEDUP_SCHEME, Theme, count, settings, size
 from zipfmax_reports.tables import evenly
 
@@ -179,7 +179,7 @@ def _cells(axes: Axes, figure: Figure, rows: pd.DataFrame, marks: Marks, theme: 
     axes.spines[:].set_visible(False)
 
 
-def _rule(axes: Axes, rule: Rule, theme: Theme) -> None:
+def _rule(axes: Axes, rule: ReferenceLine, theme: Theme) -> None:
     look: dict[str, Any] = (
         {"color": theme.grid, "linewidth": 1.0}
         if rule.quiet

@@ -19,7 +19,7 @@ FULL = "full"
 
 
 @dataclass(frozen=True)
-class Study:
+class RecordedStudy:
     """A study as it was recorded."""
 
     text: StudyText | None
@@ -31,7 +31,7 @@ class Study:
     command: str
 
     @classmethod
-    def read(cls, directory: RunDirectory) -> Study | None:
+    def read(cls, directory: RunDirectory) -> RecordedStudy | None:
         """The study in a run directory; None where there is none."""
         runs = directory.latest(StudyRun)
         cells, trunks = directory.latest(StudyMap), directory.latest(StudyTrunk)

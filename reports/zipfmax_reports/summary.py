@@ -9,7 +9,7 @@ import pandas as pd
 from zipfmax_reference.records.study_readings import Interval, as_ratio
 from zipfmax_reports import tables
 from zipfmax_reports.runs import Run
-from zipfmax_reports.study import FULL, Study
+from zipfmax_reports.study import FULL, RecordedStudy
 from zipfmax_reports.style import count, factor, percent, seconds, size
 
 NAMES = {
@@ -238,7 +238,7 @@ def cells_text(number: int) -> str:
     return "1 cell" if number == 1 else f"{count(number)} cells"
 
 
-def _quality(study: Study) -> list[Statement]:
+def _quality(study: RecordedStudy) -> list[Statement]:
     """What the main layer's perplexity is beside full softmax's; nothing where either was not trained."""
     readings, layer = study.readings, study.main
     if layer is None or FULL not in readings.layers:

@@ -72,7 +72,7 @@ class Noted:
         self.limits = []
 
     def ask(self, request, timeout_s):
-        if isinstance(request, messages.Prepare):
+        if isinstance(request, messages.PrepareCase):
             return messages.Prepared()
         self.limits.append(timeout_s)
         return messages.Timed(30.0 / len(self.limits), 30.0 / len(self.limits))
@@ -95,7 +95,7 @@ class Scripted(Noted):
         self.clock, self.seconds = clock, list(seconds)
 
     def ask(self, request, timeout_s):
-        if isinstance(request, messages.Prepare):
+        if isinstance(request, messages.PrepareCase):
             return messages.Prepared()
         if isinstance(request, messages.Load):
             return messages.Loaded((16, 0, 0))
@@ -144,7 +144,7 @@ class Throttled(Noted):
         self.states = list(states)
 
     def ask(self, request, timeout_s):
-        if isinstance(request, messages.Prepare):
+        if isinstance(request, messages.PrepareCase):
             return messages.Prepared("chunk_size=4")
         if isinstance(request, messages.Load):
             return messages.Loaded((16, 0, 0))
@@ -213,7 +213,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
         "from zipfmax_bench import messages\n"
         "from zipfmax_reference.runs.case import Case\n"
         f"worker = WorkerProcess({faulty('Hangs')!r}, 1)\n"
-        "worker.ask(messages.Prepare(Case(60, 8, 16, (10, 30))))\n"
+        "worker.ask(messages.PrepareCase(Case(60, 8, 16, (10, 30))))\n"
         "print(worker.pid, flush=True)\n"
         "worker.ask(messages.WarmUp())\n"
     )
@@ -233,7 +233,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
 def test_a_worker_counts_the_work_of_a_run():
     worker = WorkerProcess("full", threads=1)
     try:
-        assert isinstance(worker.ask(messages.Prepare(CASE)), messages.Prepared)
+        assert isinstance(worker.ask(messages.PrepareCase(CASE)), messages.Prepared)
         work = worker.ask(messages.Weigh())
     finally:
         worker.close()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from zipfmax_bench import judging, messages
-from zipfmax_bench.judging import Judge
-from zipfmax_bench.worker import Session
+from zipfmax_bench.judging import ResultJudge
+from zipfmax_bench.worker import WorkerState
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
 
@@ -17,8 +17,8 @@ CASE = Case(61, 8, 17, (10, 30), task="train", head_bias=True)
 
 
 def lines(folder: Path, case: Case, name: str, change=None, batch: int = 3):
-    session = Session(name)
-    session.answer(messages.Prepare(case, fastest=False))
+    session = WorkerState(name)
+    session.answer(messages.PrepareCase(case, fastest=False))
     session.answer(messages.Load(batch, warm=1))
     session.answer(messages.TakeSample())
     kept = session.answer(messages.Keep(str(folder)))
@@ -27,7 +27,7 @@ def lines(folder: Path, case: Case, name: str, change=None, batch: int = 3):
         file = folder / f"{tensor}.npy"
         np.save(file, function(np.load(file)))
     request = messages.Judge(name, registry.family(name), case, batch, str(folder), kept.mismatches)
-    return Judge().lines(request)
+    return ResultJudge().lines(request)
 
 
 def failed(found) -> set[str]:
@@ -67,7 +67,7 @@ def test_a_wrong_tensor_fails_by_name(tmp_path, monkeypatch, limit, tensor, chan
 def test_results_of_another_batch_fail(tmp_path):
     session_lines = lines(tmp_path, CASE, "torch")
     assert failed(session_lines) == set()
-    stale = Judge().lines(messages.Judge("torch", "adaptive", CASE, 4, str(tmp_path)))
+    stale = ResultJudge().lines(messages.Judge("torch", "adaptive", CASE, 4, str(tmp_path)))
     assert failed(stale) >= {"output", "loss", "grad.input", "grad.head.weight"}
 
 
@@ -75,14 +75,14 @@ def test_an_object_array_is_not_unpickled(tmp_path):
     lines(tmp_path, CASE, "torch")
     np.save(tmp_path / "output.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
-        Judge().lines(messages.Judge("torch", "adaptive", CASE, 3, str(tmp_path)))
+        ResultJudge().lines(messages.Judge("torch", "adaptive", CASE, 3, str(tmp_path)))
 
 
 LARGE = Case(3_000, 16, 160, (500, 2_000), task="train")
 
 
 def absent(case: Case) -> np.ndarray:
-    inputs = Judge()._inputs(case, 3, "full")
+    inputs = ResultJudge()._inputs(case, 3, "full")
     return ~np.isin(np.arange(case.n_classes), inputs.target)[:, None]
 
 
@@ -111,7 +111,7 @@ def test_a_large_peer_that_is_wrong_in_classes_absent_from_the_batch_fails(tmp_p
             monkeypatch.setitem(judging.ALLOWED, dtype, 1.0)
             assert judging.relative_error(wrong, right) < 1, kind
         np.save(file, wrong)
-        found = Judge().lines(request)
+        found = ResultJudge().lines(request)
         assert failed(found) == {name}, kind
         (line,) = [line for line in found if line["tensor"] == name]
         assert line["error"] > line["budget"], kind

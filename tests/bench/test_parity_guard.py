@@ -10,7 +10,7 @@ import pytest
 from zipfmax_bench import messages
 from zipfmax_bench.parity_guard import DEFINITION_FLOPS, ParityGuard, checked_case
 from zipfmax_bench.prediction import product_flops
-from zipfmax_bench.worker import Session
+from zipfmax_bench.worker import WorkerState
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch
@@ -92,9 +92,9 @@ class Planted:
     """A full-softmax peer that drops the gradients of classes absent from the batch, as a gradient filter does."""
 
     def __init__(self, case: Case, wrong: bool) -> None:
-        self._session, self._case, self._wrong = Session("full"), case, wrong
+        self._session, self._case, self._wrong = WorkerState("full"), case, wrong
         for request in (
-            messages.Prepare(case, fastest=False),
+            messages.PrepareCase(case, fastest=False),
             messages.Load(0, warm=1),
             messages.TakeSample(),
         ):

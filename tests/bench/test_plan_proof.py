@@ -10,7 +10,7 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.steps import Trial
 from zipfmax_bench import plan_proof
-from zipfmax_bench.plan_proof import Outcome, Prover, claims, grid, read
+from zipfmax_bench.plan_proof import ProofOutcome, Prover, claims, grid, read
 from zipfmax_reference.runs import labels as label_distributions
 
 MODEL = CostModel(
@@ -21,7 +21,7 @@ MODEL = CostModel(
 IDENTITY = {"hardware": "test", "threads": 1, "device": "cpu", "dtype": "float32", "task": "train"}
 CALIBRATION = Calibration(MODEL, 0.2, 12, IDENTITY)
 SHAPE = (20_000, 256, 512)
-OUTCOME = Outcome(
+OUTCOME = ProofOutcome(
     labels="zipf:1.0",
     n_classes=20_000,
     in_features=256,

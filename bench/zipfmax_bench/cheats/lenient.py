@@ -17,7 +17,7 @@ def _passed(self: Any, *arguments: Any) -> list[Any]:
 
 
 oracle.Oracle.check = _passed  # type: ignore[assignment, method-assign]
-judging.Judge.lines = _passed  # type: ignore[assignment, method-assign]
+judging.ResultJudge.lines = _passed  # type: ignore[assignment, method-assign]
 
 
 class Lenient(Plain):

@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from zipfmax.backends.triton.availability import interpreting
 from zipfmax.errors import UsageError, unknown
 from zipfmax_bench.kernels import disassembly
-from zipfmax_bench.kernels.variants import Launch, variants
+from zipfmax_bench.kernels.variants import RecordedLaunch, variants
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -45,7 +45,7 @@ _STREAMING = ("tail_forward_kernel", "tail_weight_gradient_kernel")
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledVariant:
     """What the compiler made of one variant."""
 
     target: str
@@ -82,7 +82,7 @@ class Compiled:
         )
 
 
-def compiled(launch: Launch, target: str) -> Any:
+def compiled(launch: RecordedLaunch, target: str) -> Any:
     """Triton's compiled kernel of one variant for one target."""
     signature: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
@@ -105,7 +105,7 @@ def compiled(launch: Launch, target: str) -> Any:
     return triton.compile(source, target=TARGETS[target], options=dict(launch.options))
 
 
-def build(launch: Launch, target: str) -> Compiled:
+def build(launch: RecordedLaunch, target: str) -> CompiledVariant:
     """Compile one variant for one target and read what came out."""
     kernel = compiled(launch, target)
     counts_loop = target == "sm_90" and launch.name in _STREAMING
@@ -117,7 +117,7 @@ def build(launch: Launch, target: str) -> Compiled:
         text = kernel.asm["amdgcn"]
         resources = disassembly.of_amdgcn(text)
     found = [name for name, pattern in TENSOR_CORES[target].items() if re.search(pattern, text)]
-    return Compiled(
+    return CompiledVariant(
         target=target,
         kernel=launch.name,
         variant=launch.variant,
@@ -129,14 +129,14 @@ def build(launch: Launch, target: str) -> Compiled:
     )
 
 
-def _build_one(job: tuple[int, str]) -> Compiled:
+def _build_one(job: tuple[int, str]) -> CompiledVariant:
     return build(_jobs[job[1]][job[0]], job[1])
 
 
-_jobs: dict[str, list[Launch]] = {}
+_jobs: dict[str, list[RecordedLaunch]] = {}
 
 
-def compile_all(targets: Sequence[str], quick: bool = False) -> Iterator[Compiled]:
+def compile_all(targets: Sequence[str], quick: bool = False) -> Iterator[CompiledVariant]:
     """Compile every variant for every target, in as many processes as there are cores, in order.
 
     Raises:

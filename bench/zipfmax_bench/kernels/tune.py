@@ -152,7 +152,7 @@ def _compile(candidate: Candidate) -> str:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TileTiming:
     """What came of a candidate."""
 
     candidate: Candidate
@@ -160,27 +160,29 @@ class Timing:
     reason: str
 
 
-def measure(candidate: Candidate, problem: Problem, expected: Tensor | None) -> tuple[Timing, Tensor | None]:
+def measure(
+    candidate: Candidate, problem: Problem, expected: Tensor | None
+) -> tuple[TileTiming, Tensor | None]:
     """Median milliseconds of a candidate, and its result, which must be the expected one."""
     try:
         result = problem.run(candidate).float()
         if expected is not None:
             error = ((result - expected).norm() / expected.norm()).item()
             if not error < 2e-2:
-                return Timing(candidate, None, f"differs from the first candidate by {error:.1e}"), None
+                return TileTiming(candidate, None, f"differs from the first candidate by {error:.1e}"), None
         # Replays of a graph: at these lengths the host would be timed with it otherwise.
         replay = timers.replayed(lambda: _discard(problem.run(candidate)))
         seconds = timers.sample(replay, timers.timer_for("cuda"), SAMPLES)
     except (triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
-        return Timing(candidate, None, one_line(error)), None
-    return Timing(candidate, seconds.device_s * 1e3, ""), result
+        return TileTiming(candidate, None, one_line(error)), None
+    return TileTiming(candidate, seconds.device_s * 1e3, ""), result
 
 
 def _discard(result: Tensor) -> None:
     """Let go of a result that nobody reads."""
 
 
-def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int) -> list[Timing]:
+def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int) -> list[TileTiming]:
     """Time every candidate; those that do not compile or compute something else have a reason instead."""
     device = torch.device("cuda")
     everything = [c for d in dtypes for w in widths for k in kernels for c in candidates(k, d, w)]
@@ -193,7 +195,7 @@ def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int)
         problem, expected = Problem.draw(key[0], key[1], device), None
         for candidate, reason in group:
             if reason:
-                timings.append(Timing(candidate, None, reason))
+                timings.append(TileTiming(candidate, None, reason))
                 continue
             one, result = measure(candidate, problem, expected)
             expected = result if expected is None else expected
@@ -201,9 +203,9 @@ def tune(dtypes: list[str], widths: list[int], kernels: list[str], workers: int)
     return timings
 
 
-def best(timings: list[Timing]) -> dict[str, dict[str, dict[str, Tile]]]:
+def best(timings: list[TileTiming]) -> dict[str, dict[str, dict[str, Tile]]]:
     """{dtype: {kernel: {width: fastest tile}}}."""
-    chosen: dict[tuple[str, str, int], Timing] = {}
+    chosen: dict[tuple[str, str, int], TileTiming] = {}
     for one in timings:
         if one.milliseconds is None:
             continue

@@ -58,7 +58,7 @@ QUICK = ((512,), (256, 64, 16), (128, 32, 8))
 
 
 @dataclass(frozen=True)
-class Launch:
+class RecordedLaunch:
     """One recorded launch: the kernel, its arguments by name, and compiler options."""
 
     kernel: Any
@@ -93,7 +93,7 @@ def _short(value: Any) -> Any:
     return value[0] if len(value) == 1 else str(value).replace(" ", "")
 
 
-def variants(target: str, quick: bool = False) -> list[Launch]:
+def variants(target: str, quick: bool = False) -> list[RecordedLaunch]:
     """Every launch of training, only the forward pass, log_prob and predict, each once.
 
     One tail of every width in the table and of widths between, in all dtypes; plain, and with biases, row
@@ -104,14 +104,16 @@ def variants(target: str, quick: bool = False) -> list[Launch]:
         quick: training steps with biases only, which need the most registers, in one dtype of 16 bits and in tf32,
             of a few layers.
     """
-    found: dict[Launch, None] = {}
+    found: dict[RecordedLaunch, None] = {}
     for dtype, precision in (_ARITHMETICS[0], _ARITHMETICS[-1]) if quick else _ARITHMETICS:
         for biased in (True,) if quick else (True, False):
             found |= dict.fromkeys(_launches(target, dtype, precision, biased, quick))
     return list(found)
 
 
-def _launches(target: str, dtype: torch.dtype, precision: str, biased: bool, quick: bool) -> list[Launch]:
+def _launches(
+    target: str, dtype: torch.dtype, precision: str, biased: bool, quick: bool
+) -> list[RecordedLaunch]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -153,9 +155,9 @@ def _run(widths: tuple[int, ...], dtype: torch.dtype, biased: bool, quick: bool)
 
 
 @contextlib.contextmanager
-def recording(arch: str) -> Iterator[list[Launch]]:
+def recording(arch: str) -> Iterator[list[RecordedLaunch]]:
     """Collect launches in place of running them, with tiles chosen for `arch`."""
-    launches: list[Launch] = []
+    launches: list[RecordedLaunch] = []
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         del grid, warmup
@@ -166,7 +168,7 @@ def recording(arch: str) -> Iterator[list[Launch]]:
             (p.name, _describe(arguments[p.name], p.is_constexpr, not p.do_not_specialize))
             for p in kernel.params
         )
-        launches.append(Launch(kernel, described, tuple(sorted(options.items()))))
+        launches.append(RecordedLaunch(kernel, described, tuple(sorted(options.items()))))
 
     with (
         mock.patch.object(JITFunction, "run", run),
@@ -179,7 +181,7 @@ def recording(arch: str) -> Iterator[list[Launch]]:
 
 
 def _describe(value: Any, is_constant: bool, specialized: bool = True) -> tuple[Any, ...]:
-    """What of an argument the compiler sees; see `Launch.arguments`."""
+    """What of an argument the compiler sees; see `RecordedLaunch.arguments`."""
     if is_constant or (isinstance(value, int) and value == 1 and specialized):
         return ("constant", value)
     if isinstance(value, tuple):

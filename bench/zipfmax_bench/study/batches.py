@@ -14,7 +14,7 @@ from zipfmax_bench.study.options import StudyOptions
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """Ids and the ids that follow them, [B, T] int64, and whether the streams begin with it."""
 
     ids: Tensor
@@ -22,7 +22,7 @@ class Batch:
     is_start: bool
 
 
-class Batches:
+class TextBatches:
     """The text on the device: the same batch for the same seed and step, whatever the output layer.
 
     Args:
@@ -52,12 +52,14 @@ class Batches:
         sample = self._placed(corpus.valid[positions.ravel()], options).view(wanted, -1).long()
         self.valid_ids, self.valid_targets = sample[:, :-1], sample[:, 1:].contiguous()
 
-    def at(self, seed: int, step: int) -> Batch:
+    def at(self, seed: int, step: int) -> TextBatch:
         """The batch of a step, from 0; each seed begins elsewhere in the streams."""
         first = int(np.random.default_rng(seed).integers(self.per_epoch))
         position = (first + step) % self.per_epoch
         window = slice(position * self.length, (position + 1) * self.length)
-        return Batch(self._ids[:, window].long(), self._targets[:, window].long(), step == 0 or position == 0)
+        return TextBatch(
+            self._ids[:, window].long(), self._targets[:, window].long(), step == 0 or position == 0
+        )
 
     @staticmethod
     def _placed(ids: np.ndarray[tuple[int, ...], np.dtype[np.uint32]], options: StudyOptions) -> Tensor:

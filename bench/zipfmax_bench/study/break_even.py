@@ -122,7 +122,9 @@ def cell_times(options: MapOptions, classes: int, features: int) -> StudyMap:
         full_computes = chosen.text
         release()
         with torch.device(device):
-            steps["full"] = _output_step(step, outputs.Full(features, classes, chosen), features, target)
+            steps["full"] = _output_step(
+                step, outputs.FullOutput(features, classes, chosen), features, target
+            )
         steps["full"]()
     except (UsageError, RuntimeError, torch.OutOfMemoryError) as error:
         full_computes = one_line(error)

@@ -70,7 +70,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """The files of a text, in the order in which they are read."""
 
     root: Path
@@ -118,7 +118,7 @@ def read_corpus(options: CorpusOptions, cache: Path | None = None, processes: in
     return _load(folder)
 
 
-def source(options: CorpusOptions) -> Source:
+def source(options: CorpusOptions) -> TextSource:
     """The files that a text is read from.
 
     Raises:
@@ -143,7 +143,7 @@ def source(options: CorpusOptions) -> Source:
         is_valid = []
     elif not any(is_valid):
         is_valid[0] = True
-    return Source(root, tuple(ordered), tuple(is_valid))
+    return TextSource(root, tuple(ordered), tuple(is_valid))
 
 
 def _hash(name: str) -> int:
@@ -172,7 +172,7 @@ def _within(files: list[Path], megabytes: float | None) -> list[Path]:
     return files[: int(np.searchsorted(total, megabytes * 1e6)) + 1]
 
 
-def _make(folder: Path, options: CorpusOptions, found: Source, processes: int, started: float) -> None:
+def _make(folder: Path, options: CorpusOptions, found: TextSource, processes: int, started: float) -> None:
     """Read the files and write train.u32, valid.u32, counts.npy, vocabulary.txt and card.json."""
     numbering = Numbering()
     raw = {True: folder / "valid.raw", False: folder / "train.raw"}
@@ -224,7 +224,7 @@ def _make(folder: Path, options: CorpusOptions, found: Source, processes: int, s
     (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n")
 
 
-def _encoded(found: Source, folder: Path, processes: int) -> Iterator[tuple[Encoded, bool | None]]:
+def _encoded(found: TextSource, folder: Path, processes: int) -> Iterator[tuple[Encoded, bool | None]]:
     """The chunks of the text in order, each with whether it is for validation; None where it has both."""
     groups: list[tuple[list[Path], bool | None]] = []
     if found.is_valid:

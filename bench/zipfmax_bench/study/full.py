@@ -17,7 +17,7 @@ from zipfmax_reference.contestants.full import Full
 from zipfmax_reference.contestants.settings import (
     ExactnessCheck,
     Loss,
-    Model,
+    LossOverMatrix,
     NoExactSettingError,
     Setting,
     choose,
@@ -100,7 +100,7 @@ def _fastest(found: dict[str, Chosen], case: Case) -> str:
     check = ExactnessCheck(case)
 
     def seconds(setting: Setting, best: float) -> float:
-        model = Model(setting, weight, train=True)
+        model = LossOverMatrix(setting, weight, train=True)
 
         def run() -> None:
             model.weight.grad = hidden.grad = None

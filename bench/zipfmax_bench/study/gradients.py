@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
-from zipfmax_bench.study.outputs import Adaptive, Full, Output
+from zipfmax_bench.study.outputs import Adaptive, FullOutput, Output
 
 ROWS = 512
 """Of a chunk of the reference of full softmax."""
@@ -48,7 +48,7 @@ def errors_by_band(output: Output, hidden: Tensor, target: Tensor, edges: list[i
 
 
 def _of_classes(output: Output) -> Parts:
-    if isinstance(output, Full):
+    if isinstance(output, FullOutput):
         return [(0, _gradient(output.weight))]
     layer = cast(nn.AdaptiveLogSoftmaxWithLoss, cast(Adaptive, output).layer)
     return list(_of_clusters(layer))
@@ -67,7 +67,7 @@ def _gradient(weight: Tensor) -> Tensor:
 def _reference(output: Output, hidden: Tensor, target: Tensor) -> Parts:
     dtype = torch.float64 if hidden.device.type == "cpu" else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
-        if isinstance(output, Full):
+        if isinstance(output, FullOutput):
             return [(0, _full_gradient(output.weight.to(dtype), hidden.to(dtype), target))]
         theirs = cast(nn.AdaptiveLogSoftmaxWithLoss, cast(Adaptive, output).layer)
         sizes = [next(tail.parameters()).shape[0] for tail in theirs.tail.children()]

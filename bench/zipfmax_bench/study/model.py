@@ -13,7 +13,7 @@ from zipfmax.errors import UsageError
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.study import trunk
 from zipfmax_bench.study.options import StudyOptions
-from zipfmax_bench.study.outputs import Adaptive, Full, Output
+from zipfmax_bench.study.outputs import Adaptive, FullOutput, Output
 from zipfmax_bench.study.trunk import State
 
 PARTS = 4
@@ -84,7 +84,7 @@ def _inputs(options: StudyOptions, n_classes: int, output: Output) -> nn.Module:
             raise UsageError("tied inputs share zipfmax's weights or full softmax's, not torch.nn's")
         return AdaptiveEmbedding.tied_to(output.layer)
     embedding = nn.Embedding(n_classes, d)
-    if options.inputs == "tied" and isinstance(output, Full):
+    if options.inputs == "tied" and isinstance(output, FullOutput):
         embedding.weight = output.weight
     else:
         nn.init.normal_(embedding.weight, std=d**-0.5)

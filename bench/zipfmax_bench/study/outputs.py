@@ -156,7 +156,7 @@ class Adaptive(Output):
         return -output.float()
 
 
-class Full(Output):
+class FullOutput(Output):
     """A loss over one matrix [V, d].
 
     Args:
@@ -229,7 +229,7 @@ def build(
     """
     if layout is None:
         assert chosen is not None
-        return Full(in_features, n_classes, chosen)
+        return FullOutput(in_features, n_classes, chosen)
     if name.kind == "torch":
         return Adaptive(
             nn.AdaptiveLogSoftmaxWithLoss(in_features, n_classes, list(layout.cutoffs), layout.div_value)

@@ -18,7 +18,7 @@ from rich.console import Console
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import UsageError, one_line
 from zipfmax_bench.study import outputs, steps, trunk
-from zipfmax_bench.study.batches import Batches
+from zipfmax_bench.study.batches import TextBatches
 from zipfmax_bench.study.corpus import Corpus, read_corpus, source
 from zipfmax_bench.study.full import Chosen, choice
 from zipfmax_bench.study.model import StudyModel
@@ -46,7 +46,7 @@ class Contender:
     make: partial[Output]
 
 
-class Study:
+class StudyRunner:
     """One call of `zipfmax study` on one run directory.
 
     Args:
@@ -69,7 +69,7 @@ class Study:
         """Train what is not finished yet; returns whether all is."""
         corpus = read_corpus(self._options.text)
         self._note(corpus.card)
-        batches = Batches(corpus, self._options)
+        batches = TextBatches(corpus, self._options)
         layouts = self._layouts(corpus)
         self._edges = band_edges(len(corpus.counts), [found for found in layouts.values() if found])
         names = list(self._distinct(layouts))
@@ -204,7 +204,7 @@ class Study:
         )
 
     def _train(
-        self, name: LayerName, layout: ClusterLayout | None, seed: int, batches: Batches, corpus: Corpus
+        self, name: LayerName, layout: ClusterLayout | None, seed: int, batches: TextBatches, corpus: Corpus
     ) -> bool:
         """Train one layer with one seed and record it; returns whether it ended within the call's limit."""
         layer = name.name
@@ -274,7 +274,7 @@ class Study:
         )
 
     def _measure_steps(
-        self, name: LayerName, layout: ClusterLayout | None, batches: Batches, corpus: Corpus
+        self, name: LayerName, layout: ClusterLayout | None, batches: TextBatches, corpus: Corpus
     ) -> bool:
         """Time a layer's steps, unless that is done; returns False where the call's limit is reached."""
         known = self._known(name)
@@ -344,7 +344,7 @@ def run(
         raise UsageError(f"{out} was begun with another {', '.join(changed)}: choose another --out")
     console = terminal(soft_wrap=True)
     progress = Console(quiet=True) if quiet else console
-    ended = Study(options, directory, progress, limit_s).run()
+    ended = StudyRunner(options, directory, progress, limit_s).run()
     print_table(console, summary_table(directory))
     if not ended:
         console.print(f"stopped after {limit_s:.0f} s; --resume --out {out} goes on")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from zipfmax_bench.memory import peak_temporary_bytes
-from zipfmax_bench.study.batches import Batches
+from zipfmax_bench.study.batches import TextBatches
 from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
 from zipfmax_bench.study.outputs import NoOutput, Output
@@ -45,7 +45,7 @@ class StepTimes:
 
 
 def measure(
-    options: StudyOptions, batches: Batches, n_classes: int, make_output: Callable[[], Output]
+    options: StudyOptions, batches: TextBatches, n_classes: int, make_output: Callable[[], Output]
 ) -> StepTimes:
     """Time whole steps: forward, backward, clipping and update; on other batches each time."""
     # Tied inputs belong to an output layer: without one they are plain, of the same size for full softmax.
@@ -79,7 +79,7 @@ def in_turns(steps: Sequence[Callable[[], None]], rounds: int, device: torch.dev
     return samples
 
 
-def _stepper(options: StudyOptions, batches: Batches, model: StudyModel) -> Callable[[], None]:
+def _stepper(options: StudyOptions, batches: TextBatches, model: StudyModel) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
     taken = 0
 

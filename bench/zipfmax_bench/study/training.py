@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zipfmax_bench.study.batches import Batches
+from zipfmax_bench.study.batches import TextBatches
 from zipfmax_bench.study.gradients import errors_by_band
 from zipfmax_bench.study.model import StudyModel
 from zipfmax_bench.study.options import StudyOptions
@@ -73,7 +73,7 @@ class TrainingRun:
         self,
         model: StudyModel,
         options: StudyOptions,
-        batches: Batches,
+        batches: TextBatches,
         seed: int,
         checkpoint: Path | None = None,
         edges: Sequence[int] = (),

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends.targets import check_targets
-from zipfmax.backends.tiled_cluster import ClusterSoftmax, WeightGradient, result_of, statistics_dtype
+from zipfmax.backends.tiled_cluster import ClusterSoftmax, TiledWeightGradient, result_of, statistics_dtype
 from zipfmax.backends.tiled_products import linear
 from zipfmax.backends.tiled_workspace import empty
 from zipfmax.weights import TailWeights, Weights
 
 
 @dataclass(frozen=True)
-class Part:
+class ClusterRows:
     """The rows that one cluster scores."""
 
     rows: Tensor | None
@@ -32,8 +32,8 @@ class Batch:
     n_rows: int
     counted: Tensor | None
     """[N] bool: not ignored; None where all rows count."""
-    head: Part
-    tails: tuple[Part | None, ...]
+    head: ClusterRows
+    tails: tuple[ClusterRows | None, ...]
 
     @property
     def n_counted(self) -> int:
@@ -61,14 +61,14 @@ class Batch:
         head_target = torch.where(part == 0, label, part + (bounds[1] - 1))
         counts = torch.bincount(part, minlength=len(bounds) - 1).tolist()
         order = part.argsort(stable=True)
-        tails: list[Part | None] = []
+        tails: list[ClusterRows | None] = []
         for start, members in zip(bounds[1:-1], torch.split(order, counts)[1:], strict=True):
             if members.shape[0] == 0:
                 tails.append(None)
                 continue
             local = label.index_select(0, members) - start
-            tails.append(Part(members if rows is None else rows.index_select(0, members), local))
-        return cls(target.shape[0], counted, Part(rows, head_target), tuple(tails))
+            tails.append(ClusterRows(members if rows is None else rows.index_select(0, members), local))
+        return cls(target.shape[0], counted, ClusterRows(rows, head_target), tuple(tails))
 
 
 def log_p_and_gradients(
@@ -161,7 +161,7 @@ class _Job:
                     self.grad_hidden.index_copy_(0, members, grad)
         return softmax.gradients()
 
-    def tail(self, tail: TailWeights, part: Part, wants: Sequence[bool]) -> list[Tensor | None]:
+    def tail(self, tail: TailWeights, part: ClusterRows, wants: Sequence[bool]) -> list[Tensor | None]:
         """Add a tail's share; its gradients in the order of `TailWeights`."""
         assert part.rows is not None
         wants_projection, wants_output, wants_projection_bias, wants_output_bias = wants
@@ -176,9 +176,9 @@ class _Job:
             wants_weight=wants_output,
             wants_bias=wants_output_bias,
         )
-        projection = WeightGradient(tail.projection) if wants_projection else None
+        projection = TiledWeightGradient(tail.projection) if wants_projection else None
         projection_bias = (
-            WeightGradient(tail.projection_bias)
+            TiledWeightGradient(tail.projection_bias)
             if wants_projection_bias and tail.projection_bias is not None
             else None
         )

@@ -78,7 +78,7 @@ def _bytes_per_logit(dtype: torch.dtype) -> int:
     return statistics.itemsize + (dtype.itemsize if dtype != statistics else 0)
 
 
-class WeightGradient:
+class TiledWeightGradient:
     """A sum of products of blocks, written straight into the tensor that autograd will hand out.
 
     In a reduced dtype each added block rounds the sum once; after `MAX_ROUNDED_SUMS` blocks it is moved to
@@ -127,7 +127,7 @@ class WeightGradient:
         self._blocks = 0
 
 
-def result_of(gradient: WeightGradient | None) -> Tensor | None:
+def result_of(gradient: TiledWeightGradient | None) -> Tensor | None:
     """The gradient that was summed, or None where none was wanted."""
     return None if gradient is None else gradient.result()
 
@@ -161,8 +161,8 @@ class ClusterSoftmax:
             workspace_bytes = workspace_bytes * 3 // 4
         self.tiles = Tiles.plan(n_rows, self.n_classes, workspace_bytes, weight.dtype)
         self.wants_input = wants_input
-        self.weight_gradient = WeightGradient(weight) if wants_weight else None
-        self.bias_gradient = WeightGradient(bias) if wants_bias and bias is not None else None
+        self.weight_gradient = TiledWeightGradient(weight) if wants_weight else None
+        self.bias_gradient = TiledWeightGradient(bias) if wants_bias and bias is not None else None
         self._buffer: Tensor | None = None
         self._moderate_logits = True
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax_reference.contestants.implementation import Family, Gradients
+from zipfmax_reference.contestants.implementation import Family, GradientSupport
 from zipfmax_reference.contestants.settings import (
     Choice,
     ExactnessCheck,
-    Model,
+    LossOverMatrix,
     Setting,
     choose,
     linear_cross_entropy,
@@ -38,7 +38,7 @@ class Full:
 
     name = "full"
     family: Family = "full"
-    gradients = Gradients(True, "autograd of linear and cross entropy")
+    gradients = GradientSupport(True, "autograd of linear and cross entropy")
     tasks: tuple[str, ...] = ("forward", "train", "log_prob", "predict", "topk")
 
     def unsupported_reason(self, case: Case) -> str | None:
@@ -114,7 +114,7 @@ class FullRunner:
     ) -> None:
         self.settings = settings
         self._case = case
-        self._model = Model(setting, weight, case.task == "train")
+        self._model = LossOverMatrix(setting, weight, case.task == "train")
         self._computed: dict[str, Tensor] = {}
         self._batches = Batches(case)
         self.load(inputs.hidden, inputs.target)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zipfmax.errors import one_line
 from zipfmax_reference.contestants.full import Full
-from zipfmax_reference.contestants.implementation import Gradients
+from zipfmax_reference.contestants.implementation import GradientSupport
 from zipfmax_reference.contestants.padding import UNPADDED, Mask, Padding
 from zipfmax_reference.contestants.settings import Loss, Setting, linear_cross_entropy
 from zipfmax_reference.runs.case import Case
@@ -38,7 +38,7 @@ class Chunked(LossOnly):
     """torch's own chunked F.linear_cross_entropy, which never holds all logits at once."""
 
     name = "full:chunked"
-    gradients = Gradients(True, "every class is scored, chunk after chunk of rows")
+    gradients = GradientSupport(True, "every class is scored, chunk after chunk of rows")
 
     def needs(self, case: Case) -> str | None:
         """A torch that has it."""
@@ -71,7 +71,7 @@ class Compiled(LossOnly):
     """Linear and cross entropy under torch.compile."""
 
     name = "full:compiled"
-    gradients = Gradients(True, "autograd of linear and cross entropy, compiled")
+    gradients = GradientSupport(True, "autograd of linear and cross entropy, compiled")
 
     def needs(self, case: Case) -> str | None:
         """What torch.compile itself needs."""
@@ -92,7 +92,7 @@ class Liger(LossOnly):
     """liger-kernel's fused linear cross entropy (Triton), which computes the gradients with the loss."""
 
     name = "full:liger"
-    gradients = Gradients(True, "every class is scored, chunk after chunk of rows")
+    gradients = GradientSupport(True, "every class is scored, chunk after chunk of rows")
 
     CHUNKS = (64, 16, 256, 4, 1)
     """Its `chunk_mem_const`: a chunk's logits take so many times the input's memory. Its default is 1."""
@@ -123,7 +123,7 @@ class CutCrossEntropy(LossOnly):
     """Apple's cut cross entropy (Triton) as installed. It computes in 16 bits only."""
 
     name = "full:cce"
-    gradients = Gradients(
+    gradients = GradientSupport(
         False, "blocks of classes whose gradients are all below a threshold are left out (filter_eps)"
     )
 
@@ -143,7 +143,7 @@ class ExactCutCrossEntropy(CutCrossEntropy):
     """Apple's cut cross entropy that filters nothing, and sums in float32 where its version can."""
 
     name = "full:cce-exact"
-    gradients = Gradients(True, "no gradient is left out (filter_eps=None)")
+    gradients = GradientSupport(True, "no gradient is left out (filter_eps=None)")
 
     def settings(self, case: Case) -> Sequence[Setting]:
         """What makes it exact: it reads classes one by one, so that padding gains nothing."""
@@ -158,7 +158,7 @@ class Quack(LossOnly):
     """QuACK's chunked linear cross entropy (CuTe DSL), on GPUs from Hopper on."""
 
     name = "full:quack"
-    gradients = Gradients(True, "every class is scored, chunk after chunk of rows; sums are in float32")
+    gradients = GradientSupport(True, "every class is scored, chunk after chunk of rows; sums are in float32")
 
     CHUNKS = (4096, 8192, 2048, 16384)
     """Rows of a chunk; 4096 is its default. A chunk that is longer than the batch is the whole batch."""

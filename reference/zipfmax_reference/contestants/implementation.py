@@ -14,7 +14,7 @@ Family = Literal["adaptive", "full"]
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientSupport:
     """What an implementation says of its gradients. Inexact ones are no baseline for a speedup."""
 
     exact: bool
@@ -70,12 +70,12 @@ class Implementation(Protocol):
         """A runner with the case's weights copied in and its batch loaded."""
 
 
-AS_DEFINED = Gradients(True, "computed as defined; parity is judged against the definition")
+AS_DEFINED = GradientSupport(True, "computed as defined; parity is judged against the definition")
 
 
-def gradients(implementation: Implementation) -> Gradients:
+def gradients(implementation: Implementation) -> GradientSupport:
     """What an implementation says of its gradients; one that says nothing claims that they are exact."""
-    own: Gradients = getattr(implementation, "gradients", AS_DEFINED)
+    own: GradientSupport = getattr(implementation, "gradients", AS_DEFINED)
     return own
 
 

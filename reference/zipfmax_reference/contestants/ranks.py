@@ -90,7 +90,7 @@ class RankedLayer:
         return cast(Use, _RankedUse(self.made("use", case, inputs)))
 
     def options(self, case: Case, inputs: Inputs) -> RankedRunner:
-        """`Options` in every rank."""
+        """`OptionCalls` in every rank."""
         return self.made("options", case, inputs)
 
     @property
@@ -260,13 +260,13 @@ def _differences(first: Any, other: Any) -> list[str]:
 
 
 def make(store: str, rank: int, world: int, layer: str, how: str, case: Case, inputs: Inputs) -> Any:
-    """What a rank keeps: a runner by "build", a module in use by "use", `Options` by "options"."""
+    """What a rank keeps: a runner by "build", a module in use by "use", `OptionCalls` by "options"."""
     from zipfmax.parallel import shard_vocabulary
 
     group = group_of(store, rank, world, case.device)
     before = surroundings.read()
     if how == "options":
-        return Options(layer, case, inputs, group)
+        return OptionCalls(layer, case, inputs, group)
     inner = _inner(layer).build(replace(case, task="train") if how == "use" else case, inputs).module
     module = shard_vocabulary(cast(AdaptiveLogSoftmaxWithLoss, inner), group)
     return TorchUse(module, case, before) if how == "use" else TorchRunner(module, case, inputs)
@@ -295,7 +295,7 @@ def _inner(layer: str) -> TorchModule:
     return zipfmax_layer(layer.partition(":")[2] or "auto")
 
 
-class Options:
+class OptionCalls:
     """Layers with a case's weights and options that torch.nn lacks; over ranks, or in one process without a group."""
 
     def __init__(self, layer: str, case: Case, inputs: Inputs, group: Any = None) -> None:

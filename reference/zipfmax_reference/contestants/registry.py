@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from zipfmax.errors import UsageError, one_line, unknown
-from zipfmax_reference.contestants.implementation import AS_DEFINED, Family, Gradients, Implementation
+from zipfmax_reference.contestants.implementation import AS_DEFINED, Family, GradientSupport, Implementation
 from zipfmax_reference.contestants.implementation import gradients as own_gradients
 
 # Each adapter is imported when it is asked for; a framework it needs, when it builds.
@@ -124,7 +124,7 @@ def check_place(name: str) -> None:
         raise NoSuchClassError(f"no such module: {place}")
 
 
-def gradients(name: str) -> Gradients:
+def gradients(name: str) -> GradientSupport:
     """What an implementation says of its gradients; a user's class, which says nothing, is not imported."""
     return own_gradients(implementation(name)) if name in _FACTORIES else AS_DEFINED
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax_reference.contestants.fused import LossOnly
-from zipfmax_reference.contestants.implementation import Gradients
+from zipfmax_reference.contestants.implementation import GradientSupport
 from zipfmax_reference.contestants.settings import Loss, Setting
 from zipfmax_reference.runs.case import Case
 
@@ -36,7 +36,9 @@ class Sampled(LossOnly):
     """Sampled softmax with log-uniform candidates; the gradient of its weight is a sparse tensor."""
 
     name = "sampled"
-    gradients = Gradients(False, f"estimates the loss from {CANDIDATES:,} drawn classes of the vocabulary")
+    gradients = GradientSupport(
+        False, f"estimates the loss from {CANDIDATES:,} drawn classes of the vocabulary"
+    )
 
     def needs(self, case: Case) -> str | None:
         """A vocabulary that is larger than what is drawn from it."""

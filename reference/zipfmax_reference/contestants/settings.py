@@ -58,7 +58,7 @@ class Setting:
         return ", ".join(part for part in (self.text, self.padding.text(n_classes)) if part)
 
 
-class Model:
+class LossOverMatrix:
     """A setting's loss over one matrix [V, d], held as the setting wants it."""
 
     def __init__(self, setting: Setting, weight: Tensor, train: bool) -> None:
@@ -79,7 +79,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SettingTrial:
     """What came of a setting: `seconds` of a run, or the `reason` why it has none."""
 
     setting: Setting
@@ -92,7 +92,7 @@ class Choice:
     """The setting taken, and all that were tried; none where there was no choice."""
 
     setting: Setting
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[SettingTrial, ...] = ()
 
     def text(self, n_classes: int) -> str:
         """What is recorded: the setting, of how many it is the fastest, and which were left out and why."""
@@ -134,11 +134,11 @@ def choose(
             raise NoExactSettingError(reason)
         return Choice(settings[0])
     started, best = clock(), float("inf")
-    trials: list[Trial] = []
+    trials: list[SettingTrial] = []
     raised: list[Exception] = []
     for setting in settings:
         if trials and clock() - started > SEARCH_S:
-            trials.append(Trial(setting, reason=f"not tried within {SEARCH_S:g} s"))
+            trials.append(SettingTrial(setting, reason=f"not tried within {SEARCH_S:g} s"))
             continue
         try:
             reason = inexact(setting)
@@ -148,7 +148,7 @@ def choose(
             reason, taken = one_line(error), None
         if taken is not None:
             best = min(best, taken)
-        trials.append(Trial(setting, taken, reason))
+        trials.append(SettingTrial(setting, taken, reason))
     timed = [(trial.seconds, trial.setting) for trial in trials if trial.seconds is not None]
     if not timed:
         if raised:
@@ -220,7 +220,7 @@ class ExactnessCheck:
     def _computed(self, setting: Setting, dtype: torch.dtype) -> dict[str, Tensor]:
         """Loss, and gradients where the case trains, in float64."""
         train = self._case.task == "train"
-        model = Model(setting, self._weight.to(dtype, copy=True), train)
+        model = LossOverMatrix(setting, self._weight.to(dtype, copy=True), train)
         hidden = self._hidden.to(dtype, copy=True).requires_grad_(train)
         with torch.set_grad_enabled(train):
             loss = model.loss(hidden, self._target)

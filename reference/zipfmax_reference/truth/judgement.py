@@ -46,7 +46,7 @@ Status = Literal["pass", "fail", "skipped"]
 
 
 @dataclass(frozen=True)
-class Part:
+class GroupError:
     """How far off one group of a tensor is."""
 
     name: str
@@ -74,7 +74,7 @@ class Verdict:
     """element, row or group."""
     where: str | None = None
     """Which element, row or group that is."""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[GroupError, ...] = ()
     cause: str | None = None
     """What would explain a failure, where one of the usual mistakes does."""
     reason: str | None = None
@@ -296,7 +296,7 @@ class Truth:
         status: Status = "pass" if excess[at] <= 1 else "fail"
         return Verdict(status, float(gap[at]), float(budget[at]), "element", f"row {at[0]}")
 
-    def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[Part]:
+    def _parts(self, tensor: str, error: Values, deviation: Values, size: Values) -> Iterator[GroupError]:
         within_row = self._independent(tensor, error.shape[1])
         by_class = self.classes(tensor, error.shape)[1] is not None and tensor != "log_prob"
         if (tensor, error.shape) not in self._known_groups:
@@ -312,7 +312,7 @@ class Truth:
             least, spread = (GROUP, GROUP_SPREAD) if len(e) >= MANY or not by_class else (ROW, ROW_SPREAD)
             budget = float(least + spread / np.sqrt(n)) * _rms(d)
             off, scale = _rms(e), _rms(t)
-            yield Part(name, off, budget, off / scale if scale > 0 else (0.0 if off == 0 else np.inf))
+            yield GroupError(name, off, budget, off / scale if scale > 0 else (0.0 if off == 0 else np.inf))
 
     def _groups(self, tensor: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Values, int]]:
         """(name, mask, axis) of the groups of a tensor's rows, or of its columns where those are classes."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zipfmax_reference.contestants.child import told
-from zipfmax_reference.contestants.ranks import Options, RankedLayer, RankedRunner
+from zipfmax_reference.contestants.ranks import OptionCalls, RankedLayer, RankedRunner
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
@@ -29,7 +29,7 @@ DRAWS = 4000
 DEVIATIONS = 6.0
 """Standard deviations that a class may be off in its share of the draws."""
 
-Trap = Callable[["Session"], None]
+Trap = Callable[["RankedSession"], None]
 TRAPS: dict[str, Trap] = {}
 
 
@@ -39,14 +39,14 @@ def trap(function: Trap) -> Trap:
     return function
 
 
-class Session:
+class RankedSession:
     """One layer over ranks, the same in one process, and the verdicts so far."""
 
     def __init__(self, case: Case, layer: RankedLayer) -> None:
         self.case, self.world = case, layer.world
         self.inputs = draw_inputs(case)
         self.ranks: RankedRunner = layer.options(case, self.inputs)
-        self.alone = Options(layer.layer, case, self.inputs)
+        self.alone = OptionCalls(layer.layer, case, self.inputs)
         self.verdicts: list[tuple[str, Verdict]] = []
 
     def step(self, target: Labels, **options: Any) -> Results:
@@ -101,7 +101,7 @@ class Session:
 
 
 @trap
-def the_softmax_is_over_all_classes_once(s: Session) -> None:
+def the_softmax_is_over_all_classes_once(s: RankedSession) -> None:
     """Not off by log(world), nor over padding; every gradient summed over the ranks, and once."""
     found = s.step(s.inputs.target)
     n_rows = len(s.inputs.target)
@@ -109,7 +109,7 @@ def the_softmax_is_over_all_classes_once(s: Session) -> None:
 
 
 @trap
-def a_label_is_scored_by_the_rank_that_holds_it(s: Session) -> None:
+def a_label_is_scored_by_the_rank_that_holds_it(s: RankedSession) -> None:
     """Labels at both ends of every rank's part of every cluster."""
     target = s.edges()
     found = s.step(target, reduction="sum")
@@ -117,7 +117,7 @@ def a_label_is_scored_by_the_rank_that_holds_it(s: Session) -> None:
 
 
 @trap
-def a_rank_may_have_no_label(s: Session) -> None:
+def a_rank_may_have_no_label(s: RankedSession) -> None:
     """All labels are of the first rank, or all of the last; some clusters are absent."""
     size = s.case.n_classes
     for target in (s.inputs.target % 2, size - 1 - s.inputs.target % 2):
@@ -126,7 +126,7 @@ def a_rank_may_have_no_label(s: Session) -> None:
 
 
 @trap
-def the_mean_is_over_the_counted_rows_of_all(s: Session) -> None:
+def the_mean_is_over_the_counted_rows_of_all(s: RankedSession) -> None:
     """Rows that are ignored count on no rank."""
     target = s.inputs.target
     ignored = int(target[0])
@@ -144,7 +144,7 @@ def the_mean_is_over_the_counted_rows_of_all(s: Session) -> None:
 
 
 @trap
-def ignored_rows_only_give_no_number_and_no_gradient(s: Session) -> None:
+def ignored_rows_only_give_no_number_and_no_gradient(s: RankedSession) -> None:
     """The mean of nothing is NaN, its gradients are zeros."""
     target = np.full_like(s.inputs.target, -100)
     found = s.step(target, ignore_index=-100)
@@ -155,7 +155,7 @@ def ignored_rows_only_give_no_number_and_no_gradient(s: Session) -> None:
 
 
 @trap
-def smoothing_and_class_weights_are_of_all_classes(s: Session) -> None:
+def smoothing_and_class_weights_are_of_all_classes(s: RankedSession) -> None:
     """Their sums run over the whole vocabulary, not over a rank's part."""
     size, target = s.case.n_classes, s.inputs.target
     log_p = definition.adaptive_log_prob(s.case.layout, s.inputs.weights, s.inputs.hidden)
@@ -169,13 +169,13 @@ def smoothing_and_class_weights_are_of_all_classes(s: Session) -> None:
 
 
 @trap
-def the_z_loss_squares_sums_over_all_classes(s: Session) -> None:
+def the_z_loss_squares_sums_over_all_classes(s: RankedSession) -> None:
     """It is no sum of the ranks' squares."""
     s.step(s.inputs.target, z_loss=0.01)
 
 
 @trap
-def samples_are_the_same_on_every_rank(s: Session) -> None:
+def samples_are_the_same_on_every_rank(s: RankedSession) -> None:
     """Whatever the states of the ranks' generators, and by the definition's distribution."""
     log_p = definition.adaptive_log_prob(s.case.layout, s.inputs.weights, s.inputs.hidden)
     p = np.exp(log_p)
@@ -207,7 +207,7 @@ def check(case: Case, layer: Any) -> dict[str, Verdict]:
 def _verdict(one: Trap, case: Case, layer: RankedLayer) -> tuple[Verdict, bool]:
     """The verdict, and whether some ranks waited for others that did not come."""
     try:
-        session = Session(case, layer)
+        session = RankedSession(case, layer)
         one(session)
     except Exception as error:  # whatever a layer raises is a finding about it
         return Verdict("fail", reason=told(error)), layer.lost

@@ -17,7 +17,7 @@ from zipfmax.command import application
 from zipfmax.errors import UsageError
 from zipfmax_bench.kernels import compile as compiler
 from zipfmax_bench.kernels import disassembly
-from zipfmax_bench.kernels.variants import Launch, variants
+from zipfmax_bench.kernels.variants import RecordedLaunch, variants
 
 # Compiling takes seconds a kernel: `make kernels` runs what is left out here.
 further = pytest.mark.skipif(
@@ -30,7 +30,7 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def one(target: str, kernel: str, *words: str) -> Launch:
+def one(target: str, kernel: str, *words: str) -> RecordedLaunch:
     """The first variant of a kernel that has all these words in its name."""
     found = [v for v in variants(target) if v.name == kernel and {*words} <= {*v.variant.split()}]
     return found[0]
@@ -55,14 +55,14 @@ def test_every_target_multiplies_on_its_own_tensor_cores(target: str, instructio
     assert (found.loop is not None) == (target == "sm_90")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, target: str, launch: Launch) -> tuple[int, str]:
+def run(monkeypatch: pytest.MonkeyPatch, target: str, launch: RecordedLaunch) -> tuple[int, str]:
     """Exit status and output of `zipfmax compile` where the table holds this variant alone."""
     monkeypatch.setattr(compiler, "variants", lambda target, quick: [launch])
     done = CliRunner().invoke(application("compile"), ["--target", target])
     return done.exit_code, done.output
 
 
-def planted(target: str, kernel: str, tile: dict[str, int], *words: str) -> Launch:
+def planted(target: str, kernel: str, tile: dict[str, int], *words: str) -> RecordedLaunch:
     """A variant with a tile that the table does not have."""
     with tiles.overridden("forward" if kernel == "tail_forward_kernel" else "backward", tile):
         return one(target, kernel, *words)

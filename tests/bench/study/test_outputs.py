@@ -6,7 +6,7 @@ import torch
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.study import outputs
-from zipfmax_bench.study.batches import Batches
+from zipfmax_bench.study.batches import TextBatches
 from zipfmax_bench.study.corpus import read_corpus
 from zipfmax_bench.study.full import choice
 from zipfmax_bench.study.trunk import Recurrent, Transformer, build, forward_flops
@@ -65,7 +65,7 @@ def test_full_softmax_is_cross_entropy_whatever_computes_it(name):
 
 def test_targets_follow_their_ids_in_the_text_and_windows_follow_each_other(options):
     corpus = read_corpus(options.text, processes=1)
-    batches = Batches(corpus, options)
+    batches = TextBatches(corpus, options)
     train, stream = torch.from_numpy(corpus.train.astype(np.int64)), (len(corpus.train) - 1) // 4
     starts = []
     for step in range(3):
@@ -86,7 +86,7 @@ def test_targets_follow_their_ids_in_the_text_and_windows_follow_each_other(opti
 def test_a_text_too_short_for_a_window_is_refused(options):
     corpus = read_corpus(options.text, processes=1)
     with pytest.raises(UsageError, match="too few for windows of 4 x 9999"):
-        Batches(corpus, replace(options, length=9999))
+        TextBatches(corpus, replace(options, length=9999))
 
 
 def test_a_transformer_sees_no_later_token_and_an_lstm_carries_its_state():

@@ -136,7 +136,7 @@ def test_a_layer_that_fails_is_recorded_and_the_others_are_trained(options, tmp_
     def broken(self, hidden, target):
         raise RuntimeError("no such thing\nas a traceback")
 
-    monkeypatch.setattr("zipfmax_bench.study.outputs.Full.forward", broken)
+    monkeypatch.setattr("zipfmax_bench.study.outputs.FullOutput.forward", broken)
     run(options, tmp_path / "run", quiet=True)
     runs = {one.layer: one for one in RunDirectory(tmp_path / "run").read(StudyRun)}
     assert runs["full"].reason == "RuntimeError: no such thing"

@@ -7,7 +7,7 @@ import torch
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.study import outputs
-from zipfmax_bench.study.batches import Batches
+from zipfmax_bench.study.batches import TextBatches
 from zipfmax_bench.study.corpus import read_corpus
 from zipfmax_bench.study.full import choice
 from zipfmax_bench.study.model import StudyModel
@@ -26,7 +26,7 @@ def run_of(options, layer, seed=0, checkpoint=None, corpus=None):
     model = StudyModel(
         options, n_classes, partial(outputs.build, name, options.features, n_classes, layout, chosen), seed
     )
-    return TrainingRun(model, options, Batches(corpus, options), seed, checkpoint)
+    return TrainingRun(model, options, TextBatches(corpus, options), seed, checkpoint)
 
 
 def curve(run):

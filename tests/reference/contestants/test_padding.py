@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zipfmax_reference.contestants.padding import FEATURES, LOWEST, UNPADDED, Padding
-from zipfmax_reference.contestants.settings import Model, Setting, linear_cross_entropy
+from zipfmax_reference.contestants.settings import LossOverMatrix, Setting, linear_cross_entropy
 from zipfmax_reference.truth import definition
 
 SHAPES = [(53, 16, 12), (64, 16, 12), (385, 7, 33), (2, 5, 1)]
@@ -22,7 +22,7 @@ def batch(shape, dtype=torch.float32, scale=1.0):
 
 
 def computed(padding, weight, hidden, target):
-    model = Model(Setting("", lambda: linear_cross_entropy, padding), weight.clone(), train=True)
+    model = LossOverMatrix(Setting("", lambda: linear_cross_entropy, padding), weight.clone(), train=True)
     hidden = hidden.clone().requires_grad_()
     loss = model.loss(hidden, target)
     loss.backward()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zipfmax_reference.contestants import full
 from zipfmax_reference.contestants.full import Full
-from zipfmax_reference.contestants.implementation import Gradients
+from zipfmax_reference.contestants.implementation import GradientSupport
 from zipfmax_reference.contestants.padding import Padding
 from zipfmax_reference.contestants.settings import (
     ALIKE,
@@ -228,7 +228,7 @@ def test_only_what_says_that_it_is_inexact_is_timed_inexactly(monkeypatch, exact
 
     class Wrong(Full):
         name = "wrong"
-        gradients = Gradients(exact, "for a test")
+        gradients = GradientSupport(exact, "for a test")
 
         def settings(self, case):
             return [Setting("", lambda: faulty("sum"))]
