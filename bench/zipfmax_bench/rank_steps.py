@@ -12,7 +12,7 @@ from torch import Tensor
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.parallel import Traffic, shard_vocabulary
 from zipfmax_bench.memory import peak_temporary_bytes
-from zipfmax_reference.contestants.ranks import group_of
+from zipfmax_reference.contestants.ranked_layer import group_of
 from zipfmax_reference.contestants.torch_nn import arguments, copy_weights, tensor
 from zipfmax_reference.runs.arrays import Inputs
 from zipfmax_reference.runs.case import Case
@@ -96,5 +96,5 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def make(store: str, rank: int, world: int, layer: str, how: str, case: Case, inputs: Inputs) -> RankStep:
-    """What a rank keeps; see `contestants.ranks.make`. `how` is of no matter."""
+    """What a rank keeps; see `contestants.ranked_layer.make`. `how` is of no matter."""
     return RankStep(layer, case, inputs, None if world == 1 else group_of(store, rank, world, case.device))

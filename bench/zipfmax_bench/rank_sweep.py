@@ -22,7 +22,7 @@ from zipfmax_bench.rank_steps import PLACE
 from zipfmax_bench.sweep_options import PLANNED, SweepOptions, check_numbers, chosen_device, default_path
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants.child import ChildError, told
-from zipfmax_reference.contestants.ranks import RankedLayer, RankPool
+from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool
 from zipfmax_reference.records import CaseFields, RankTiming, RunDirectory
 from zipfmax_reference.runs.case import TASKS as ALL_TASKS
 from zipfmax_reference.runs.case import Case

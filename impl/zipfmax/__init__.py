@@ -17,16 +17,16 @@ if TYPE_CHECKING:
         from_transformer_xl,
     )
     from zipfmax.embedding import AdaptiveEmbedding
+    from zipfmax.label_ranks import LabelRanks
     from zipfmax.module import AdaptiveLogSoftmaxWithLoss
     from zipfmax.planner import Plan, plan_cutoffs
-    from zipfmax.ranks import LabelRanks
 
 _MODULES = {
     "AdaptiveEmbedding": "embedding",
     "AdaptiveLogSoftmaxWithLoss": "module",
     "Cluster": "clusters",
     "ClusterLayout": "clusters",
-    "LabelRanks": "ranks",
+    "LabelRanks": "label_ranks",
     "Plan": "planner",
     "from_fairseq": "converters",
     "from_paddle": "converters",

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipfmax.clusters import ClusterLayout
+from zipfmax.label_ranks import LabelRanks
 from zipfmax.module import AdaptiveLogSoftmaxWithLoss
-from zipfmax.ranks import LabelRanks
 
 
 class AdaptiveEmbedding(nn.Module):

@@ -31,8 +31,8 @@ from zipfmax.inputs import (
     operands,
     operands_of_called,
 )
+from zipfmax.label_ranks import LabelRanks
 from zipfmax.losses import LossTerms, check_terms, nll_with_terms
-from zipfmax.ranks import LabelRanks
 from zipfmax.submodules import Called, Replaced, announce, plain_weights
 from zipfmax.weights import Weights
 

@@ -13,7 +13,7 @@ from zipfmax.rank_costs import CollectiveCost
 from zipfmax_bench import rank_planning, rank_sweep
 from zipfmax_bench.rank_steps import PLACE
 from zipfmax_bench.sweep_options import SweepOptions
-from zipfmax_reference.contestants.ranks import RankPool
+from zipfmax_reference.contestants.ranked_layer import RankPool
 from zipfmax_reference.records import RankTiming, RunDirectory
 from zipfmax_reference.runs.case import Case
 

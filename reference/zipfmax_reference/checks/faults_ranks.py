@@ -1,7 +1,7 @@
 """Faults that people make in a vocabulary that is split over ranks, each planted in zipfmax's own code.
 
 A fault replaces one name of `zipfmax.parallel` while a rank does what it is asked, in every rank's process.
-The traps of `truth.ranks` have to catch each of them (`zipfmax mutants --world 2`).
+The traps of `truth.rank_traps` have to catch each of them (`zipfmax mutants --world 2`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from zipfmax.parallel import backend, decoding, functions
 from zipfmax.parallel.backend import ShardedBackend
 from zipfmax_reference.checks.faults import scaled_gradient
-from zipfmax_reference.contestants import ranks
+from zipfmax_reference.contestants import ranked_layer
 
 Plant = Callable[[], Any]
 
@@ -227,6 +227,6 @@ def _planted(fault: str) -> Iterator[None]:
 def make(
     store: str, rank: int, world: int, layer: str, how: str, case: Any, inputs: Any, fault: str
 ) -> _Faulty:
-    """What a rank keeps; see `contestants.ranks.make`. It does not wait long for a rank that stays away."""
-    ranks.COLLECTIVE_LIMIT = 5.0
-    return _Faulty(ranks.make(store, rank, world, layer, how, case, inputs), fault)
+    """What a rank keeps; see `contestants.ranked_layer.make`. It does not wait long for a rank that stays away."""
+    ranked_layer.COLLECTIVE_LIMIT = 5.0
+    return _Faulty(ranked_layer.make(store, rank, world, layer, how, case, inputs), fault)

@@ -35,7 +35,7 @@ from zipfmax_reference.checks import (  # noqa: F401
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.console import print_table, terminal
-from zipfmax_reference.contestants.ranks import RankedLayer, RankPool
+from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids

@@ -67,7 +67,7 @@ def implementation(name: str) -> Implementation:
     if (found := over_ranks(name)) is not None:
         if found[0] not in _FACTORIES:
             raise UsageError(unknown("implementation", name, names()))
-        ranks = importlib.import_module("zipfmax_reference.contestants.ranks")
+        ranks = importlib.import_module("zipfmax_reference.contestants.ranked_layer")
         return cast(Implementation, ranks.RankedLayer(*found))
     if name.startswith("saved:"):
         from zipfmax_reference.contestants.saved import PREFIX, SavedResults

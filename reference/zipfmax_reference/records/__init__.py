@@ -22,7 +22,7 @@ from zipfmax_reference.records.plan import (
     PlanError,
     PlanProof,
 )
-from zipfmax_reference.records.ranks import RankTiming
+from zipfmax_reference.records.rank_timing import RankTiming
 from zipfmax_reference.records.selftest import Finding, Outcome, SelfTest, SelfTestRun
 from zipfmax_reference.records.study import (
     StudyBand,

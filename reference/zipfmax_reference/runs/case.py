@@ -17,7 +17,7 @@ TASKS = ("forward", "train", "log_prob", "predict", "topk")
 PROTOCOL = "protocol"
 """The task of many calls on one module, which `truth.protocol` judges; nothing that is timed."""
 RANKS = "ranks"
-"""The task of options and labels on which layers over several ranks go wrong, which `truth.ranks` judges."""
+"""The task of options and labels on which layers over several ranks go wrong, which `truth.rank_traps` judges."""
 TOPK = 10
 """Classes that the task "topk" asks for, or all of them where there are fewer."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -25,7 +25,7 @@ from zipfmax_reference.runs import grid as grids
 from zipfmax_reference.runs.arrays import Inputs, Results
 from zipfmax_reference.runs.case import PROTOCOL, RANKS, Case
 from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_full_weight, draw_inputs
-from zipfmax_reference.truth import protocol, ranks
+from zipfmax_reference.truth import protocol, rank_traps
 from zipfmax_reference.truth.causes import Causes
 from zipfmax_reference.truth.judgement import Truth, Verdict
 
@@ -240,7 +240,7 @@ class Oracle:
             reason = "it runs in one process"
         if reason is not None:
             return [self._record(implementation, DEFINITION, WHOLE, Verdict("skipped", reason=reason))]
-        verdicts = ranks.check(training, implementation)
+        verdicts = rank_traps.check(training, implementation)
         return [self._record(implementation, DEFINITION, rule, v) for rule, v in verdicts.items()]
 
     def _undrawn(self) -> str | None:

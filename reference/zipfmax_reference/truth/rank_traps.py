@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zipfmax_reference.contestants.child import told
-from zipfmax_reference.contestants.ranks import OptionCalls, RankedLayer, RankedRunner
+from zipfmax_reference.contestants.ranked_layer import OptionCalls, RankedLayer, RankedRunner
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs

@@ -8,7 +8,7 @@ from zipfmax_reference.checks import faults_ranks
 from zipfmax_reference.checks.mutants import CONTROL, examine_ranks
 from zipfmax_reference.checks.verify import Options
 from zipfmax_reference.contestants import registry
-from zipfmax_reference.contestants.ranks import RankedLayer, _differences
+from zipfmax_reference.contestants.ranked_layer import RankedLayer, _differences
 from zipfmax_reference.runs import grid
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs

@@ -43,7 +43,7 @@ COLLECTIVE_LIMIT = 60.0
 """Seconds that a rank waits for the others in a collective."""
 LIMIT = 300.0
 """Seconds within which a rank has to answer, its start included."""
-MAKE = "zipfmax_reference.contestants.ranks:make"
+MAKE = "zipfmax_reference.contestants.ranked_layer:make"
 
 
 class RankedLayer:
