@@ -12,7 +12,7 @@ from zipfmax_reference.contestants.ranked_layer import RankedLayer, _differences
 from zipfmax_reference.runs import grid
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
-from zipfmax_reference.truth import ranks
+from zipfmax_reference.truth import rank_traps
 from zipfmax_reference.truth.oracle import Oracle
 
 
@@ -71,7 +71,7 @@ def test_over_two_ranks_cells_traps_and_faults():
     assert caught[0].cells == 1
     assert caught[1].tensor == "ranks.the-softmax-is-over-all-classes-once"
     assert len(faults_ranks.FAULTS) == 16
-    assert len(ranks.TRAPS) == 8
+    assert len(rank_traps.TRAPS) == 8
 
 
 def test_a_step_of_ranks_is_judged_like_any_other_and_errors_leave_them_usable():
