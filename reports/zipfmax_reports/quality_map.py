@@ -47,7 +47,7 @@ def map_picture(
         f"law; trunks deeper than {max((trunk.depth for trunk in trunks), default=0)} layers are extrapolated.",
         figure=map_figure(pd.concat([rows, measured], ignore_index=True)),
         table=Table.of("The map, part by part", pd.concat([rows, measured], ignore_index=True), columns),
-        command="python -m zipfmax_bench.study.break_even --out DIR",
+        command="zipfmax study --map --out DIR",
     )
 
 

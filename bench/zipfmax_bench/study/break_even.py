@@ -1,4 +1,4 @@
-"""Where a whole training step is faster, and where not: `python -m zipfmax_bench.study.break_even --out DIR`.
+"""Where a whole training step is faster, and where not: `zipfmax study --map --out DIR`.
 
 The parts of a step are measured by themselves: full softmax (the fastest exact one that is installed) and
 zipfmax with customary cutoffs, over a grid of vocabularies and widths; the input embedding of that size; and
@@ -8,15 +8,12 @@ that a study measured over it. A call that is stopped goes on with --resume.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +55,13 @@ class MapOptions:
         return StudyOptions(sequences=self.sequences, length=self.length, device=self.device)
 
 
-ON_A_CPU = MapOptions(features=(128, 256), depths=(1, 2, 4), sequences=8, length=32, rounds=3, device="cpu")
+def grid(device: str) -> MapOptions:
+    """What is measured on a device: smaller models on a CPU."""
+    if device == "cpu":
+        return MapOptions(
+            features=(128, 256), depths=(1, 2, 4), sequences=8, length=32, rounds=3, device=device
+        )
+    return MapOptions(device=device)
 
 
 def measure(options: MapOptions, directory: RunDirectory, over: Callable[[], bool] = lambda: False) -> bool:
@@ -200,35 +203,3 @@ def run(options: MapOptions, out: Path, resume: bool = False, limit_s: float | N
     if not measure(options, directory, lambda: time.monotonic() > ends_at):
         terminal().print(f"stopped after {limit_s:.0f} s; --resume goes on", soft_wrap=True)
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; a `UsageError` is one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="run directory, a study's too (--resume)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--classes", type=int, nargs="+", help="vocabularies")
-    parser.add_argument("--features", type=int, nargs="+", help="widths d")
-    parser.add_argument("--depths", type=int, nargs="+", help="layers of the transformers")
-    parser.add_argument("--rounds", type=int, help="samples of each part")
-    parser.add_argument("--limit", type=float, help="stop after so many seconds")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the map in --out, or add it to a study"
-    )
-    given = parser.parse_args(arguments)
-    own = ON_A_CPU if given.device == "cpu" else MapOptions(device=given.device)
-    chosen = {name: getattr(given, name) for name in ("classes", "features", "depths", "rounds")}
-    lists: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items() if value
-    }
-    try:
-        sys.exit(run(replace(own, **lists), given.out, given.resume, given.limit))
-    except UsageError as error:
-        print(f"break_even: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -56,6 +56,15 @@ def study(
     device: Annotated[str | None, option("cpu or cuda.", MODEL)] = None,
     limit: Annotated[float | None, option("Stop after so many seconds; --resume goes on.", RECORDS)] = None,
     resume: Annotated[bool, option("Go on with the study in --out.", RECORDS, "--resume")] = False,
+    only_map: Annotated[
+        bool,
+        option(
+            "Train nothing: measure the parts of a step from 10,000 to a million words, for the map of where a whole "
+            "step is faster. --out may be a study's folder, with --resume.",
+            COMPARED,
+            "--map",
+        ),
+    ] = False,
 ) -> None:
     """Train one model with each output layer: perplexity against steps and time, and where it is lost.
 
@@ -67,35 +76,41 @@ def study(
         zipfmax study --out runs/study                              on a CPU, 5 minutes
         zipfmax study --out runs/study --tokens tokens:books --trunk transformer --seconds 600
         zipfmax study --preset gpu --out runs/gpu --limit 500       on a GPU; repeat with --resume until it ends
+        zipfmax study --preset gpu --out runs/gpu --resume --map    where a whole step is faster, on that GPU
         python -m zipfmax_bench.study --preset gpu --out runs/gpu --limit 500     where it is not installed
 
     """
+    from zipfmax_bench.study import break_even
     from zipfmax_bench.study.options import preset as of_preset
     from zipfmax_bench.study.run import run
 
-    options = of_preset(
-        preset,
-        tokens=tokens,
-        classes=classes,
-        min_count=min_count,
-        megabytes=megabytes,
-        trunk=trunk,
-        depth=depth,
-        features=features,
-        inputs=inputs,
-        compile_trunk=compile_trunk or None,
-        layers=tuple((layers or "").split()),
-        seeds=_numbers(seeds),
-        steps=steps,
-        seconds=seconds,
-        sequences=sequences,
-        length=length,
-        learning_rate=learning_rate,
-        evaluate_every=evaluate_every,
-        valid_tokens=valid_tokens,
-        device=device,
-    )
-    raise typer.Exit(run(options, out, resume, limit))
+    trained = {
+        "tokens": tokens,
+        "classes": classes,
+        "min_count": min_count,
+        "megabytes": megabytes,
+        "trunk": trunk,
+        "depth": depth,
+        "features": features,
+        "inputs": inputs,
+        "compile_trunk": compile_trunk or None,
+        "layers": tuple((layers or "").split()),
+        "seeds": _numbers(seeds),
+        "steps": steps,
+        "seconds": seconds,
+        "sequences": sequences,
+        "length": length,
+        "learning_rate": learning_rate,
+        "evaluate_every": evaluate_every,
+        "valid_tokens": valid_tokens,
+    }
+    options = of_preset(preset, device=device, **trained)
+    if not only_map:
+        raise typer.Exit(run(options, out, resume, limit))
+    if given := [name for name, value in trained.items() if value not in (None, ())]:
+        names = ", ".join("--" + name.removesuffix("_trunk").replace("_", "-") for name in given)
+        raise UsageError(f"--map trains nothing and measures a grid of its own: leave out {names}")
+    raise typer.Exit(break_even.run(break_even.grid(options.device), out, resume, limit))
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

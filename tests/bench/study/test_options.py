@@ -1,11 +1,14 @@
 import sys
 
 import pytest
+import typer
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.study import __main__ as command
-from zipfmax_bench.study import outputs
+from zipfmax_bench.study import break_even, outputs
+from zipfmax_bench.study.command import study
 from zipfmax_bench.study.options import PRESETS, StudyOptions, preset
+from zipfmax_reference.records import RunDirectory, StudyMap
 
 
 def test_a_preset_keeps_what_is_not_given():
@@ -77,3 +80,18 @@ def test_wrong_use_of_the_command_is_one_line_and_exit_status_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_map_trains_nothing_and_refuses_what_says_how_to_train(tmp_path):
+    with pytest.raises(UsageError, match="leave out --compile, --layers, --steps"):
+        study(tmp_path / "map", only_map=True, layers="full", steps=3, compile_trunk=True)
+    assert not (tmp_path / "map").exists()
+
+
+def test_the_map_is_measured_into_the_folder_that_is_named(tmp_path, monkeypatch):
+    small = break_even.MapOptions((1_152,), (16,), (1,), sequences=2, length=4, rounds=1, device="cpu")
+    monkeypatch.setattr(break_even, "grid", lambda device: small)
+    with pytest.raises(typer.Exit) as ended:
+        study(tmp_path / "map", only_map=True)
+    assert ended.value.exit_code == 0
+    assert [cell.n_classes for cell in RunDirectory(tmp_path / "map").read(StudyMap)] == [1_152]
