@@ -7,6 +7,7 @@ environment's others, so both compute with the same torch.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sysconfig
 import tempfile
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zipfmax.errors import UsageError
-from zipfmax_bench import gate_report, judge, presets, ratios, suite
+from zipfmax_bench import gate_report, judge, messages, presets, ratios, suite
 from zipfmax_bench.baseline import FIGURES
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import usable_cores
@@ -29,8 +30,8 @@ from zipfmax_reference.runs.case import Case
 
 IMPLEMENTATION = "zipfmax"
 SOURCE_ROOTS = ("impl", "reference", "bench")
-OLDEST_WORKER = "bench/zipfmax_bench/snapshot.py"
-"""A file that came with the requests that the engine makes now."""
+MESSAGES = "bench/zipfmax_bench/messages.py"
+"""The file that says which protocol a revision's workers follow."""
 PROCESSES = 3
 POLICY = SamplingPolicy(seconds=3.0, least=9, most=60)
 
@@ -79,9 +80,20 @@ def repository_here() -> Path:
         UsageError: it is in none.
     """
     top = _run(["git", "rev-parse", "--show-toplevel"], "compare needs a git repository: run it in one")
-    if not (Path(top) / OLDEST_WORKER).is_file():
-        raise UsageError(f"{top} is no checkout of zipfmax that can be measured: it lacks {OLDEST_WORKER}")
+    source = Path(top) / MESSAGES
+    _check_protocol(source.read_text() if source.is_file() else "", f"the checkout {top}")
     return Path(top)
+
+
+def _check_protocol(source: str, what: str) -> None:
+    """Refuse workers that do not understand this engine's requests, from the text of their `messages`."""
+    found = re.search(r"^PROTOCOL = (\d+)$", source, re.MULTILINE)
+    if found is None or int(found[1]) != messages.PROTOCOL:
+        theirs = f"protocol {found[1]}" if found else "an older protocol"
+        raise UsageError(
+            f"{what} cannot be measured: its workers follow {theirs} and this zipfmax follows {messages.PROTOCOL} "
+            f"(PROTOCOL in {MESSAGES})"
+        )
 
 
 def working_tree(repository: Path) -> str:
@@ -110,8 +122,13 @@ def environment_of(revision: str, repository: Path) -> Iterator[str]:
         ["git", "-C", str(repository), "rev-parse", "--verify", f"{revision}^{{commit}}"],
         f"no revision {revision!r} in {repository}",
     )
-    if _fails(["git", "-C", str(repository), "cat-file", "-e", f"{commit}:{OLDEST_WORKER}"]):
-        raise UsageError(f"revision {revision!r} cannot be measured: it is older than {OLDEST_WORKER}")
+    shown = subprocess.run(
+        ["git", "-C", str(repository), "show", f"{commit}:{MESSAGES}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    _check_protocol(shown.stdout, f"revision {revision!r}")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         _run(
@@ -221,10 +238,6 @@ def _work_changes(then: Measurement, now: Measurement) -> list[tuple[str, bool]]
         if before != after:
             found.append((f"{figure} {before} -> {after}", before is None or (after or 0) > before))
     return found
-
-
-def _fails(command: Sequence[str]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
 def _run(command: Sequence[str], failure: str) -> str:

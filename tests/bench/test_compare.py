@@ -13,9 +13,17 @@ import torch
 
 import zipfmax
 from zipfmax.errors import UsageError
-from zipfmax_bench.compare import environment, environment_of, examine, repository_here, verdict, working_tree
+from zipfmax_bench.compare import (
+    MESSAGES,
+    environment,
+    environment_of,
+    examine,
+    repository_here,
+    verdict,
+    working_tree,
+)
 from zipfmax_bench.engine import Measurement, Sample, SamplingPolicy
-from zipfmax_bench.messages import Work
+from zipfmax_bench.messages import PROTOCOL, Work
 from zipfmax_reference.runs.case import Case
 
 CASE = Case(60, 8, 16, (10, 30))
@@ -80,12 +88,21 @@ def test_outside_of_a_repository_and_on_a_revision_of_the_former_layout_one_line
     (tmp_path / "impl" / "module.py").touch()
     commit_all(tmp_path)
     with (
-        pytest.raises(UsageError, match="'HEAD' cannot be measured: it is older"),
+        pytest.raises(UsageError, match="'HEAD' cannot be measured: its workers follow an older protocol"),
         environment_of("HEAD", tmp_path),
     ):
         raise AssertionError("it has been measured")
-    with pytest.raises(UsageError, match=f"{tmp_path} is no checkout of zipfmax"):
+    with pytest.raises(UsageError, match=f"the checkout {tmp_path} cannot be measured"):
         repository_here()
+
+
+def test_a_revision_whose_workers_understand_other_requests_is_refused_before_anything_runs(other_revision):
+    source = other_revision / MESSAGES
+    source.write_text(source.read_text().replace(f"PROTOCOL = {PROTOCOL}", "PROTOCOL = 1"))
+    commit_all(other_revision)
+    message = f"'HEAD' cannot be measured: its workers follow protocol 1 and this zipfmax follows {PROTOCOL}"
+    with pytest.raises(UsageError, match=message), environment_of("HEAD", other_revision):
+        raise AssertionError("it has been measured")
 
 
 @pytest.fixture

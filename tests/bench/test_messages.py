@@ -1,11 +1,15 @@
 """What a worker answers arrives as it was, and as nothing but that."""
 
+import dataclasses
+import hashlib
 import io
+from typing import get_args
 
 import pytest
 
 from zipfmax_bench import messages
 from zipfmax_reference.contestants import wire
+from zipfmax_reference.runs.case import Case
 
 REPLIES = [
     messages.Timed(1.0, float("inf"), False),
@@ -40,3 +44,12 @@ def test_a_reply_arrives_as_it_was(reply):
 def test_what_is_no_reply_is_refused(message):
     with pytest.raises(ValueError, match=r"no reply of a worker|validation error"):
         messages.decoded(message)
+
+
+def test_a_changed_message_has_another_protocol_number():
+    fields = {
+        message.__name__: [(field.name, str(field.type)) for field in dataclasses.fields(message)]
+        for message in (*get_args(messages.Request), *get_args(messages.Reply), Case)
+    }
+    found = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()[:12]
+    assert (messages.PROTOCOL, found) == (2, "42179789e9c3"), "raise PROTOCOL with every change of a message"
