@@ -39,7 +39,7 @@ def test_what_runs_out_of_memory_is_recorded_and_the_others_run(monkeypatch):
     runs, notes = gpu_times.full_runs(CASE)
     assert list(runs) == ["full"]
     assert notes["full:chunked"]["status"] == "failed"
-    assert notes["full:chunked"]["reason"] == "CUDA out of memory."
+    assert notes["full:chunked"]["reason"] == "OutOfMemoryError: CUDA out of memory. more"
 
 
 def test_every_full_contestant_is_timed():

@@ -50,6 +50,7 @@ def options(flag: str, *values: str) -> list[str]:
     return [word for value in values for word in (flag, value)]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_to_the_same_cells_as_an_unbroken_one(tmp_path, in_process):
     chosen = [
         *SMALL,
@@ -145,7 +146,7 @@ def test_every_cell_is_recorded_with_what_became_of_it(troubled, name, status):
 def test_a_users_class_that_is_wrong_or_raises_fails_the_command_with_a_line_for_each_cause(troubled):
     _, done, out = troubled
     (told,) = [text for text in done.stderr.splitlines() if "Raises" in text]
-    assert told.endswith("Raises: failed: ValueError: this layer always raises")
+    assert told.endswith("Raises: failed: ValueError: this layer always raises and says so on two lines")
     (told,) = [text for text in done.stderr.splitlines() if "Wrong" in text]
     assert "Wrong: parity failed: " in told
     assert "loss" in troubled[0]["Wrong"]["reason"]
@@ -172,7 +173,9 @@ def test_a_class_that_only_raises_fails_the_command(tmp_path):
         expect=1,
     )
     (cause,) = done.stderr.splitlines()
-    assert cause.endswith("Raises: failed: ValueError: this layer always raises (2 cells)")
+    assert cause.endswith(
+        "Raises: failed: ValueError: this layer always raises and says so on two lines (2 cells)"
+    )
 
 
 def test_a_class_that_cannot_be_imported_is_wrong_use(tmp_path):
@@ -296,6 +299,7 @@ def test_wrong_use_ends_with_status_2_and_one_line():
     assert done.stderr == "zipfmax: unknown preset 'slow'; choose one of: quick, gate, gpu, wikitext103\n"
 
 
+@pytest.mark.slow
 def test_precision_goes_on_until_the_ratios_are_known_that_well(tmp_path, in_process, monkeypatch):
     times = iter(itertools.cycle([1e-3, 2e-3, 3e-3, 4e-3, 5e-3]))  # of one run each: nothing is steady
 

@@ -67,6 +67,7 @@ def test_a_layer_that_cheats_is_found_out_by_its_trick_and_an_honest_one_keeps_i
         assert outcome.delegates == "torch.nn.AdaptiveLogSoftmaxWithLoss"
 
 
+@pytest.mark.slow
 def test_code_that_runs_at_import_changes_neither_the_clock_nor_the_verdict_nor_another_layers(tmp_path):
     program = (
         "import sys; from pathlib import Path; from zipfmax_bench import timing_faults as faults;"

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 LABELS = ("zipf:0.5", "zipf:1.0", "zipf:1.5", "uniform")
 
 
@@ -20,6 +22,7 @@ def ranks_of(agent: int) -> list[int]:
     return [pid for pid in map(int, children) if b"sweep" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_rank_killed_in_the_middle_leaves_the_same_cells_as_an_unbroken_sweep(tmp_path):
     out = tmp_path / "run"
     command = [

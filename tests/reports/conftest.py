@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from zipfmax_reports import elements, static, svg
 
 VOCABULARIES = {10_000: (1000, 4000), 50_000: (2000, 10_000), 267_735: (20_000, 60_000)}
 LABELS = ("uniform", "zipf:0.8", "zipf:1.0", "zipf:1.3", "wordfreq:en")
@@ -321,6 +324,23 @@ def _write_large_run() -> Callable[[Path], int]:
 @pytest.fixture(scope="session", name="write_gpu_run")
 def _write_gpu_run() -> Callable[[Path], Path]:
     return write_gpu_run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _equal_figures_are_drawn_once() -> Iterator[None]:
+    """Most pages of the tests have most figures in common, and drawing takes most of a page's time."""
+    drawn: dict[tuple[bytes, ...], str] = {}
+
+    def inline(figure: Any, *texts: str) -> str:
+        key = (pickle.dumps(figure), *(text.encode() for text in texts))
+        if key not in drawn:
+            drawn[key] = svg.inline_svg(static.draw(figure), *texts)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elements, "draw", lambda figure: figure)
+        patch.setattr(elements, "inline_svg", inline)
+        yield
 
 
 @pytest.fixture

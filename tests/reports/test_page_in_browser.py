@@ -250,6 +250,7 @@ def test_a_cell_shows_its_time_split_by_head_and_tails(reader: Reader, page_path
     assert found["tail 1"][3:] == [seconds(limits[1]), percent(limits[1] / row["parts_s"][1])]
 
 
+@pytest.mark.slow
 def test_ten_thousand_cells_fit_and_answer(
     reader: Reader, write_large_run: Callable[[Path], int], tmp_path: Path
 ) -> None:
@@ -343,8 +344,15 @@ def test_print_shows_the_static_figures(reader: Reader, page_path: Path) -> None
     assert not page.locator("#controls").is_visible()
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
-@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize(
+    ("theme", "width"),
+    [
+        pytest.param(LIGHT, WIDE, id="light-wide"),
+        pytest.param(DARK, NARROW, id="dark-narrow"),
+        pytest.param(DARK, WIDE, id="dark-wide", marks=pytest.mark.slow),
+        pytest.param(LIGHT, NARROW, id="light-narrow", marks=pytest.mark.slow),
+    ],
+)
 def test_axe_finds_no_serious_violation(reader: Reader, page_path: Path, theme: Any, width: int) -> None:
     page = reader.open(page_path, theme.name, width)
     page.focus("#figure-heat .interactive [tabindex='0']")

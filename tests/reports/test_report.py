@@ -132,6 +132,7 @@ def test_a_run_that_only_verified_and_one_that_only_timed_have_pages(run_directo
     assert "This run holds no comparison with a reference" in text
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_in_both_schemes_as_svg_and_png(run_directory: Path) -> None:
     folder = run_directory / "figures"
     write_report([run_directory], figures=folder)

@@ -40,6 +40,7 @@ def test_there_are_at_least_forty_faults_and_each_is_said_in_its_own_words():
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in FAULTS)
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_cases_find_what_one_finds(outcomes):
     few = {name: FAULTS[name] for name in list(FAULTS)[:3]}
     shared = mutants.examine(SLICE, {mutants.CONTROL: Control, **few}, processes=2)

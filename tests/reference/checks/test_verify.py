@@ -248,6 +248,7 @@ def test_by_default_every_backend_of_the_device_is_verified():
 TRAINED = {"output", "loss", "grad.input", "grad.head.bias", "grad.tail.2.1.weight"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "cells", "dtype", "tensors"),
     [
