@@ -8,9 +8,9 @@ graph reads the weights where they lie, so it sees every update of them.
 The gradients stay in the graph's memory until backward scales them into new tensors, or until nothing can ask for
 them any more. Until then a `Lease` is alive, and another step of these shapes is launched without the graph.
 
-A graph keeps its memory, temporaries included. `set_graph_memory` bounds what all of them keep; a step that needs
-more is never captured. Steps inside a capture of the user's, under a profiler's hooks, or inside a backward
-(activation checkpointing) are launched as usual.
+A graph keeps its memory, temporaries included. `set_graph_memory` bounds what all of them keep beside the workspace
+of the vendor's library (32 MiB on Hopper, one a stream); a step that needs more is never captured. Steps inside a
+capture of the user's, under a profiler's hooks, or inside a backward (activation checkpointing) are launched as usual.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class Graphs:
             not self.limit_bytes
             or self._paused
             or shapes.device.type != "cuda"
+            or torch.version.hip
             or torch._C._len_torch_dispatch_stack()
         ):
             return None
