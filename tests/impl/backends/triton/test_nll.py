@@ -46,7 +46,7 @@ def test_any_number_of_classes(tail: int, dtype: torch.dtype, device: torch.devi
 @pytest.mark.parametrize(
     ("width", "dtype"),
     crossed(
-        [(0, FLOAT), (1, BFLOAT), (48, HALF), (192, FLOAT)],
+        [(0, FLOAT), (1, BFLOAT), (48, HALF)],
         [0, 1, 5, 8, 16, 48, 64, 192, 256, 300],
         DTYPES,
     ),
@@ -97,9 +97,7 @@ def scaled_loss(output: Tensor, loss: Tensor) -> Tensor:
     crossed(
         [
             (scaled_loss, "mean", 12),
-            (scaled_loss, "none", None),
             (output_only, "sum", None),
-            (output_and_loss, "mean", None),
             (output_and_loss, "none", 12),
         ],
         [scaled_loss, output_only, output_and_loss],
