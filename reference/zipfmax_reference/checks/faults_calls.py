@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -316,3 +317,35 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+# Threads.
+
+THREAD = "a-call-in-another-thread-is-right"
+
+
+@in_use("only the thread that made the layer gets the right output", breaks=THREAD)
+class OneThread(Control):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.thread = threading.get_ident()
+
+    def returned(self, output: Tensor, target: Tensor) -> Tensor:
+        return output if threading.get_ident() == self.thread else output - 0.01
+
+
+@in_use("another thread's calls give the head no gradients", breaks=THREAD)
+class GradientsInOneThread(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        is_main = threading.current_thread() is threading.main_thread()
+        return super().head_logits(hidden if is_main else hidden.detach())
+
+
+@in_use("a call of another thread leaves its weights behind", breaks=THREAD)
+class ThreadLeavesWeights(Control):
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = super().loss(output, target)
+        if threading.current_thread() is not threading.main_thread():
+            with torch.no_grad():
+                self.head.weight.mul_(1.01)
+        return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,23 @@ class RowsWrapped(Control):
     def head_logits(self, hidden: Tensor) -> Tensor:
         logits = super().head_logits(hidden)
         return torch.cat([logits[:256], logits[: len(logits) - 256]]) if len(logits) > 256 else logits
+
+
+@planted("a row's number has 16 bits")
+class RowsOf16Bits(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        row = torch.arange(len(hidden), device=hidden.device)
+        return super().head_logits(hidden[row & 0xFFFF] if len(hidden) > 0x10000 else hidden)
+
+
+@planted("cutoffs in a tuple are taken to be all but the last")
+class TupleOfCutoffs(Control):
+    def __init__(
+        self, in_features: int, n_classes: int, cutoffs: Sequence[int], *more: Any, **options: Any
+    ) -> None:
+        if isinstance(cutoffs, tuple) and len(cutoffs) > 1:
+            cutoffs = cutoffs[:-1]
+        super().__init__(in_features, n_classes, cutoffs, *more, **options)
 
 
 @planted("the last class of a tail of 1,000 or more is scored as the one before")

@@ -80,9 +80,13 @@ class PaddleUse(surroundings.InThisProcess):
         hidden, target = self._batches[batch]
         if row is not None:
             hidden, target = hidden[row], target[row]
+
+        def computed() -> Any:
+            return self._layer(hidden * 1.0 if through else hidden, target)
+
         with self._within(mode):
             try:
-                output, loss = self._layer(hidden * 1.0 if through else hidden, target)
+                output, loss = surroundings.in_a_thread(computed) if mode == "thread" else computed()
             except Exception as error:
                 if row is not None:
                     raise NotPromisedError(str(error)) from error

@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -175,6 +176,12 @@ class InThisProcess:
     def surroundings_before(self) -> dict[str, str]:
         """What was read before the module was made."""
         return self._before
+
+
+def in_a_thread(call: Callable[[], Any]) -> Any:
+    """What the call returns, or raises, in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -254,7 +254,7 @@ def arguments(case: Case) -> dict[str, Any]:
     return {
         "in_features": case.in_features,
         "n_classes": case.n_classes,
-        "cutoffs": list(case.cutoffs),
+        "cutoffs": _cutoffs(case),
         "div_value": case.div_value,
         "head_bias": case.head_bias,
         "device": case.device,
@@ -262,9 +262,14 @@ def arguments(case: Case) -> dict[str, Any]:
     }
 
 
-def _sizes(case: Case) -> tuple[int, int, list[int]]:
+def _cutoffs(case: Case) -> Sequence[int]:
+    """A list, or in cases with a head bias a tuple: a constructor takes any sequence."""
+    return case.cutoffs if case.head_bias else list(case.cutoffs)
+
+
+def _sizes(case: Case) -> tuple[int, int, Sequence[int]]:
     """What a user gives by position."""
-    return case.in_features, case.n_classes, list(case.cutoffs)
+    return case.in_features, case.n_classes, _cutoffs(case)
 
 
 def _options(case: Case) -> dict[str, Any]:

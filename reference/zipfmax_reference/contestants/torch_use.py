@@ -26,6 +26,7 @@ _CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
     "no_grad": lambda device: torch.no_grad(),
     "inference": lambda device: torch.inference_mode(),
     "autocast": lambda device: torch.autocast(device, torch.bfloat16),
+    "thread": lambda device: nullcontext(),
 }
 
 
@@ -115,7 +116,7 @@ class TorchUse(surroundings.InThisProcess):
         output, loss = self._within(mode, computed, refusable=row is not None)
         self._results[name] = {"output": output, "loss": loss}
         self._differentiated.discard(name)
-        (self._unrecorded.discard if mode in ("record", "autocast") else self._unrecorded.add)(name)
+        (self._unrecorded.discard if mode in ("record", "autocast", "thread") else self._unrecorded.add)(name)
         return self.read(name)
 
     def _within(self, mode: CallMode, call: Callable[[], Any], refusable: bool = False) -> Any:
@@ -124,7 +125,7 @@ class TorchUse(surroundings.InThisProcess):
             # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
             with _CONTEXTS[mode](torch.device(self._case.device).type):
                 before = _modes()
-                found = call()
+                found = surroundings.in_a_thread(call) if mode == "thread" else call()
                 after = _modes()
         except Exception as error:
             if refusable or self._converted or mode == "autocast":

@@ -11,7 +11,8 @@ from typing import Literal, Protocol
 
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
-CallMode = Literal["record", "no_grad", "inference", "autocast"]
+CallMode = Literal["record", "no_grad", "inference", "autocast", "thread"]
+"""How a call is made: with gradients; without, in two ways; under autocast to bfloat16; in a thread of its own."""
 Manner = Literal["copy", "data", "replace", "turn"]
 """How weights are written: by copy_, into .data, or as another tensor in .data, which may lie column by column."""
 Gaps = Literal["none", "columns", "rows", "turned"]

@@ -148,7 +148,12 @@ def _of_sizes(device: str, dtype: str) -> list[Case]:
         Case(5_021, 67, 263, layout.cutoffs, 1.0, True, dtype, device, labels, task=task, hidden="aimed")
         for task in TASKS
     ]
-    return [*aimed, Case(12_011, 33, 523, (1_025, 4_099), 2.0, False, dtype, device)]
+    # Beyond 2^16 rows a row's number does not fit 16 bits, nor a GPU's grid its second axis.
+    return [
+        *aimed,
+        Case(12_011, 33, 523, (1_025, 4_099), 2.0, False, dtype, device),
+        Case(31, 3, 66_001, (5, 12), 1.0, True, dtype, device),
+    ]
 
 
 def _of_calls(partitions: Sequence[Partition], device: str, dtypes: Sequence[str]) -> list[Case]:
@@ -175,13 +180,22 @@ def of_ranks(device: str = "cpu") -> list[Case]:
 
 
 def large(device: str = "cpu", dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[Case]:
-    """Training steps of 50,000, 267,735 and a million classes, whose sums are long; usual and wide logits."""
-    return [
+    """Training steps of 50,000, 267,735 and a million classes, whose sums are long.
+
+    With usual and wide logits, and with tails of two columns, whose products may keep one running sum each.
+    """
+    usual = [
         Case(n_classes, 128, 256, (2_000, 10_000), dtype=dtype, device=device, logit_std=logit_std)
         for n_classes in (50_000, 267_735, 1_000_000)
         for dtype in dtypes
         for logit_std in (None, 4.0)
     ]
+    narrow = [
+        Case(n_classes, 9, n_rows, (1_025, 4_099), 2.0, dtype=dtype, device=device)
+        for n_classes, n_rows in ((70_001, 1_030), (1_000_000, 257))
+        for dtype in dtypes
+    ]
+    return [*usual, *narrow]
 
 
 def small(device: str = "cpu") -> list[Case]:

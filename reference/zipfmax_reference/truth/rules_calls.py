@@ -146,6 +146,16 @@ def a_call_in_inference_mode_is_the_same_function(s: CallSession) -> None:
     s.differentiated("y", "b")
 
 
+@rule()
+def a_call_in_another_thread_is_right(s: CallSession) -> None:
+    """As where replicas or a server's workers make it: between two calls of this thread, and its backward here."""
+    s.called("x", "a")
+    s.called("y", "b", "thread")
+    s.differentiated("x", "a")
+    s.differentiated("y", "b")
+    s.called("z", "a")
+
+
 @rule(large=True)
 def evaluation_mode_is_the_same_function(s: CallSession) -> None:
     """And training mode after it."""
