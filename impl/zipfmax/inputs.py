@@ -33,9 +33,8 @@ def check_input(input: Tensor, weight: Tensor) -> None:
 
 def check_target(input: Tensor, target: Tensor) -> None:
     """Raise RuntimeError unless `target` [...] goes with `input` [..., d], TypeError for other types."""
-    for name, given in (("input_", input), ("target_", target)):
-        if not isinstance(given, Tensor):
-            raise _not_a_tensor(name, given)
+    check_tensor("input_", input)
+    check_tensor("target_", target)
     if target.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
     if target.device != input.device:
@@ -59,15 +58,18 @@ def check_target(input: Tensor, target: Tensor) -> None:
         )
 
 
-def _not_a_tensor(name: str, given: object) -> TypeError:
-    hint = "; torch.from_numpy makes one" if type(given).__module__ == "numpy" else ""
-    return TypeError(f"{name} should be a Tensor, but found {type(given).__name__}{hint}")
+def check_tensor(name: str, given: object) -> None:
+    """Raise TypeError unless an argument is a tensor."""
+    if not isinstance(given, Tensor):
+        hint = "; torch.from_numpy makes one" if type(given).__module__ == "numpy" else ""
+        raise TypeError(f"{name} should be a Tensor, but found {type(given).__name__}{hint}")
 
 
 def check_out(
     hidden: Tensor, parameters: Iterable[Tensor], out: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """Raise RuntimeError unless results of that shape and dtype can be written to `out`."""
+    """Raise RuntimeError unless results of that shape and dtype can be written to `out`, TypeError for no tensor."""
+    check_tensor("out", out)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *parameters)):
         raise RuntimeError(
             "log_prob(): out=... does not support automatic differentiation, but an argument requires grad; "

@@ -27,6 +27,7 @@ from zipfmax.inputs import (
     check_input,
     check_out,
     check_target,
+    check_tensor,
     check_width,
     operands,
     operands_of_called,
@@ -101,7 +102,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
             labels, an unknown reduction, absent_grads, backend or gradients; a label_smoothing, weight or
             z_loss that no loss can have.
-        TypeError: an ignore_index that is not an integer.
+        TypeError: an argument of another type, such as an ignore_index that is not an integer.
     """
 
     cutoffs: list[int]
@@ -131,7 +132,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     ) -> None:
         nn.Module.__init__(self)  # torch's own would make the weights a second time
         self.layout = ClusterLayout(
-            in_features, n_classes, tuple(cutoffs), div_value, tuple(projection_sizes)
+            in_features,
+            n_classes,
+            cutoffs,  # type: ignore[arg-type]  # which makes tuples of both
+            div_value,
+            projection_sizes,  # type: ignore[arg-type]
         )
         if reduction not in backends.REDUCTIONS:
             raise ValueError(unknown("reduction", reduction, backends.REDUCTIONS))
@@ -139,6 +144,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             raise ValueError(unknown("absent_grads", absent_grads, ("none", "zeros")))
         if gradients not in GRADIENTS:
             raise ValueError(unknown("gradients", gradients, GRADIENTS))
+        if label_ranks is not None and not isinstance(label_ranks, LabelRanks):
+            raise TypeError(f"label_ranks should be LabelRanks, got {type(label_ranks).__name__}")
         if label_ranks is not None and len(label_ranks) != n_classes:
             raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
@@ -393,6 +400,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     def _operands(self, input: Tensor) -> Operands:
         """Rows and what scores them: the weights, or the submodules where those do not say it all."""
         refuse_proxy(input)
+        check_tensor("input", input)
         read = plain_weights(self, self.layout)
         if not isinstance(read, Replaced):
             check_input(input, read.head)

@@ -145,7 +145,7 @@ def test_every_cell_is_recorded_with_what_became_of_it(troubled, name, status):
 def test_a_users_class_that_is_wrong_or_raises_fails_the_command_with_a_line_for_each_cause(troubled):
     _, done, out = troubled
     (told,) = [text for text in done.stderr.splitlines() if "Raises" in text]
-    assert told.endswith("Raises: failed: ValueError: this layer always raises")
+    assert told.endswith("Raises: failed: ValueError: this layer always raises and says so on two lines")
     (told,) = [text for text in done.stderr.splitlines() if "Wrong" in text]
     assert "Wrong: parity failed: " in told
     assert "loss" in troubled[0]["Wrong"]["reason"]
@@ -172,13 +172,17 @@ def test_a_class_that_only_raises_fails_the_command(tmp_path):
         expect=1,
     )
     (cause,) = done.stderr.splitlines()
-    assert cause.endswith("Raises: failed: ValueError: this layer always raises (2 cells)")
+    assert cause.endswith(
+        "Raises: failed: ValueError: this layer always raises and says so on two lines (2 cells)"
+    )
 
 
 def test_a_class_that_cannot_be_imported_is_wrong_use(tmp_path):
     file = tmp_path / "layer.py"
     file.write_text("import nothing_of_that_name\n")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(0)\n")
     for impl, words in [
+        (f"{tmp_path}/leaves.py:Layer", "cannot be imported: its process ended with status 0"),
         (f"{file}:Layer", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         (f"{FAULTY}:Nothing", "has no class 'Nothing'"),
     ]:
