@@ -343,7 +343,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 decoding.log_prob_into(self.layout, scorer, hidden, out.view(-1, self.n_classes), columns)
             return out
         with context:
-            result = self._backend_for(hidden, scorer).log_prob(self.layout, cast(Weights, scorer), hidden)
+            backend = self._backend_for(hidden, scorer, distribution=True)
+            result = backend.log_prob(self.layout, cast(Weights, scorer), hidden)
         return (result if columns is None else result.index_select(1, columns)).reshape(shape).to(dtype)
 
     def predict(self, input: Tensor) -> Tensor:
@@ -351,7 +352,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         hidden, scorer, _, context = self._operands(input)
         with context:
             best = self._backend_for(hidden, scorer).predict(self.layout, cast(Weights, scorer), hidden)
-        return self._labels(best).reshape(input.shape[:-1])
+        best = self._labels(best)
+        return best if input.dim() == 2 else best.reshape(input.shape[:-1])
 
     def topk(self, input: Tensor, k: int) -> TopK:
         """The k most probable classes and their log-probabilities, descending: [..., d] -> two of [..., k].
@@ -409,10 +411,16 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         check_width(input, self.in_features)
         return operands_of_called(input, Called(self, self.layout))
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, target: Tensor | None = None) -> Backend:
+    def _backend_for(
+        self,
+        hidden: Tensor,
+        scorer: Weights | Called,
+        target: Tensor | None = None,
+        distribution: bool = False,
+    ) -> Backend:
         if isinstance(scorer, Called):
             return backends.load("eager")
-        return backends.select(self.backend, hidden, scorer, target)
+        return backends.select(self.backend, hidden, scorer, target, distribution)
 
     def _loss_terms(self) -> LossTerms:
         weight = self.class_weight
