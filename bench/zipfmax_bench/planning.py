@@ -32,6 +32,8 @@ from zipfmax_reference.runs import device, labels
 from zipfmax_reference.runs.case import Case
 
 ROUNDS = 9
+MOST = 2**40
+"""Of classes, width, rows and bounds: more than any machine holds."""
 _RUN_LIMIT_S = 300.0
 
 
@@ -97,7 +99,8 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
             )
         return _plan(counts, options, calibration, prior), calibration
     except (ValueError, ImportError, TimeoutError) as error:
-        raise UsageError(str(error)) from error
+        bound = f" (--max-memory {options.max_memory:g})" if options.max_memory is not None else ""
+        raise UsageError(f"{error}{bound}") from error
 
 
 def _dtype(options: PlanOptions) -> torch.dtype:
@@ -110,8 +113,9 @@ def _dtype(options: PlanOptions) -> torch.dtype:
 def _check(options: PlanOptions) -> None:
     for name in ("classes", "features", "batch", "max_parameters", "max_memory"):
         value = getattr(options, name)
-        if value is not None and not value >= 1:
-            raise UsageError(f"--{name.replace('_', '-')} should be a positive number, got {value}")
+        if value is not None and not 1 <= value <= MOST:
+            allowed = "a positive number" if not value >= 1 else f"at most {MOST:,}"
+            raise UsageError(f"--{name.replace('_', '-')} should be {allowed}, got {value}")
     checked_threads(options.threads)
     if options.task not in TASKS:
         raise UsageError(unknown("task", options.task, TASKS))
@@ -356,10 +360,10 @@ def run(
     options: PlanOptions, *, as_json: bool, measured: bool, python: bool, console: Console
 ) -> dict[str, Any]:
     """Plan, print, and return the record."""
+    plan, calibration = planned(options, console)
     counts = label_counts(options)
     if counts is not None:
         console.print(counts_sentence(counts), highlight=False)
-    plan, calibration = planned(options, console)
     code = python_code(plan, options)
     customary = customary_plan(plan, calibration, options)
     result = record(plan, calibration, options, customary)

@@ -143,6 +143,7 @@ def _product(axes: Axes) -> list[Case]:
     found = []
     shapes = product(axes.classes, axes.dtypes, axes.features, axes.batch, axes.div_value, axes.logit_std)
     for n_classes, dtype, features, batch, div_value, logit_std in shapes:
+        check_fits(2 * batch * features, f"{batch:,} rows of {features:,} features, in 16 bits,")
         partitions = [c for c in axes.cutoffs if _fits(c, n_classes)] or [customary_cutoffs(n_classes)]
         for cutoffs, task in product(partitions, axes.tasks):
             group = []

@@ -20,7 +20,7 @@ from zipfmax.planner import Plan
 from zipfmax.rank_costs import CollectiveCost, predict
 from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.rank_steps import PLACE
-from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool
+from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool, check_ranks
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
 
@@ -56,10 +56,9 @@ def over_ranks(
     known: dict[int, CollectiveCost] = {}
     found = []
     for world in worlds:
+        check_ranks(world)
         measured_on = min(world, max(2, here))
         try:
-            if world < 2:
-                raise ValueError(f"--world should be 2 or more, got {world}")
             if measured_on not in known:
                 known[measured_on] = measured_collectives(measured_on, device)
             one = predict(calibration.model, plan.layout, rows, world, known[measured_on], itemsize, task)

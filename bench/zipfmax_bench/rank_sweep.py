@@ -22,7 +22,7 @@ from zipfmax_bench.rank_steps import PLACE
 from zipfmax_bench.sweep_options import PLANNED, SweepOptions, check_numbers, chosen_device, default_path
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants.child import ChildError, told
-from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool
+from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool, check_ranks
 from zipfmax_reference.records import CaseFields, RankTiming, RunDirectory
 from zipfmax_reference.runs.case import TASKS as ALL_TASKS
 from zipfmax_reference.runs.case import Case
@@ -45,8 +45,8 @@ def run(options: SweepOptions, worlds: Sequence[int], out: Path | None, resume: 
         UsageError: choices that do not exist or do not go with ranks, or a folder that cannot be used.
     """
     for world in worlds:
-        if world < 2:
-            raise UsageError(f"--world should be 2 or more, got {world}")
+        for name in options.impl or ("zipfmax",):
+            check_ranks(world, name)
     _check(options)
     axes = presets.axes(
         "quick" if options.preset is None else options.preset,
@@ -60,12 +60,9 @@ def run(options: SweepOptions, worlds: Sequence[int], out: Path | None, resume: 
         div_value=options.div_value,
         dtypes=options.dtype,
         logit_std=options.logit_std,
-        device=chosen_device(options.device),
+        device=chosen_device(options.device or presets.device(options.preset)),
         seed=options.seed,
     )
-    for name in axes.implementations:
-        if name.partition(":")[0] != "zipfmax":
-            raise UsageError(f"only zipfmax's layers can be split over ranks, got --impl {name}")
     cases = presets.cases(axes)
     threads = options.threads or 1
     torch.set_num_threads(threads)  # which the ranks take over

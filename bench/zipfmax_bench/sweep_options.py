@@ -26,6 +26,8 @@ from zipfmax_reference.runs.invocation import invocation
 
 # The choices are kept under this name in `run.json`: a parity run may share the directory.
 COMMAND = "sweep"
+MOST_PROCESSES = 256
+"""Replicates of one implementation, each a process that imports torch."""
 PLANNED = "plan"
 """In place of a partition: the planner's own, for each case."""
 
@@ -76,6 +78,10 @@ class ResolvedSweep:
     directory: RunDirectory
 
 
+_IMPORTED = 77
+"""Status of the process that imported a user's class; 0 is what a file gives that exits at import."""
+
+
 def require(name: str) -> None:
     """Raise unless there is such an implementation; a user's class is imported by another process.
 
@@ -84,10 +90,16 @@ def require(name: str) -> None:
     """
     if registry.runs_code_of_others(name):
         program = "import sys; from zipfmax_reference.contestants import registry as r\n"
-        program += "try: r.implementation(sys.argv[1])\nexcept r.UsageError as error: sys.exit(str(error))"
-        done = subprocess.run([sys.executable, "-P", "-c", program, name], capture_output=True, text=True)
-        if done.returncode:
-            raise UsageError(done.stderr.strip().splitlines()[-1])
+        program += "try: r.implementation(sys.argv[1])\nexcept r.UsageError as error: sys.exit(str(error))\n"
+        program += "sys.exit(int(sys.argv[2]))"
+        command = [sys.executable, "-P", "-c", program, name, str(_IMPORTED)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode != _IMPORTED:
+            said = done.stderr.strip().splitlines()
+            ended = f"its process ended with status {done.returncode}"
+            raise UsageError(
+                said[-1] if done.returncode == 1 and said else f"{name} cannot be imported: {ended}"
+            )
     else:
         registry.implementation(name)
 
@@ -223,6 +235,8 @@ def check_numbers(options: SweepOptions) -> None:
             if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"--{name} should be a positive number, got {number}")
     checked_threads(options.threads)
+    if (options.processes or 1) > MOST_PROCESSES:
+        raise UsageError(f"--processes should be at most {MOST_PROCESSES}, got {options.processes}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed should be from 0 to 2**63 - 1, got {options.seed}")
     if options.rounds is not None and options.precision is not None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ class ClusterLayout:
 
     Raises:
         ValueError: for cutoffs or a div_value that make no partition; the texts are those of torch.nn.
+        TypeError: for what is no integer, no number or no sequence, where there should be one.
     """
 
     in_features: int
@@ -63,15 +65,20 @@ class ClusterLayout:
     """The tail clusters, most frequent first."""
 
     def __post_init__(self) -> None:
+        for name in ("in_features", "n_classes"):
+            if not hasattr(getattr(self, name), "__index__"):
+                raise TypeError(f"{name} should be an integer, got {getattr(self, name)!r}")
         if self.in_features < 1:
             raise ValueError(f"in_features should be a positive integer, got {self.in_features}")
         object.__setattr__(self, "cutoffs", _checked_cutoffs(self.cutoffs, self.n_classes))
+        if not hasattr(self.div_value, "__float__"):
+            raise TypeError(f"div_value should be a number, got {self.div_value!r}")
         if not (self.div_value > 0 and math.isfinite(self.div_value)):
             raise ValueError(f"div_value should be a positive, finite number, got {self.div_value}")
-        sizes = tuple(self.projection_sizes) or tuple(
+        sizes = _sequence("projection_sizes", self.projection_sizes) or tuple(
             _projection_size(self.in_features, self.div_value, tail) for tail in range(len(self.cutoffs))
         )
-        if len(sizes) != len(self.cutoffs) or any(int(size) != size or size < 0 for size in sizes):
+        if len(sizes) != len(self.cutoffs) or not all(_is_count(size) for size in sizes):
             raise ValueError(
                 f"projection_sizes should be {len(self.cutoffs)} integers, one a tail, none negative, "
                 f"got {sizes}"
@@ -149,11 +156,28 @@ def _projection_size(in_features: int, div_value: float, tail: int) -> int:
     return int(in_features // div_value ** (tail + 1)) if halvings < 1000 else 0  # beyond a float's range
 
 
-def _checked_cutoffs(cutoffs: Sequence[int], n_classes: int) -> tuple[int, ...]:
+def _sequence(name: str, values: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} should be a sequence of integers, got {values!r}") from None
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is a whole number of at least 0, of whatever type of numbers."""
+    try:
+        return bool(value >= 0 and int(value) == value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _checked_cutoffs(given: Sequence[int], n_classes: int) -> tuple[int, ...]:
+    cutoffs = _sequence("cutoffs", given)
     if len(cutoffs) == 0:
         raise ValueError("cutoffs should be a sequence of length larger than 0")
-    increasing = all(low < high for low, high in pairwise(cutoffs))
-    if not increasing or cutoffs[0] <= 0 or cutoffs[-1] > n_classes - 1 or any(int(c) != c for c in cutoffs):
+    if not all(map(_is_count, cutoffs)) or not (
+        all(low < high for low, high in pairwise((0, *cutoffs))) and cutoffs[-1] <= n_classes - 1
+    ):
         raise ValueError(
             "cutoffs should be a sequence of unique, positive integers sorted in an increasing order, "
             "where each value is between 1 and n_classes-1"

@@ -45,6 +45,8 @@ def topk(layout: ClusterLayout, scorer: Scorer, hidden: Tensor, k: int) -> tuple
     Raises:
         ValueError: k outside [0, n_classes].
     """
+    if not hasattr(k, "__index__"):
+        raise TypeError(f"k should be an integer, got {k!r}")
     if not 0 <= k <= layout.n_classes:
         raise ValueError(f"k should be between 0 and n_classes={layout.n_classes}, got {k}")
     head = head_log_prob(scorer, hidden)
@@ -105,6 +107,8 @@ def sample(
     Raises:
         ValueError: n smaller than 1.
     """
+    if not hasattr(n, "__index__"):
+        raise TypeError(f"n should be an integer, got {n!r}")
     if n < 1:
         raise ValueError(f"n should be a positive number of samples, got {n}")
     if hidden.size(0) == 0:

@@ -33,9 +33,8 @@ def check_input(input: Tensor, weight: Tensor) -> None:
 
 def check_target(input: Tensor, target: Tensor) -> None:
     """Raise RuntimeError unless `target` [...] goes with `input` [..., d], TypeError for other types."""
-    for name, given in (("input_", input), ("target_", target)):
-        if not isinstance(given, Tensor):
-            raise _not_a_tensor(name, given)
+    check_tensor("input_", input)
+    check_tensor("target_", target)
     if target.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"targets should be int64 or int32, but found {target.dtype}")
     if target.device != input.device:
@@ -59,15 +58,18 @@ def check_target(input: Tensor, target: Tensor) -> None:
         )
 
 
-def _not_a_tensor(name: str, given: object) -> TypeError:
-    hint = "; torch.from_numpy makes one" if type(given).__module__ == "numpy" else ""
-    return TypeError(f"{name} should be a Tensor, but found {type(given).__name__}{hint}")
+def check_tensor(name: str, given: object) -> None:
+    """Raise TypeError unless an argument is a tensor."""
+    if not isinstance(given, Tensor):
+        hint = "; torch.from_numpy makes one" if type(given).__module__ == "numpy" else ""
+        raise TypeError(f"{name} should be a Tensor, but found {type(given).__name__}{hint}")
 
 
 def check_out(
     hidden: Tensor, parameters: Iterable[Tensor], out: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """Raise RuntimeError unless results of that shape and dtype can be written to `out`."""
+    """Raise RuntimeError unless results of that shape and dtype can be written to `out`, TypeError for no tensor."""
+    check_tensor("out", out)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, out, *parameters)):
         raise RuntimeError(
             "log_prob(): out=... does not support automatic differentiation, but an argument requires grad; "
@@ -96,9 +98,9 @@ class Operands(NamedTuple):
 
 def operands(input: Tensor, weights: Weights) -> Operands:
     """Rows and weights of one dtype from what `check_input` let pass."""
-    hidden = input.reshape(-1, input.size(-1))
+    hidden = _rows(input)
     if not _is_autocast(input) or weights.head.dtype == torch.float64:
-        return Operands(hidden, weights, input.dtype, nullcontext())
+        return Operands(hidden, weights, input.dtype, _AS_IT_IS)
     device_type = input.device.type
     dtype = torch.get_autocast_dtype(device_type)
     cast_weights = weights.map(lambda tensor: tensor.to(dtype))
@@ -107,15 +109,26 @@ def operands(input: Tensor, weights: Weights) -> Operands:
 
 def operands_of_called(input: Tensor, called: Called) -> Operands:
     """Rows for submodules that are called."""
-    hidden = input.reshape(-1, input.size(-1))
     dtype = torch.float32 if _is_autocast(input) else input.dtype
-    return Operands(hidden, called, dtype, nullcontext())
+    return Operands(_rows(input), called, dtype, _AS_IT_IS)
+
+
+_AS_IT_IS = nullcontext()
+
+
+def _rows(input: Tensor) -> Tensor:
+    """[..., d] as [N, d]."""
+    return input if input.dim() == 2 else input.reshape(-1, input.size(-1))
 
 
 def _is_autocast(input: Tensor) -> bool:
     """Whether autocast takes this tensor: it is on for the device, and leaves float64 alone."""
     device_type = input.device.type
     # Under torch.compile the question is skipped: torch 2.11 cannot trace it.
-    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device_type):
+    if (
+        device_type not in ("cpu", "cuda")
+        and not torch.compiler.is_compiling()
+        and not torch.amp.is_autocast_available(device_type)
+    ):
         return False  # meta tensors, for one
     return torch.is_autocast_enabled(device_type) and input.dtype != torch.float64

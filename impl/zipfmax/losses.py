@@ -72,7 +72,12 @@ class Scores(NamedTuple):
 
 
 def check_terms(n_classes: int, label_smoothing: float, z_loss: float, weight: Tensor | None) -> None:
-    """Raise ValueError unless a loss can have these."""
+    """Raise ValueError unless a loss can have these, TypeError for what is no number or no tensor."""
+    for name, number in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
+        if not hasattr(number, "__float__"):
+            raise TypeError(f"{name} should be a number, got {number!r}")
+    if weight is not None and not isinstance(weight, Tensor):
+        raise TypeError(f"weight should be a Tensor, but found {type(weight).__name__}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if not 0.0 <= z_loss < float("inf"):

@@ -27,6 +27,7 @@ from zipfmax.inputs import (
     check_input,
     check_out,
     check_target,
+    check_tensor,
     check_width,
     operands,
     operands_of_called,
@@ -101,7 +102,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         ValueError: cutoffs that are no partition, div_value not positive, label_ranks of another number of
             labels, an unknown reduction, absent_grads, backend or gradients; a label_smoothing, weight or
             z_loss that no loss can have.
-        TypeError: an ignore_index that is not an integer.
+        TypeError: an argument of another type, such as an ignore_index that is not an integer.
     """
 
     cutoffs: list[int]
@@ -131,7 +132,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     ) -> None:
         nn.Module.__init__(self)  # torch's own would make the weights a second time
         self.layout = ClusterLayout(
-            in_features, n_classes, tuple(cutoffs), div_value, tuple(projection_sizes)
+            in_features,
+            n_classes,
+            cutoffs,  # type: ignore[arg-type]  # which makes tuples of both
+            div_value,
+            projection_sizes,  # type: ignore[arg-type]
         )
         if reduction not in backends.REDUCTIONS:
             raise ValueError(unknown("reduction", reduction, backends.REDUCTIONS))
@@ -139,6 +144,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             raise ValueError(unknown("absent_grads", absent_grads, ("none", "zeros")))
         if gradients not in GRADIENTS:
             raise ValueError(unknown("gradients", gradients, GRADIENTS))
+        if label_ranks is not None and not isinstance(label_ranks, LabelRanks):
+            raise TypeError(f"label_ranks should be LabelRanks, got {type(label_ranks).__name__}")
         if label_ranks is not None and len(label_ranks) != n_classes:
             raise ValueError(f"label_ranks is of {len(label_ranks)} labels, but n_classes is {n_classes}")
         if backend != "auto":
@@ -336,7 +343,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 decoding.log_prob_into(self.layout, scorer, hidden, out.view(-1, self.n_classes), columns)
             return out
         with context:
-            result = self._backend_for(hidden, scorer).log_prob(self.layout, cast(Weights, scorer), hidden)
+            backend = self._backend_for(hidden, scorer, distribution=True)
+            result = backend.log_prob(self.layout, cast(Weights, scorer), hidden)
         return (result if columns is None else result.index_select(1, columns)).reshape(shape).to(dtype)
 
     def predict(self, input: Tensor) -> Tensor:
@@ -344,7 +352,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         hidden, scorer, _, context = self._operands(input)
         with context:
             best = self._backend_for(hidden, scorer).predict(self.layout, cast(Weights, scorer), hidden)
-        return self._labels(best).reshape(input.shape[:-1])
+        best = self._labels(best)
+        return best if input.dim() == 2 else best.reshape(input.shape[:-1])
 
     def topk(self, input: Tensor, k: int) -> TopK:
         """The k most probable classes and their log-probabilities, descending: [..., d] -> two of [..., k].
@@ -393,6 +402,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     def _operands(self, input: Tensor) -> Operands:
         """Rows and what scores them: the weights, or the submodules where those do not say it all."""
         refuse_proxy(input)
+        check_tensor("input", input)
         read = plain_weights(self, self.layout)
         if not isinstance(read, Replaced):
             check_input(input, read.head)
@@ -401,10 +411,16 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         check_width(input, self.in_features)
         return operands_of_called(input, Called(self, self.layout))
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, target: Tensor | None = None) -> Backend:
+    def _backend_for(
+        self,
+        hidden: Tensor,
+        scorer: Weights | Called,
+        target: Tensor | None = None,
+        distribution: bool = False,
+    ) -> Backend:
         if isinstance(scorer, Called):
             return backends.load("eager")
-        return backends.select(self.backend, hidden, scorer, target)
+        return backends.select(self.backend, hidden, scorer, target, distribution)
 
     def _loss_terms(self) -> LossTerms:
         weight = self.class_weight

@@ -15,7 +15,9 @@ from zipfmax import hardware, quality
 from zipfmax.calibration import BUDGET_S, Calibration, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import CostModel
+from zipfmax.errors import unknown
 from zipfmax.search import Search, unit_of
+from zipfmax.steps import TASKS
 
 Floats = npt.NDArray[np.float64]
 
@@ -159,10 +161,15 @@ def plan_cutoffs(
         prior: beside `model`, one whose plan stands unless `model` overrules it.
 
     Raises:
-        ValueError: counts, a number of clusters or bounds that allow no plan, or a kind of device of which no
-            model is bundled; says which.
+        ValueError: counts, a number of clusters or bounds that allow no plan, an unknown task, or a kind of
+            device of which no model is bundled; says which.
+        TypeError: a dtype that is none of torch's.
         ImportError, TimeoutError: as `zipfmax.calibration.calibrate`.
     """
+    if task not in TASKS:
+        raise ValueError(unknown("task", task, TASKS))
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype should be a torch.dtype, got {dtype!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size should be a positive integer, got {batch_size}")
     if min_projection is not None and min_projection < 1:
@@ -320,8 +327,8 @@ def _projection_sizes(
     allowed = [width for width in widths if width >= min_projection]
     if not allowed or (clusters != "auto" and len(allowed) < wanted):
         raise ValueError(
-            f"min_projection = {min_projection} allows {len(allowed)} of {wanted} clusters: "
-            f"the projections are {', '.join(map(str, widths))}"
+            f"projections of at least {min_projection} (min_projection) allow {len(allowed)} of {wanted} "
+            f"clusters: theirs are {', '.join(map(str, widths))}"
         )
     return allowed
 

@@ -49,8 +49,8 @@ def plain_weights(
         return Replaced("head", "is under a hook of all modules")
     if nn.Linear.forward is not _LINEAR or nn.Sequential.forward is not _SEQUENTIAL:
         return Replaced("head", "has a class whose forward was replaced")
-    modules = layer._modules
-    head = _read(modules.get("head"), layout.head_size, layout.in_features, types)
+    modules, in_features = layer._modules, layout.in_features
+    head = _read(modules.get("head"), layout.head_size, in_features, types)
     if isinstance(head, str):
         return Replaced("head", head)
     pairs = modules.get("tail")
@@ -58,22 +58,27 @@ def plain_weights(
         return Replaced("tail", f"is {_described(pairs)}, not a ModuleList of {layout.n_clusters}")
     tails = []
     for cluster, pair in zip(layout.tails, pairs._modules.values(), strict=True):
-        name = f"tail.{cluster.index}"
-        if type(pair) is not nn.Sequential or len(pair._modules) != 2:
-            return Replaced(name, f"is {_described(pair)}, not a Sequential of 2 modules")
-        if pair._forward_hooks or pair._forward_pre_hooks or pair._backward_hooks or pair._backward_pre_hooks:
-            return Replaced(name, "has a hook")
-        if "forward" in pair.__dict__:
-            return Replaced(name, "has a forward of its own")
-        first, second = pair._modules.values()
-        projection = _read(first, cluster.projection_size, layout.in_features, types)
+        if why := _no_plain_pair(pair):
+            return Replaced(f"tail.{cluster.index}", why)
+        width = cluster.projection_size
+        first, second = pair._modules.values()  # type: ignore[union-attr]  # it is a Sequential
+        projection = _read(first, width, in_features, types)
         if isinstance(projection, str):
-            return Replaced(f"{name}.0", projection)
-        output = _read(second, cluster.size, cluster.projection_size, types)
+            return Replaced(f"tail.{cluster.index}.0", projection)
+        output = _read(second, cluster.stop - cluster.start, width, types)
         if isinstance(output, str):
-            return Replaced(f"{name}.1", output)
+            return Replaced(f"tail.{cluster.index}.1", output)
         tails.append(TailWeights(projection[0], output[0], projection[1], output[1]))
     return Weights(*head, tuple(tails))
+
+
+def _no_plain_pair(pair: nn.Module | None) -> str | None:
+    """Why a tail is no plain Sequential of two modules, or None."""
+    if type(pair) is not nn.Sequential or len(pair._modules) != 2:
+        return f"is {_described(pair)}, not a Sequential of 2 modules"
+    if pair._forward_hooks or pair._forward_pre_hooks or pair._backward_hooks or pair._backward_pre_hooks:
+        return "has a hook"
+    return "has a forward of its own" if "forward" in pair.__dict__ else None
 
 
 def _read(
@@ -97,7 +102,7 @@ def _read(
         return "has a weight that is computed, not a parameter"
     weight, bias = parameters.get("weight"), parameters["bias"]
     for tensor in (weight, bias):
-        if type(tensor) not in types and not (tensor is None or _stands_for_a_tensor(tensor)):
+        if tensor is not None and type(tensor) not in types and not _stands_for_a_tensor(tensor):
             return f"has a weight of type {type(tensor).__name__}"
     if weight is None:
         return "has no weight"

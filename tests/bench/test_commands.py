@@ -10,6 +10,7 @@ from zipfmax.errors import UsageError
 
 PLAN = ("plan", "--zipf", "1", "--classes", "100", "--features", "8", "--batch", "4")
 COUNTED = Path(__file__)
+MAKEFILE = COUNTED.parents[2] / "Makefile"
 COUNTS = ("plan", "--features", "8", "--batch", "4", "--counts", str(COUNTED))
 
 
@@ -37,12 +38,20 @@ COUNTS = ("plan", "--features", "8", "--batch", "4", "--counts", str(COUNTED))
         (("sweep", "--world", "2", "--precision", "2%"), "--precision does not go with --world"),
         (("sweep", "--world", "2", "--task", "train", "--task", "predict"), "forward and train, not predict"),
         (("sweep", "--resume", "--out", "/nothing/here"), "no run to go on with at /nothing/here"),
-        (("verify", "--world", "0"), "--world should be 2 or more, got 0"),
+        (("verify", "--world", "0"), "--world should be from 2 to 256, got 0"),
         (
             ("verify", "--world", "2", "--impl", "torch"),
             "split over ranks, got --impl torch",
         ),
-        (("mutants", "--world", "1"), "--world should be 2 or more, got 1"),
+        (("verify", "--world", "2", "--impl", "zipfmax@2"), "names its ranks itself: leave --world out"),
+        (("verify", "--impl", "absent.py"), "absent.py names no class: give it as absent.py:Class"),
+        (("verify", "--impl", f"{MAKEFILE}:Layer"), "is no Python file: its name should end with .py"),
+        (("verify", "--impl", "torch", "--out", str(COUNTED)), "is a file: a run directory is a folder"),
+        (("mutants", "--world", "2", "--grid", "full"), "--world has cells of its own"),
+        (("sweep", "--batch", "1000000000000"), "1,000,000,000,000 rows of 256 features, in 16 bits, take"),
+        (("sweep", "--processes", "1000000"), "--processes should be at most 256, got 1000000"),
+        (("sweep", "--world", "100000"), "--world should be from 2 to 256, got 100000"),
+        (("mutants", "--world", "1"), "--world should be from 2 to 256, got 1"),
         (("train", "--layer", "full", "--cutoffs", "3,5"), "they do not go with --layer full"),
         (("train", "--layer", "full", "--div-value", "2"), "they do not go with --layer full"),
         (("train", "--vocabulary", "50"), "--vocabulary keeps words of a text: it goes with --text"),

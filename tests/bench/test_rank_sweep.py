@@ -69,7 +69,7 @@ def test_what_is_recorded_is_read_back_and_not_measured_again(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "world", "message"),
     [
-        (SweepOptions(device="cpu"), 1, "--world should be 2 or more"),
+        (SweepOptions(device="cpu"), 1, "--world should be from 2 to"),
         (SweepOptions(device="cpu", impl=("torch",)), 2, "only zipfmax's layers"),
         (SweepOptions(device="cpu", task=("predict",)), 2, "forward and train"),
     ],

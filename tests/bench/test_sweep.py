@@ -181,7 +181,9 @@ def test_a_class_that_only_raises_fails_the_command(tmp_path):
 def test_a_class_that_cannot_be_imported_is_wrong_use(tmp_path):
     file = tmp_path / "layer.py"
     file.write_text("import nothing_of_that_name\n")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(0)\n")
     for impl, words in [
+        (f"{tmp_path}/leaves.py:Layer", "cannot be imported: its process ended with status 0"),
         (f"{file}:Layer", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         (f"{FAULTY}:Nothing", "has no class 'Nothing'"),
     ]:

@@ -1,5 +1,7 @@
 """What the layer takes that torch.nn's does not: shapes, ignored rows, reductions, biases."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -231,3 +233,38 @@ def test_projection_sizes_shape_the_projections():
     layer = AdaptiveLogSoftmaxWithLoss(16, 20, [5, 10], projection_sizes=(3, 9))
     assert [tuple(pair[0].weight.shape) for pair in layer.tail] == [(3, 16), (9, 16)]
     assert [tuple(pair[1].weight.shape) for pair in layer.tail] == [(5, 3), (10, 9)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_features": "16"}, "in_features should be an integer, got '16'"),
+        ({"n_classes": 100.0}, "n_classes should be an integer, got 100.0"),
+        ({"cutoffs": 10}, "cutoffs should be a sequence of integers, got 10"),
+        ({"div_value": "4"}, "div_value should be a number, got '4'"),
+        ({"projection_sizes": 4}, "projection_sizes should be a sequence of integers, got 4"),
+        ({"label_smoothing": "a"}, "label_smoothing should be a number, got 'a'"),
+        ({"z_loss": "a"}, "z_loss should be a number, got 'a'"),
+        ({"weight": [1.0] * 100}, "weight should be a Tensor, but found list"),
+        ({"label_ranks": [1, 2, 3]}, "label_ranks should be LabelRanks, got list"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(change, message):
+    arguments = {"in_features": 16, "n_classes": 100, "cutoffs": [10, 30]}
+    with pytest.raises(TypeError, match=re.escape(message)):
+        AdaptiveLogSoftmaxWithLoss(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("method", ["log_prob", "predict", "sample"])
+def test_an_input_that_is_no_tensor_is_named(method):
+    layer = AdaptiveLogSoftmaxWithLoss(4, 10, [3])
+    with pytest.raises(TypeError, match="input should be a Tensor, but found ndarray"):
+        getattr(layer, method)(torch.ones(2, 4).numpy())
+
+
+def test_a_number_of_classes_or_samples_that_is_none_is_named():
+    layer, hidden = AdaptiveLogSoftmaxWithLoss(4, 10, [3]), torch.ones(2, 4)
+    with pytest.raises(TypeError, match=r"k should be an integer, got 1\.5"):
+        layer.topk(hidden, 1.5)
+    with pytest.raises(TypeError, match="n should be an integer, got 'a'"):
+        layer.sample(hidden, "a")

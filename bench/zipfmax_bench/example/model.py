@@ -74,10 +74,10 @@ class LanguageModel(nn.Module):
         d = options.features
         cutoffs = options.cutoffs or default_cutoffs(n_words)
         try:
-            layout = ClusterLayout(d, n_words, tuple(cutoffs), options.div_value)
-            check_fits(4 * layout.parameter_count(), f"weights of div_value {options.div_value:g}")
             own = 4 * d * (n_words + 8 * d * options.depth)  # bytes of the embedding and the LSTM
             check_fits(own, f"weights of {d:,} features and {options.depth:,} LSTM layers")
+            layout = ClusterLayout(d, n_words, tuple(cutoffs), options.div_value)
+            check_fits(4 * layout.parameter_count(), f"weights of div_value {options.div_value:g}")
             self.embedding: nn.Module
             if options.embedding == "plain":
                 self.embedding = nn.Embedding(n_words, d)

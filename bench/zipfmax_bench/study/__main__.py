@@ -1,8 +1,8 @@
 """`python -m zipfmax_bench.study`: `zipfmax study` where the package is not installed but on the path.
 
-On a machine with a GPU, from a checkout, as often as it takes:
+On a machine with a GPU, from a checkout; then with --resume, as often as it takes:
 
-    PYTHONPATH=impl:reference:bench:reports python -m zipfmax_bench.study --preset gpu --out OUT --limit 480 --resume
+    PYTHONPATH=impl:reference:bench:reports python -m zipfmax_bench.study --preset gpu --out OUT --limit 480
 """
 
 from __future__ import annotations

@@ -13,6 +13,12 @@ TRUNKS = ("transformer", "lstm")
 LEAST_COUNT = CorpusOptions.min_count
 INPUTS = ("plain", "adaptive", "tied")
 
+POSITIVE = (
+    *("depth", "features", "sequences", "length", "evaluate_every"),
+    *("valid_tokens", "step_rounds", "steps", "seconds"),
+)
+"""Fields of `StudyOptions` that are positive numbers."""
+
 LAYERS = (
     "full",
     "zipfmax",
@@ -73,15 +79,22 @@ class StudyOptions:
             raise UsageError(unknown("inputs", self.inputs, INPUTS))
         if (self.steps is None) == (self.seconds is None):
             raise UsageError("how long to train should be given by --steps or by --seconds, not both")
-        counts = (self.depth, self.features, self.sequences, self.length, self.evaluate_every)
-        if min(*counts, self.valid_tokens, self.steps or 1, self.step_rounds) < 1 or self.steps == 0:
-            raise UsageError("depth, features, sequences, length, steps and evaluation should be positive")
-        if self.warm_up < 0 or not 0 < self.learning_rate < 10 or (self.seconds or 1) <= 0:
+        self._check_numbers()
+        if self.warm_up < 0 or not 0 < self.learning_rate < 10:
             raise UsageError(
-                "--learning-rate and --seconds should be positive numbers, --warm-up not negative"
+                f"--learning-rate should be positive and below 10, got {self.learning_rate}, and the warm-up "
+                "not negative"
             )
-        if not self.layers or not self.seeds or min(self.seeds) < 0:
-            raise UsageError("a study needs a layer and a seed, which is not negative")
+        if not self.layers or not self.seeds or not 0 <= min(self.seeds) <= max(self.seeds) < 2**63:
+            raise UsageError("a study needs a layer and a seed, which is from 0 to 2**63 - 1")
+
+    def _check_numbers(self) -> None:
+        own = {name: getattr(self, name) for name in POSITIVE}
+        of_text = {name: getattr(self.text, name) for name in ("classes", "min_count", "megabytes")}
+        for name, number in (own | of_text).items():
+            if number is not None and not 0 < number < float("inf"):
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} should be a positive number, got {number}")
 
     @property
     def rows(self) -> int:

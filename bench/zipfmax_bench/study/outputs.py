@@ -14,6 +14,7 @@ width of a tail's projection.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -105,15 +106,20 @@ def parsed(name: str) -> LayerName:
     if "least" in options and kind == "torch":
         raise UsageError(f"layer {name}: torch.nn's projections follow from div, it has no least=")
     try:
-        return LayerName(
-            name,
-            kind,
-            options.get("cutoffs", "customary"),
-            float(options.get("div", "4")),
-            int(options.get("least", "1")),
+        cutoffs = options.get("cutoffs", "customary")
+        found = LayerName(name, kind, cutoffs, float(options.get("div", "4")), int(options.get("least", "1")))
+        numbers = (
+            [] if cutoffs in ("customary", "fine", "plan") else [int(part) for part in cutoffs.split("/")]
         )
     except ValueError:
-        raise UsageError(f"layer {name}: div= and least= take numbers") from None
+        raise UsageError(
+            f"layer {name}: div= and least= take numbers, cutoffs= customary, fine, plan or 2000/10000"
+        ) from None
+    if not 0 < found.div_value < float("inf") or found.least < 1:
+        raise UsageError(f"layer {name}: div= and least= take positive numbers")
+    if any(low >= high for low, high in pairwise((0, *numbers))):
+        raise UsageError(f"layer {name}: cutoffs= take positive integers in increasing order")
+    return found
 
 
 class Output(nn.Module):

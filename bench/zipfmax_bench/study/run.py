@@ -28,6 +28,8 @@ from zipfmax_bench.study.table import summary_table
 from zipfmax_bench.study.training import Point, TrainingRun, release
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import RunDirectory, StudyBand, StudyLayer, StudyPoint, StudyRun, StudyText
+from zipfmax_reference.records.directory import RUN_FILE
+from zipfmax_reference.records.files import check_writable
 from zipfmax_reference.runs.device import present
 from zipfmax_reference.runs.invocation import invocation
 
@@ -335,7 +337,12 @@ def run(
     present(options.device)
     for name in options.layers:
         outputs.parsed(name)
+    if limit_s is not None and not limit_s > 0:
+        raise UsageError(f"--limit should be a positive number of seconds, got {limit_s}")
     source(options.text)
+    if not resume and not (out / RUN_FILE).exists():
+        check_writable(out / RUN_FILE)
+        read_corpus(options.text)  # a text that is too short is refused before there is a run
     arguments = {KEPT: options.comparable(), "layers": list(options.layers), "seeds": list(options.seeds)}
     directory = RunDirectory.start(out, invocation(arguments), resume)
     begun = directory.meta.arguments.get(KEPT)

@@ -24,9 +24,11 @@ BACKENDS = ("triton", "tiled", "eager")
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# Logits on a CPU up to which the plain operations are at least as fast as tiles: measured on an Intel Xeon with one
-# thread in float32 (50,000 to 200,000 classes, d 64 to 512), where the times meet between 1.0 and 1.5 million
-# logits of a loss and between 4 and 6 million of all classes. Fewer than the tiled workspace holds.
+# Logits on a CPU up to which the plain operations are at least as fast as tiles: of a loss or of all classes'
+# log-probabilities, and of the most probable class. Measured with one thread, 5,000 to 200,000 classes, d 64 and 512.
+# The times of a loss meet between 0.6 and 2 million logits (float32 on an Intel Xeon and an AMD EPYC, bfloat16 on the
+# EPYC); of log_prob between 0.5 and 2 million in float32, in bfloat16 they are within a tenth of each other; of
+# predict from 4 million in float32 and from 1 to 4 million in bfloat16. Fewer than the tiled workspace holds.
 SMALL_LOSS, SMALL_CLASSES = 2**20, 2**22
 
 
@@ -115,7 +117,7 @@ def _unusual_tensors(hidden: Tensor, weights: Weights) -> str | None:
     return None
 
 
-def _is_small(hidden: Tensor, weights: Weights, target: Tensor | None) -> bool:
+def _is_small(hidden: Tensor, weights: Weights, target: Tensor | None, distribution: bool) -> bool:
     """Whether a call on a CPU computes so few logits that plain operations are the fastest."""
     if hidden.device.type != "cpu" or is_traced(hidden):
         return False
@@ -123,7 +125,7 @@ def _is_small(hidden: Tensor, weights: Weights, target: Tensor | None) -> bool:
     sizes = [tail.output.shape[0] for tail in weights.tails]
     most = rows * (head_size + sum(sizes))
     if target is None:
-        return most <= SMALL_CLASSES
+        return most <= (SMALL_LOSS if distribution else SMALL_CLASSES)
     if most <= SMALL_LOSS or rows * head_size > SMALL_LOSS:
         return most <= SMALL_LOSS
     ends = torch.tensor([head_size - len(sizes), *sizes]).cumsum(0)  # of the shortlist and of each tail
@@ -132,14 +134,17 @@ def _is_small(hidden: Tensor, weights: Weights, target: Tensor | None) -> bool:
     return rows * head_size + int((members * torch.tensor(sizes)).sum()) <= SMALL_LOSS
 
 
-def select(name: str, hidden: Tensor, weights: Weights, target: Tensor | None = None) -> Backend:
+def select(
+    name: str, hidden: Tensor, weights: Weights, target: Tensor | None = None, distribution: bool = False
+) -> Backend:
     """The backend that serves this call: the named one, or for "auto" the fastest that can.
 
     Args:
         name: "auto" or one of `BACKENDS`.
         hidden: [N, d].
         weights: of the layer.
-        target: [N] where the loss is asked for; None for the probabilities of all classes.
+        target: [N] where the loss is asked for; None for all classes.
+        distribution: whether the log-probabilities of all classes are asked for, not only the best class.
 
     Raises:
         ValueError: unknown name.
@@ -147,7 +152,7 @@ def select(name: str, hidden: Tensor, weights: Weights, target: Tensor | None = 
     """
     unusual = plain_operations_only() or _unusual_tensors(hidden, weights)
     if name == "auto":
-        if unusual is not None or _is_small(hidden, weights, target):
+        if unusual is not None or _is_small(hidden, weights, target, distribution):
             return load("eager")
         for candidate in BACKENDS:
             backend = load(candidate)

@@ -157,6 +157,9 @@ def predict(layout: ClusterLayout, scorer: Scorer, hidden: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or cannot_read(logits):
         return log_prob_given_head(layout, scorer, hidden, _log_softmax(logits)).argmax(dim=1)
     best = logits.argmax(dim=1)
+    # On a CPU the question whether any row does is cheaper than which.
+    if logits.is_cpu and best.numel() and int(best.max()) < layout.shortlist_size:
+        return best
     rows = (best >= layout.shortlist_size).nonzero().squeeze(1)
     if rows.numel():
         head = _log_softmax(logits.index_select(0, rows))

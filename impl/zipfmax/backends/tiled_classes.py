@@ -20,10 +20,7 @@ def log_prob_of_classes(
     head = ClusterSoftmax(weights.head, weights.head_bias, n_rows, workspace_bytes)
     slots = hidden.new_empty(n_rows, layout.n_clusters, dtype=head.statistics_dtype)
     for rows in head.blocks(n_rows):
-        x = hidden[rows].contiguous()
-        log_sum_exp = head.log_sum_exp(x)
-        for classes, z in head.logits(x):
-            z.sub_(log_sum_exp)
+        for classes, z in head.log_probabilities(hidden[rows].contiguous()):
             stop = min(classes.stop, shortlist)
             if classes.start < shortlist:
                 result[rows, classes.start : stop] = z[:, : stop - classes.start]
@@ -35,9 +32,9 @@ def log_prob_of_classes(
         softmax = ClusterSoftmax(w.output, w.output_bias, n_rows, workspace_bytes)
         for rows in softmax.blocks(n_rows):
             x = linear(hidden[rows], w.projection, w.projection_bias)
-            shift = slots[rows, tail.index, None] - softmax.log_sum_exp(x)
-            for classes, z in softmax.logits(x):
-                result[rows, tail.start + classes.start : tail.start + classes.stop] = z.add_(shift)
+            slot = slots[rows, tail.index, None]
+            for classes, z in softmax.log_probabilities(x):
+                result[rows, tail.start + classes.start : tail.start + classes.stop] = z.add_(slot)
     return result
 
 
@@ -72,11 +69,11 @@ def most_probable_class(
         for block in softmax.blocks(members.shape[0]):
             chosen = members[block]
             x = linear(hidden.index_select(0, chosen), w.projection, w.projection_bias)
-            shift = slot.index_select(0, chosen) - softmax.log_sum_exp(x).squeeze(1)
-            value, label = highest.index_select(0, chosen) - shift, best.index_select(0, chosen)
-            for classes, z in softmax.logits(x):
+            of_cluster = slot.index_select(0, chosen)
+            value, label = highest.index_select(0, chosen) - of_cluster, best.index_select(0, chosen)
+            for classes, z in softmax.log_probabilities(x):
                 _keep_higher(value, label, z, tail.start + classes.start)
-            highest.index_copy_(0, chosen, value + shift)
+            highest.index_copy_(0, chosen, value + of_cluster)
             best.index_copy_(0, chosen, label)
     return best
 

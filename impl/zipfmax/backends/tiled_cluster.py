@@ -202,6 +202,20 @@ class ClusterSoftmax:
         for classes in spans(self.n_classes, self.tiles.classes):
             yield classes, self._logits(x, classes.start, classes.stop)
 
+    def log_probabilities(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Classes and their log-probabilities [n, classes] of one block, as `logits` gives the logits.
+
+        Where the workspace holds whole rows their product is taken once; else twice, first for the log-sum-exp.
+        """
+        if self.tiles.classes >= self.n_classes:
+            z = self._logits(x, 0, self.n_classes)
+            torch.log_softmax(z, dim=1, out=z)
+            yield slice(0, self.n_classes), z
+            return
+        log_sum_exp = self.log_sum_exp(x)
+        for classes, z in self.logits(x):
+            yield classes, z.sub_(log_sum_exp)
+
     def log_sum_exp(self, x: Tensor) -> Tensor:
         """log of the sum of exp(logits) over all classes, [n, 1], of one block."""
         total = torch.full((x.shape[0], 1), -torch.inf, dtype=self.statistics_dtype, device=x.device)

@@ -35,7 +35,7 @@ from zipfmax_reference.checks import (  # noqa: F401
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.console import print_table, terminal
-from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool
+from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool, check_ranks
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
@@ -103,8 +103,10 @@ def run(
         UsageError: an unknown grid, a pattern that matches no cell, a world of fewer than 2 ranks, or no cell
             that can be judged here.
     """
-    if world is not None and world < 2:
-        raise UsageError(f"--world should be 2 or more, got {world}")
+    if world is not None:
+        check_ranks(world)
+        if grid != "quick":
+            raise UsageError(f"--world has cells of its own: it goes without --grid {grid}")
     cases = grids.grid(grid, device) if world is None else grids.of_ranks(device)[:1]
     if cells is not None:
         cases = grids.matching(cases, cells)

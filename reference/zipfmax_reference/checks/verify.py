@@ -24,6 +24,7 @@ from zipfmax_reference.checks.findings import count, lines, share
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.ranks import check_ranks
 from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.records.files import check_writable
@@ -96,7 +97,9 @@ def run(
         UsageError: unknown names, a pattern that matches no cell, no cell that can be judged here, or a folder
             that cannot be used.
     """
-    _check_world(options)
+    for world in options.world:
+        for name in options.impl or (ONE_RANK,):
+            check_ranks(world, name)
     implementations = [isolated.implementation(name) for name in options.implementations()]
     against = [isolated.implementation(name) for name in options.references()]
     if options.matmul_precision not in PRECISIONS:
@@ -126,15 +129,6 @@ def run(
     if not tally.judged:
         raise UsageError(f"nothing was judged: {tally.first_reason()}")
     return 1 if tally.failures else 0
-
-
-def _check_world(options: Options) -> None:
-    for world in options.world:
-        if world < 2:
-            raise UsageError(f"--world should be 2 or more, got {world}")
-    for name in options.impl if options.world else ():
-        if name.partition(":")[0] != "zipfmax":
-            raise UsageError(f"only zipfmax's layers can be split over ranks, got --impl {name}")
 
 
 def _records(

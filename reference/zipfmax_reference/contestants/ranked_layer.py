@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
+from zipfmax.errors import UsageError
 from zipfmax_reference.contestants import surroundings
 from zipfmax_reference.contestants.child import Child, ChildDiedError, ChildError, ChildRunner
 from zipfmax_reference.contestants.implementation import Family
@@ -44,6 +45,25 @@ COLLECTIVE_LIMIT = 60.0
 LIMIT = 300.0
 """Seconds within which a rank has to answer, its start included."""
 MAKE = "zipfmax_reference.contestants.ranked_layer:make"
+
+
+MOST_RANKS = 256
+"""On one machine."""
+
+
+def check_ranks(world: int, impl: str = "zipfmax") -> None:
+    """See that an implementation can be put over so many ranks.
+
+    Raises:
+        UsageError: it is none of zipfmax's, names its ranks itself, or the number is none.
+    """
+    layer, at, _ = impl.partition("@")
+    if at:
+        raise UsageError(f"--impl {impl} names its ranks itself: leave --world out")
+    if layer.partition(":")[0] != "zipfmax":
+        raise UsageError(f"only zipfmax's layers can be split over ranks, got --impl {impl}")
+    if not 2 <= world <= MOST_RANKS:
+        raise UsageError(f"--world should be from 2 to {MOST_RANKS}, got {world}")
 
 
 class RankedLayer:

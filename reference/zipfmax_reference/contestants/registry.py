@@ -73,6 +73,8 @@ def implementation(name: str) -> Implementation:
         from zipfmax_reference.contestants.saved import PREFIX, SavedResults
 
         return SavedResults(Path(name.removeprefix(PREFIX)))
+    if name.endswith(".py"):
+        raise NoSuchClassError(f"{name} names no class: give it as {name}:Class")
     place, _, attribute = name.rpartition(":")
     if not place or place in {known.partition(":")[0] for known in _FACTORIES}:
         raise UsageError(f"{unknown('implementation', name, names())}, {USER_FORMS}")
@@ -120,6 +122,8 @@ def check_place(name: str) -> None:
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise NoSuchClassError(f"no such file: {place}")
+    elif Path(place).is_file():
+        raise NoSuchClassError(f"{place} is no Python file: its name should end with .py")
     elif not _is_there(place.partition(".")[0]):
         raise NoSuchClassError(f"no such module: {place}")
 

@@ -78,6 +78,8 @@ class RunDirectory:
                 other source of a user's class.
         """
         path = Path(path)
+        if path.is_file():
+            raise UsageError(f"{path} is a file: a run directory is a folder")
         if resume and not path.exists():
             raise UsageError(f"there is no run to go on with at {path}: leave --resume out to start one")
         try:

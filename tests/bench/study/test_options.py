@@ -48,10 +48,10 @@ def test_every_layer_of_a_preset_has_a_name_that_is_known(name):
         ({"inputs": "tie"}, "did you mean tied"),
         ({"steps": 1}, "not both"),
         ({"seconds": None}, "not both"),
-        ({"seconds": -1.0}, "positive"),
+        ({"seconds": -1.0}, "--seconds should be a positive number, got -1.0"),
         ({"depth": 0}, "positive"),
         ({"learning_rate": 0.0}, "positive"),
-        ({"seeds": (-1,)}, "not negative"),
+        ({"seeds": (-1,)}, "from 0 to"),
         ({"layers": ()}, "needs a layer"),
     ],
 )

@@ -46,12 +46,14 @@ def test_auto_serves_a_loss_by_plain_operations_up_to_a_number_of_logits(monkeyp
         assert taken[-1] == expected
 
 
-@pytest.mark.parametrize("method", ["log_prob", "predict"])
-def test_auto_serves_all_classes_by_plain_operations_up_to_a_number_of_logits(monkeypatch, taken, method):
+@pytest.mark.parametrize(("method", "bound"), [("log_prob", "loss"), ("predict", "classes")])
+def test_auto_serves_all_classes_by_plain_operations_up_to_a_number_of_logits(
+    monkeypatch, taken, method, bound
+):
     layer = AdaptiveLogSoftmaxWithLoss(8, CLASSES, [SHORTLIST, 300])
     logits = 7 * (CLASSES + 2)
     for limit, expected in ((logits, "eager"), (logits - 1, "tiled")):
-        few(monkeypatch, classes=limit)
+        few(monkeypatch, **{bound: limit})
         taken.clear()
         getattr(layer, method)(torch.randn(7, 8))
         assert taken[-1] == expected

@@ -69,6 +69,18 @@ def test_predict_opens_no_tail_that_cannot_win():
     assert counter.get_total_flops() == 2 * 20 * 32 * 14
 
 
+@pytest.mark.parametrize(("workspace", "products"), [(2**26, 1), (2_000, 2)], ids=["whole rows", "tiles"])
+def test_log_prob_takes_a_product_once_where_the_workspace_holds_whole_rows(monkeypatch, workspace, products):
+    monkeypatch.setattr(tiled, "workspace_bytes", workspace)
+    layer = AdaptiveLogSoftmaxWithLoss(32, 1000, [11])
+    weights = layer.weights().map(torch.Tensor.detach)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        tiled.log_prob(layer.layout, weights, torch.randn(40, 32))
+    of_the_head, of_the_projection, of_the_tail = 32 * 12, 32 * 8, 8 * 989
+    assert counter.get_total_flops() == 2 * 40 * (of_the_head + of_the_projection + products * of_the_tail)
+
+
 def test_predict_of_many_rows_holds_little_more_than_the_workspace(monkeypatch):
     monkeypatch.setattr(tiled, "workspace_bytes", 2**18)
     layer = AdaptiveLogSoftmaxWithLoss(16, 5000, [100, 1000])
