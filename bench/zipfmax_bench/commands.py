@@ -1,4 +1,4 @@
-"""The commands that say what it costs: `sweep`, `gate`, `compare`, `plan`, `train`, `compile`.
+"""The commands that say what it costs: `sweep`, `plan`, `train`, `compile`, and those of `gate_commands`.
 
 Each imports what it needs when it is called, so that `--help` costs nothing.
 """
@@ -12,15 +12,14 @@ from typing import Annotated
 import typer
 
 from zipfmax.errors import UsageError
+from zipfmax_bench.gate_commands import compare, gate
 from zipfmax_reference.options import IMPLEMENTATIONS, RECORDS, option
+
+__all__ = ["compare", "compile_kernels", "gate", "plan", "sweep", "train"]
 
 MEASURED = "What is measured, as in --impl zipfmax --impl full --task train"
 CASES = "On which cases, as in --classes 50000 --labels zipf:1.0 --cutoffs 2000,10000"
 HOW_LONG = "How thoroughly, as in --precision 2% --budget 120"
-GATED = "What is judged, as in runs/now --baseline baseline.jsonl --threshold 0.1"
-COMPARED = "What is compared, as in main --threshold 0.1"
-LEFT = "What is left behind, as in --junit out/gate.xml --summary out/summary.md"
-SELF_TEST = "The gate tested on itself, as in --self-test --out runs/selftest"
 LABELS = "The labels, as in --labels wordfreq:en --classes 50000"
 STEP = "The step, as in --features 512 --batch 1024 --dtype bfloat16"
 BOUNDS = "Bounds of the plan, as in --min-shortlist-share 0.8 --min-projection 32"
@@ -54,7 +53,9 @@ def sweep(
     ] = None,
     device: Annotated[str | None, option("cpu or cuda; by default cuda where there is one.", CASES)] = None,
     seed: Annotated[int | None, option("Of weights, labels and batches.", CASES)] = None,
-    threads: Annotated[int | None, option("Of every implementation; by default all cores.", HOW_LONG)] = None,
+    threads: Annotated[
+        int | None, option("Of every implementation; by default OMP_NUM_THREADS or all cores.", HOW_LONG)
+    ] = None,
     processes: Annotated[int | None, option("Replicate processes of each implementation.", HOW_LONG)] = None,
     rounds: Annotated[
         int | None, option("Samples of each cell; by default as many as 2 s hold.", HOW_LONG)
@@ -119,79 +120,6 @@ def sweep(
 
         raise typer.Exit(run_over_ranks(options, world, out, resume))
     raise typer.Exit(run(options, out, resume))
-
-
-def gate(
-    run: Annotated[
-        Path | None,
-        typer.Argument(help="A run directory, or the JSON of pytest --benchmark.", rich_help_panel=GATED),
-    ] = None,
-    baseline: Annotated[Path | None, option("What to hold it against.", GATED)] = None,
-    update: Annotated[bool, option("Make the run the baseline.", GATED, "--update")] = False,
-    threshold: Annotated[float, option("Relative slowdown that is let pass.", GATED)] = 0.05,
-    rerun: Annotated[bool, option("Confirm a slowdown in fresh processes before it counts.", GATED)] = True,
-    junit: Annotated[Path | None, option("JUnit XML to write.", LEFT)] = None,
-    summary: Annotated[Path | None, option("Markdown to write, for a job summary.", LEFT)] = None,
-    self_test: Annotated[
-        bool,
-        option("Count the gate's false alarms and what it catches, here and now.", SELF_TEST, "--self-test"),
-    ] = False,
-    out: Annotated[
-        Path | None, option("With --self-test: a run directory for its figures.", SELF_TEST)
-    ] = None,
-    resume: Annotated[
-        bool, option("With --self-test: go on with the run in --out.", SELF_TEST, "--resume")
-    ] = False,
-) -> None:
-    """Hold a run against a baseline: exit status 1 for a confirmed regression or an unexplained change.
-
-    Examples:
-
-        zipfmax sweep --preset gate --processes 6 --threads 1 --out runs/now
-        zipfmax gate runs/now --baseline baseline.jsonl --update        make the baseline
-        zipfmax gate runs/now --baseline baseline.jsonl                 judge a later run
-        zipfmax gate --self-test                                        how often is it wrong here
-    """
-    if self_test:
-        from zipfmax_bench.selftest import self_test as check
-
-        if run or baseline or update or junit or summary or threshold != 0.05 or not rerun:
-            raise UsageError("--self-test measures its own runs: it takes only --out and --resume")
-        raise typer.Exit(check(out, resume))
-    if out is not None or resume:
-        raise UsageError("--out and --resume go with --self-test")
-    if run is None or baseline is None:
-        raise UsageError("gate needs a run and --baseline FILE, or --self-test")
-    if update and (junit or summary):
-        raise UsageError(
-            "--update makes a baseline and judges nothing: it goes without --junit and --summary"
-        )
-    from zipfmax_bench.gate import gate as hold
-
-    raise typer.Exit(
-        hold(run, baseline, update=update, threshold=threshold, rerun=rerun, junit=junit, summary=summary)
-    )
-
-
-def compare(
-    base: Annotated[str, typer.Argument(help="A git revision, such as main.")],
-    threads: Annotated[int | None, option("Of both; by default all cores.", COMPARED)] = None,
-    threshold: Annotated[float, option("Relative slowdown that is let pass.", COMPARED)] = 0.05,
-    junit: Annotated[Path | None, option("JUnit XML to write.", LEFT)] = None,
-    summary: Annotated[Path | None, option("Markdown to write, for a job summary.", LEFT)] = None,
-) -> None:
-    """Measure another git revision interleaved with this one: exit status 1 if this one is slower.
-
-    Both are of the repository of the working directory, whichever zipfmax is installed.
-
-    Examples:
-
-        zipfmax compare main
-        zipfmax compare HEAD~1 --junit out/compare.xml --summary out/summary.md
-    """
-    from zipfmax_bench.compare import compare as measure
-
-    raise typer.Exit(measure(base, threads=threads, threshold=threshold, junit=junit, summary=summary))
 
 
 def plan(

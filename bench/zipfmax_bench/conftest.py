@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zipfmax_bench import suite
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import default_threads
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
 
@@ -39,7 +39,7 @@ def measured(
         sorted(names),
         option("--benchmark-size"),
         tmp_path_factory.mktemp("zipfmax"),
-        option("--benchmark-threads") or usable_cores(),
+        option("--benchmark-threads") or default_threads(),
         option("--benchmark-processes"),
     ) as workers:
         yield workers
@@ -61,7 +61,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
     Example: `machine_info["zipfmax"]["gpus"] == ["NVIDIA H100"]`.
     """
-    threads = config.getoption("--benchmark-threads") or usable_cores()
+    threads = config.getoption("--benchmark-threads") or default_threads()
     machine_info["zipfmax"] = {
         **machine.describe(),
         "threads": threads,

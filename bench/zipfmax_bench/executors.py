@@ -211,5 +211,17 @@ def checked_threads(threads: int | None) -> None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: the default thread count."""
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Threads of an implementation where a command is given none: OMP_NUM_THREADS, or all usable cores.
+
+    Of a list, as for nested parallel regions, the first number counts; what is no number of threads is passed
+    over, as OpenMP does.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if given.isdecimal() and 1 <= int(given) <= MOST_THREADS:
+        return int(given)
+    return usable_cores()

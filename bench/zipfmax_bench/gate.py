@@ -1,4 +1,8 @@
-"""`zipfmax gate`: does a run still do what the baseline says? Only confirmed findings fail it."""
+"""`zipfmax gate`: does a run still do what the baseline says? Only confirmed findings fail it.
+
+Counted figures are compared with the baseline exactly. A time that the baseline makes suspect is not a finding
+yet, for the machine may have changed since: it becomes one where base and head, measured interleaved now, differ.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from pydantic import ValidationError
 
 from zipfmax.errors import UsageError
 from zipfmax_bench import baseline as baselines
-from zipfmax_bench import gate_report, judge, timings
+from zipfmax_bench import compare, gate_report, judge, revisions, timings
 from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import default_threads
 from zipfmax_bench.messages import LIMIT
 from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RUN_FILE, Finding, RunDirectory, Timing
@@ -24,10 +28,13 @@ from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
 
 Rerun = Callable[[Sequence[Key]], Mapping[Key, Timing]]
+Beside = Callable[[Sequence[Key]], Mapping[Key, Finding]]
 
 # A confirmation is worth more samples than the finding it is to confirm.
 RERUN_POLICY = SamplingPolicy(seconds=6.0, least=12, most=180)
 RERUN_PROCESSES = 6
+DECISIVE = ("cpu", "gpus", "threads", "torch")
+"""What a baseline and a run have to share to be comparable; other differences are noted."""
 SHARP = 0.04
 """Half-width that a baseline's interval of a log-ratio may have; from a wider one 10 % are not told."""
 
@@ -41,15 +48,32 @@ class GatedRun:
     notes: Sequence[str]
 
 
+@dataclass(frozen=True)
+class GateOptions:
+    """How a run is judged.
+
+    Attributes:
+        threshold: relative slowdown that is let pass.
+        rerun: measure again, in fresh processes, what is or may be slower than the baseline; and with
+            `update` what is not known well enough. A run of another machine is judged as it is.
+        base: a git revision that is measured interleaved with the working tree where a cell is suspect;
+            without one such a cell ends undecided.
+        force: judge by a baseline of another machine.
+    """
+
+    threshold: float = judge.THRESHOLD
+    rerun: bool = True
+    base: str | None = None
+    force: bool = False
+
+
 def gate(
     source: Path,
     baseline: Path,
     *,
     update: bool = False,
-    threshold: float = judge.THRESHOLD,
-    rerun: bool = True,
-    junit: Path | None = None,
-    summary: Path | None = None,
+    options: GateOptions | None = None,
+    left: gate_report.Left | None = None,
 ) -> int:
     """Hold a run against a baseline, say what was found, and return the exit status.
 
@@ -57,26 +81,27 @@ def gate(
         source: a run directory, or the JSON of `pytest --benchmark --benchmark-json`.
         baseline: the file to hold it against, or with `update` to write.
         update: make the run the baseline.
-        threshold: relative slowdown that is let pass.
-        rerun: measure again, in fresh processes, what looks slower, to count it only if it does then too;
-            what may be slower and has not been shown to be; and with `update` what is not known well
-            enough. A run of another machine is judged as it is.
-        junit, summary: files to write, JUnit XML and Markdown.
+        options: how it is judged.
+        left: the files to write, and whether undecided cells fail.
 
     Raises:
-        UsageError: a run or a baseline that cannot be read, or files that cannot be written.
+        UsageError: a run or a baseline that cannot be read, one of another machine, or files that cannot be
+            written.
     """
     console = terminal()
-    if not 0 <= threshold < 1:
-        raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
-    check_writable(junit, summary, baseline if update else None)
+    options, left = options or GateOptions(), left or gate_report.Left()
+    judge.check_threshold(options.threshold)
+    check_writable(left.junit, left.summary, baseline if update else None)
     run = read_run(source)
     for note in run.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    again = measure_again(run.cells) if rerun else None
-    if again and not _is_of_this_machine(run):
-        again = None
-        console.print("note: the run is of another machine: nothing is measured again", highlight=False)
+    again = measure_again(run.cells) if options.rerun else None
+    if not _is_of_this_machine(run):
+        if options.base is not None:
+            raise UsageError("--base measures here, and the run is of another machine: judge it there")
+        if again:
+            again = None
+            console.print("note: the run is of another machine: nothing is measured again", highlight=False)
     if update:
         cells = sharpened(run.cells, again) if again else run.cells
         made = baselines.baseline_of(cells.values(), run.machine)
@@ -84,30 +109,70 @@ def gate(
         console.print(f"wrote {len(made.cells)} cells to {baseline}", highlight=False, markup=False)
         return 0
     expected = baselines.read(baseline)
+    if not options.force:
+        refuse_other_machine(baseline, expected.header, run.machine)
     notes = [*run.notes, *differences(expected.header, run.machine)]
-    findings = examine(expected, run.cells, threshold, again)
-    gate_report.show(findings, notes, console)
-    if junit is not None:
-        write_text(junit, gate_report.junit(findings))
-    if summary is not None:
-        write_text(summary, gate_report.summary(findings, notes))
-    return 1 if any(finding.failed for finding in findings) else 0
+    if fresh := [
+        key for key, one in run.cells.items() if baselines.is_kept(one) and key not in expected.cells
+    ]:
+        notes.append(f"{len(fresh)} cells of the run are not in the baseline: --update would add them")
+    beside = beside_base(run.cells, options) if options.base is not None else None
+    findings = examine(expected, run.cells, options.threshold, again, beside)
+    return gate_report.tell(findings, notes, console, left)
 
 
 def examine(
-    expected: Baseline, found: Mapping[Key, Timing], threshold: float, rerun: Rerun | None
+    expected: Baseline,
+    found: Mapping[Key, Timing],
+    threshold: float,
+    rerun: Rerun | None,
+    beside: Beside | None = None,
 ) -> list[Finding]:
-    """A finding for every cell of the baseline; what is slower, or may be, has been measured again."""
+    """A finding for every cell of the baseline.
+
+    Args:
+        expected: the baseline.
+        found: the run's cells.
+        threshold: relative slowdown that is let pass.
+        rerun: measures cells again, to be held against the baseline.
+        beside: judges cells by measurements of base and head; without it nothing is called slower.
+    """
     findings = {
         key: judge.judge(cell, found.get(key), threshold) for key, cell in sorted(expected.cells.items())
     }
-    if rerun is None:
-        return list(findings.values())
+    if beside is not None:
+        return list(judge.confirmed(findings, beside).values())
 
     def judged_again(keys: Sequence[Key]) -> dict[Key, Finding]:
+        assert rerun is not None
         return {key: judge.judge(expected.cells[key], one, threshold) for key, one in rerun(keys).items()}
 
-    return list(judge.twice(findings, judged_again).values())
+    if rerun is not None:
+        findings = judge.twice(findings, judged_again)
+    return [judge.unconfirmed(finding) for finding in findings.values()]
+
+
+def beside_base(found: Mapping[Key, Timing], options: GateOptions) -> Beside:
+    """Judges cells of a run by measuring the base revision and the working tree interleaved.
+
+    Raises:
+        UsageError: no repository, no such revision, or one that cannot be measured.
+    """
+    assert options.base is not None
+    base, repository = options.base, revisions.repository_here()
+    revisions.commit_of(base, repository)
+    kept = [name for (_, name), one in found.items() if baselines.is_kept(one)]
+    revisions.check_implementations(list(dict.fromkeys(kept)), repository)
+
+    def beside(keys: Sequence[Key]) -> dict[Key, Finding]:
+        cells = {key: Case.from_fields(found[key].model_dump()) for key in keys}
+        threads = next((found[key].threads for key in keys if found[key].threads), None)
+        with revisions.sides(base, repository) as pair:
+            return compare.beside(
+                cells, pair, threads or default_threads(), options.threshold, RERUN_POLICY, count_work=False
+            )
+
+    return beside
 
 
 def sharpened(found: Mapping[Key, Timing], rerun: Rerun) -> Mapping[Key, Timing]:
@@ -118,22 +183,32 @@ def sharpened(found: Mapping[Key, Timing], rerun: Rerun) -> Mapping[Key, Timing]
 
 
 def measure_again(found: Mapping[Key, Timing]) -> Rerun:
-    """Measures cells of a run once more, each with the references it had, in fresh processes."""
+    """Measures cells of a run once more, each with the references it had.
+
+    The processes are fresh, and serve all cells of one implementation.
+    """
 
     def rerun(keys: Sequence[Key]) -> dict[Key, Timing]:
         again: dict[Key, Timing] = {}
-        for key in keys:
-            first = found[key]
-            case = Case.from_fields(first.model_dump())
-            names = [key[1], *(name for name in timings.STEADY if timings.interval_of(first, name)[0])]
-            threads = first.threads or usable_cores()
-            with Engine.of_processes(names, threads, RERUN_PROCESSES) as engine:
-                measured = engine.measure(dict.fromkeys(names, case), RERUN_POLICY)
-            limit = measured.pop(LIMIT, None)
-            again[key] = timings.timing_of(case, key[1], measured, limit, threads)
+        for impl in dict.fromkeys(impl for _, impl in keys):
+            own = [key for key in keys if key[1] == impl]
+            names = {key: [impl, *_references(found[key])] for key in own}
+            threads = found[own[0]].threads or default_threads()
+            together = dict.fromkeys(name for each in names.values() for name in each)
+            with Engine.of_processes(together, threads, RERUN_PROCESSES) as engine:
+                for key in own:
+                    case = Case.from_fields(found[key].model_dump())
+                    measured = engine.measure(dict.fromkeys(names[key], case), RERUN_POLICY)
+                    limit = measured.pop(LIMIT, None)
+                    again[key] = timings.timing_of(case, impl, measured, limit, threads)
         return again
 
     return rerun
+
+
+def _references(timing: Timing) -> list[str]:
+    """The references that a cell was measured beside."""
+    return [name for name in timings.STEADY if timings.interval_of(timing, name)[0]]
 
 
 def read_run(source: Path) -> GatedRun:
@@ -209,6 +284,20 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name, value in now.items()
         if then.get(name) != value
     ]
+
+
+def refuse_other_machine(file: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """See that a baseline was measured where the run was.
+
+    Raises:
+        UsageError: on another processor, GPU, number of threads or version of torch.
+    """
+    shared = {name: now.get(name) for name in DECISIVE}
+    if wrong := differences(then, shared):
+        raise UsageError(
+            f"{file} says nothing of this run: {'; '.join(wrong)}. Make a baseline here by --update, measure two "
+            "revisions by zipfmax compare, or judge by it anyway with --force"
+        )
 
 
 def _is_of_this_machine(run: GatedRun) -> bool:

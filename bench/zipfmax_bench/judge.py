@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from zipfmax.errors import UsageError
 from zipfmax_bench.baseline import FIGURES, cell_of
 from zipfmax_bench.timings import STEADY, interval_of
 from zipfmax_reference.records import Finding, Outcome, Timing
@@ -17,6 +18,12 @@ THRESHOLD = 0.05
 
 K = TypeVar("K")
 Again = Callable[[Sequence[K]], Mapping[K, Finding]]
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise UsageError where a threshold is no share."""
+    if not 0 <= threshold < 1:
+        raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
 
 
 @dataclass(frozen=True)
@@ -31,19 +38,17 @@ class Change:
     """Log-ratio between replicates of the same program, which no change below can be told from."""
 
     def outcome(self, threshold: float) -> Outcome:
-        """Slower or faster if surely so and by more than max(threshold, floor), else "ok".
+        """Slower or faster if surely so and by more than max(threshold, floor); "ok" if surely not so slow.
 
         Sure is that there is a change; how large it is the estimate says. To ask that the whole interval lie
         beyond the threshold would let a slowdown of twice the threshold pass where six processes differ by
-        some per cent, as they do.
+        some per cent, as they do. So "ok" asks that the interval, and what replicates differ by, exclude
+        twice the threshold; what allows for it is "undecided".
         """
-        if abs(self.log) <= max(self._margin(threshold), self.uncertainty):
-            return "ok"
-        return "slower" if self.log > 0 else "faster"
-
-    def doubtful(self, threshold: float) -> bool:
-        """Nearer to a slowdown that counts than to none, in an interval that contains both."""
-        return self._margin(threshold) / 2 < self.log <= self.uncertainty
+        if abs(self.log) > max(self._margin(threshold), self.uncertainty):
+            return "slower" if self.log > 0 else "faster"
+        shown = self.log + self.uncertainty < _excluded(threshold) and self.floor < _excluded(threshold)
+        return "ok" if shown else "undecided"
 
     def _margin(self, threshold: float) -> float:
         return max(math.log1p(threshold), self.floor)
@@ -51,6 +56,11 @@ class Change:
     def __str__(self) -> str:
         low, high = (math.expm1(self.log + sign * self.uncertainty) for sign in (-1, 1))
         return f"{math.expm1(self.log):+.1%} against {self.reference} ({low:+.1%} to {high:+.1%})"
+
+
+def _excluded(threshold: float) -> float:
+    """Log-ratio that the interval of an unchanged cell has to exclude."""
+    return math.log1p(2 * threshold)
 
 
 def judge(cell: Mapping[str, Any], timing: Timing | None, threshold: float = THRESHOLD) -> Finding:
@@ -82,21 +92,22 @@ def judge(cell: Mapping[str, Any], timing: Timing | None, threshold: float = THR
     if not changes:
         return found("ok", "its time was not kept")
     best = min(changes, key=lambda change: change.uncertainty + change.floor)
-    return found(best.outcome(threshold), str(best), doubtful=best.doubtful(threshold))
+    outcome = best.outcome(threshold)
+    return found(outcome, str(best), doubtful=outcome == "undecided")
 
 
 def twice(findings: Mapping[K, Finding], again: Again[K]) -> dict[K, Finding]:
     """The findings after a second look: what is slower has been so twice.
 
-    What may be slower is judged again first: one process in a bad place makes an interval from six wide.
+    What is undecided is judged again first: one process in a bad place makes an interval from six wide.
 
     Args:
         findings: of each cell.
         again: judges cells by measurements in fresh processes.
     """
     settled = dict(findings)
-    doubtful = [key for key, one in settled.items() if one.doubtful]
-    for key, second in (again(doubtful) if doubtful else {}).items():
+    undecided = [key for key, one in settled.items() if one.outcome == "undecided"]
+    for key, second in (again(undecided) if undecided else {}).items():
         text = f"in doubt: first {settled[key].text}, then {second.text}"
         settled[key] = second.model_copy(update={"text": text})
     slower = [key for key, one in settled.items() if one.outcome == "slower"]
@@ -105,6 +116,36 @@ def twice(findings: Mapping[K, Finding], again: Again[K]) -> dict[K, Finding]:
         said = text if second.outcome == "slower" else f"not confirmed: {text}"
         settled[key] = second.model_copy(update={"text": said})
     return settled
+
+
+def suspected(findings: Mapping[K, Finding]) -> list[K]:
+    """The cells that are, or may be, slower."""
+    return [key for key, one in findings.items() if one.outcome in ("slower", "undecided")]
+
+
+def unconfirmed(finding: Finding) -> Finding:
+    """The finding of a cell that only an earlier measurement calls slower: it may be the machine that changed."""
+    if finding.outcome != "slower":
+        return finding
+    text = f"slower than the baseline, which --base REVISION would confirm: {finding.text}"
+    return finding.model_copy(update={"outcome": "undecided", "text": text})
+
+
+def confirmed(findings: Mapping[K, Finding], beside: Again[K]) -> dict[K, Finding]:
+    """The findings after what is suspected was measured beside the base revision, twice where it is slower.
+
+    Args:
+        findings: of each cell, from the baseline.
+        beside: judges cells by interleaved measurements of base and head, in fresh processes.
+    """
+    keys = suspected(findings)
+    if not keys:
+        return dict(findings)
+    settled = {}
+    for key, second in twice(beside(keys), beside).items():
+        text = f"suspected: {findings[key].text}; beside the base: {second.text}"
+        settled[key] = second.model_copy(update={"text": text})
+    return {**findings, **settled}
 
 
 def blur(timing: Timing) -> float:

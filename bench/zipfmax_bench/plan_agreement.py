@@ -21,7 +21,7 @@ from rich.table import Table
 from zipfmax import hardware
 from zipfmax.calibration import Calibration, calibrate
 from zipfmax.planner import plan_cutoffs
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import default_threads
 from zipfmax_bench.plan_proof import SHAPES
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanAgreement
@@ -109,7 +109,7 @@ def main(
     threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
 ) -> None:
     """Calibrate again and again, and count how many of the calibrations plan alike."""
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or default_threads())
     found = calibrations(count, models)
     records = [agreement(labels, shape, found) for labels, shape in product(LABELS, SHAPES)]
     if out is not None:

@@ -22,7 +22,7 @@ from rich.table import Table
 from zipfmax.calibration import machine_identity
 from zipfmax.planner import plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import default_threads
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanError
 from zipfmax_reference.records.plan import errors
@@ -102,7 +102,7 @@ def main(
     threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
 ) -> None:
     """Measure how far the predicted times of plans are off, on cells that took no part in the model."""
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or default_threads())
     console = terminal()
     records = [
         measured(labels, shape, task, getattr(torch, dtype), calibrate)

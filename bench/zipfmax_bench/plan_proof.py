@@ -24,7 +24,7 @@ from zipfmax.calibration import Calibration
 from zipfmax.clusters import ClusterLayout
 from zipfmax.planner import cost_models, plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import default_threads
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanProof
@@ -259,7 +259,7 @@ def main(
     threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
 ) -> None:
     """Compare planned cutoffs with a measured brute-force search, over distributions and shapes."""
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or default_threads())
     outcomes = [] if out is None else read(out)
     if out is not None and outcomes:
         out.write_text("".join(_line(outcome) for outcome in outcomes))  # without a line that was cut short

@@ -24,7 +24,7 @@ from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
 from zipfmax_bench import rank_planning
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
-from zipfmax_bench.executors import WorkerProcess, checked_threads, usable_cores
+from zipfmax_bench.executors import WorkerProcess, checked_threads, default_threads
 from zipfmax_bench.presets import customary_cutoffs
 from zipfmax_bench.timings import measured_ratio
 from zipfmax_reference.console import print_table
@@ -78,7 +78,7 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
     if n_classes is None:
         raise UsageError(f"labels {options.labels} need --classes: how many there are")
     counts = labels.distribution(options.labels, n_classes)
-    torch.set_num_threads(options.threads or usable_cores())
+    torch.set_num_threads(options.threads or default_threads())
     measures = options.calibrate or options.recalibrate
     try:
         with Progress(
@@ -224,7 +224,7 @@ def measure(plan: Plan, options: PlanOptions, rounds: int = ROUNDS) -> dict[str,
         "literature": ("zipfmax", case(literature)),
         "full": ("full", case(plan.cutoffs)),
     }
-    found = _race(entries, options.threads or usable_cores(), rounds)
+    found = _race(entries, options.threads or default_threads(), rounds)
     result: dict[str, dict[str, Any]] = {}
     for name, (_, timed) in entries.items():
         ratio = measured_ratio(found["full"], found[name])

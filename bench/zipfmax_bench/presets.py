@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Axes] = {
     "gate": Axes(
         classes=(10_000,),
         labels=("zipf:1.0", "zipf:1.3"),
-        tasks=("forward", "train", "predict"),
+        tasks=("forward", "train", "log_prob", "predict", "topk"),
         implementations=("zipfmax:eager", "zipfmax:tiled", "torch", "full"),
         features=(64,),
         batch=(128,),
@@ -108,7 +108,16 @@ def axes(preset: str, **chosen: object) -> Axes:
     if "classes" in given and "cutoffs" not in given:
         given["cutoffs"] = ()  # a preset's partitions belong to its vocabularies
     given["also"] = tuple(part for part in PRESETS[preset].also if not part.keys() & given.keys())
-    return replace(PRESETS[preset], **given)  # type: ignore[arg-type]
+    made = replace(PRESETS[preset], **given)  # type: ignore[arg-type]
+    if preset == "gate" and "implementations" not in given:
+        made = replace(made, implementations=with_gpu_kernels(made))
+    return made
+
+
+def with_gpu_kernels(axes: Axes, beginning: str = "") -> tuple[str, ...]:
+    """The implementations of a gate whose names begin so; on a GPU its kernels too, the other backends as well."""
+    names = tuple(name for name in axes.implementations if name.startswith(beginning))
+    return ("zipfmax:triton", *names) if axes.device.startswith("cuda") else names
 
 
 def device(preset: str | None) -> str | None:

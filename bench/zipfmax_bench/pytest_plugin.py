@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="threads of every implementation; all usable cores by default",
+        help="threads of every implementation; OMP_NUM_THREADS or all usable cores by default",
     )
     group.addoption(
         "--benchmark-processes",

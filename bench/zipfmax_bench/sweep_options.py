@@ -15,7 +15,7 @@ import torch
 from zipfmax.errors import UsageError
 from zipfmax_bench import planning, presets
 from zipfmax_bench.engine import SamplingPolicy
-from zipfmax_bench.executors import checked_threads, usable_cores
+from zipfmax_bench.executors import checked_threads, default_threads
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.sources import digests
@@ -153,7 +153,7 @@ def resolve(options: SweepOptions, out: Path | None, resume: bool, shared: bool 
         cases=cases,
         implementations=axes.implementations,
         policy=policy,
-        threads=options.threads or usable_cores(),
+        threads=options.threads or default_threads(),
         processes=options.processes or 1,
         directory=directory,
     )

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
-from zipfmax_bench.executors import usable_cores
+from zipfmax_bench.executors import default_threads
 from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
 from zipfmax_bench.timings import timing_of
@@ -212,7 +212,7 @@ def main(
     unknown = set(classes or ()) - LITERATURE_CUTOFFS.keys()
     if unknown:
         raise UsageError(f"--classes should be of {sorted(LITERATURE_CUTOFFS)}, got {sorted(unknown)}")
-    threads = threads or usable_cores()
+    threads = threads or default_threads()
     directory = RunDirectory.start(out, invocation({"threads": threads, "seconds": seconds}), out.exists())
     done = {timing.case for timing in directory.read(Timing)}
     wanted = cases(

@@ -263,6 +263,7 @@ def _selftest(section: Section, rows: pd.DataFrame) -> None:
         "share": ("share", percent),
         "required": ("required", text),
         "holds": ("holds", lambda holds: "✓ yes" if holds else "✗ no"),
+        "undecided": ("undecided", count),
     }
     title = "How often the regression gate is wrong, by its self-test"
     section.details.append(Details(title, Table.of(title, rows, columns), opened=not rows["holds"].all()))

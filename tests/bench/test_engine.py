@@ -13,7 +13,7 @@ import pytest
 
 from zipfmax_bench import messages
 from zipfmax_bench.engine import Engine, SamplingPolicy
-from zipfmax_bench.executors import WorkerProcess, worker_environment
+from zipfmax_bench.executors import WorkerProcess, default_threads, usable_cores, worker_environment
 from zipfmax_bench.timings import timing_of
 from zipfmax_reference.runs.case import Case
 
@@ -204,6 +204,14 @@ def test_every_framework_gets_the_same_thread_count():
     environment = worker_environment(3)
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
     assert environment["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"), [("3", 3), ("2,4", 2), ("", None), ("none", None), ("0", None)]
+)
+def test_threads_are_those_of_the_environment_where_it_says_so(given, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert default_threads() == (threads or usable_cores())
 
 
 def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from zipfmax_bench import selftest
+from zipfmax_bench import compare, selftest
+from zipfmax_bench.engine import SamplingPolicy
 from zipfmax_bench.selftest import CASES, KINDS, OURS, Kind
 from zipfmax_reference.records import Finding, RunDirectory, SelfTest, SelfTestRun
 
 KIND = {kind.name: kind for kind in KINDS}
-SAME, SLOWER = KIND["the same code"], KIND["one cell made 10 % slower"]
-TEMPORARY, CONTROL = KIND["one more temporary"], KIND["a layer with nothing planted"]
+CONTROL, SLOWER = KIND["a layer with nothing planted"], KIND["one cell made 10 % slower"]
+TEMPORARY = KIND["one more temporary"]
 
 
 def finding_of(case: str, impl: str, outcome: str, text: str = "") -> Finding:
@@ -24,7 +25,7 @@ def found(outcome: str, kind: Kind = TEMPORARY, cell: int = 0, text: str = "peak
 
 
 def test_the_figures_are_those_that_were_asked_for():
-    assert (SAME.runs, SLOWER.runs) == (200, 40)
+    assert (CONTROL.runs, SLOWER.runs) == (100, 100)
     assert {kind.name for kind in KINDS if kind.required == "all"} == {
         "one more temporary", "one more host synchronisation", "a renamed cell",
     }  # fmt: skip
@@ -33,8 +34,8 @@ def test_the_figures_are_those_that_were_asked_for():
 @pytest.mark.parametrize(
     ("kind", "failures", "holds"),
     [
-        (SAME, 0, True), (SAME, 2, True), (SAME, 3, False), (SLOWER, 38, True), (SLOWER, 37, False),
-        (TEMPORARY, 5, True), (TEMPORARY, 4, False), (CONTROL, 0, True), (CONTROL, 1, False),
+        (CONTROL, 0, True), (CONTROL, 1, True), (CONTROL, 2, False), (SLOWER, 95, True), (SLOWER, 94, False),
+        (TEMPORARY, 5, True), (TEMPORARY, 4, False),
     ],
 )  # fmt: skip
 def test_a_score_holds_up_to_its_bound(kind, failures, holds):
@@ -44,8 +45,8 @@ def test_a_score_holds_up_to_its_bound(kind, failures, holds):
 
 def test_any_failing_cell_is_a_false_alarm():
     ours = [finding_of(case.id, OURS, "ok") for case in CASES]
-    assert not selftest.failed(SAME, ours)
-    assert selftest.failed(SAME, [*ours, finding_of(CASES[1].id, "zipfmax:eager", "slower")])
+    assert not selftest.failed(CONTROL, ours)
+    assert selftest.failed(CONTROL, [*ours, finding_of(CASES[1].id, "zipfmax:eager", "slower")])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_any_failing_cell_is_a_false_alarm():
         (found("slower"), False),  # it failed, and for another reason
         (found("changed", text="flops 1 -> 2"), False),
         (found("changed", cell=1), False),
-        (found("changed", kind=SAME), False),
+        (found("changed", kind=CONTROL), False),
     ],
 )
 def test_a_fault_counts_as_caught_in_its_own_cell_and_for_its_own_reason(finding, caught):
@@ -68,8 +69,8 @@ def test_what_is_timed_stands_side_by_side_so_that_a_cut_leaves_some_of_each():
     timed = [kind for kind, _ in order if kind.timed]
     half = timed[: len(timed) // 2]
     assert [kind for kind, _ in order[: len(order) - len(timed)] if kind.timed] == []
-    assert half.count(SAME) == pytest.approx(100, abs=1)
-    assert half.count(SLOWER) == pytest.approx(20, abs=1)
+    assert half.count(CONTROL) == pytest.approx(50, abs=1)
+    assert half.count(SLOWER) == pytest.approx(50, abs=1)
 
 
 @pytest.fixture
@@ -79,9 +80,24 @@ def small(monkeypatch, in_process):
     monkeypatch.setattr(selftest, "REFERENCES", ("limit",))
     policy = replace(selftest.AXES.policy, rounds=3)
     monkeypatch.setattr(selftest, "AXES", replace(selftest.AXES, policy=policy))
-    monkeypatch.setattr(
-        selftest, "measure_again", lambda found: lambda keys: {key: found[key] for key in keys}
-    )
+    monkeypatch.setattr(compare, "PROCESSES", 1)
+    monkeypatch.setattr(selftest, "RERUN_POLICY", SamplingPolicy(rounds=3))
+
+
+def test_what_is_suspect_is_measured_beside_the_layer_as_it_was(small):
+    key = (CASES[0].id, SLOWER.stand_in)
+    finding = selftest.beside_ours([key])[key]
+    assert finding.impl == SLOWER.stand_in
+    assert "against the layer as it was" in finding.text
+
+
+def test_runs_that_end_undecided_are_counted_and_no_failures(tmp_path, small, monkeypatch):
+    said = [finding_of(case.id, OURS, "undecided") for case in CASES]
+    monkeypatch.setattr(selftest, "examine", lambda *_: said)
+    kinds = [replace(CONTROL, stand_in=OURS)]
+    assert selftest.self_test(tmp_path / "run", kinds=kinds, runs=2) == 0
+    (line,) = RunDirectory(tmp_path / "run").read(SelfTest)
+    assert (line.runs, line.failed, line.undecided) == (2, 0, 2)
 
 
 def test_a_resumed_self_test_does_what_is_left_and_keeps_the_rest(tmp_path, small, monkeypatch):

@@ -24,7 +24,7 @@ from zipfmax_reference.checks.findings import count, lines, share
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import isolated, saved
 from zipfmax_reference.contestants.implementation import Implementation
-from zipfmax_reference.contestants.ranks import check_ranks
+from zipfmax_reference.contestants.ranked_layer import check_ranks
 from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Parity, RunDirectory
 from zipfmax_reference.records.files import check_writable

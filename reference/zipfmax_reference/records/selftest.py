@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from zipfmax_reference.records.base import Part, Record
 
-Outcome = Literal["ok", "slower", "faster", "changed", "missing", "unmeasured"]
-"""What became of a cell of the baseline."""
+Outcome = Literal["ok", "slower", "faster", "undecided", "changed", "missing", "unmeasured"]
+"""What became of a cell of the baseline. "undecided": neither a slowdown nor its absence has been shown."""
 
 
 class Finding(Part):
@@ -20,12 +20,12 @@ class Finding(Part):
     update: str | None = None
     """The line that would make the baseline agree, for counted figures that changed."""
     doubtful: bool = False
-    """Whether a sharper measurement might well say "slower"."""
+    """Whether a sharper measurement could decide it."""
 
     @property
     def failed(self) -> bool:
         """Whether it fails the gate."""
-        return self.outcome not in ("ok", "faster")
+        return self.outcome not in ("ok", "faster", "undecided")
 
 
 class SelfTestRun(Record):
@@ -40,8 +40,10 @@ class SelfTestRun(Record):
     """Which of its kind."""
     failed: bool
     """Whether the gate failed, where a fault is planted for that fault."""
+    undecided: bool = False
+    """Whether it did not fail and a cell ended undecided."""
     said: list[Finding] = []
-    """Of cells that failed or that had a fault planted."""
+    """Of cells that failed, were undecided or had a fault planted."""
     seconds: float
     """How long it took."""
 
@@ -55,6 +57,8 @@ class SelfTest(Record):
     kind: str
     runs: int
     failed: int
+    undecided: int = 0
+    """Gate runs that did not fail, with a cell that ended undecided."""
     required: str
     """How many should fail: "all", "none", "at most 1%" or "at least 95%"."""
     holds: bool

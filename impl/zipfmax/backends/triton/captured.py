@@ -10,7 +10,7 @@ them any more. Until then a `Lease` is alive, and another step of these shapes i
 
 A graph keeps its memory, temporaries included. `set_graph_memory` bounds what all of them keep beside the workspace
 of the vendor's library (32 MiB on Hopper, one a stream); a step that needs more is never captured. Steps inside a
-capture of the user's, under a profiler's hooks, or inside a backward (activation checkpointing) are launched as usual.
+capture of the user's, under a profiler's hooks, or inside a backward (activation checkpointing) are launched.
 """
 
 from __future__ import annotations
