@@ -81,7 +81,7 @@ def chosen_cells(options: CompareOptions, repository: Path) -> dict[Key, Case]:
     """
     if not options.impl and not revisions.is_zipfmax(repository):
         raise UsageError(
-            f"{repository} is no checkout of zipfmax that can be measured, as it lacks {revisions.MESSAGES}: "
+            f"{repository} is not a checkout of zipfmax that can be measured, as it lacks {revisions.MESSAGES}: "
             "give a layer of this repository, as --impl path/file.py:Class"
         )
     axes = replace(AXES, device=device.present(options.device))

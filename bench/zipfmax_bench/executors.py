@@ -218,7 +218,7 @@ def usable_cores() -> int:
 def default_threads() -> int:
     """Threads of an implementation where a command is given none: OMP_NUM_THREADS, or all usable cores.
 
-    Of a list, as for nested parallel regions, the first number counts; what is no number of threads is passed
+    Of a list, as for nested parallel regions, the first number counts; what is not a number of threads is passed
     over, as OpenMP does.
     """
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()

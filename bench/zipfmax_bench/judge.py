@@ -21,7 +21,7 @@ Again = Callable[[Sequence[K]], Mapping[K, Finding]]
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise UsageError where a threshold is no share."""
+    """Raise UsageError where a threshold is not a share."""
     if not 0 <= threshold < 1:
         raise UsageError(f"--threshold should be a share between 0 and 1, got {threshold:g}")
 

@@ -97,7 +97,7 @@ class ResultJudge:
         """Parity lines of saved results.
 
         Raises:
-            ValueError: a file that is no plain array.
+            ValueError: a file that is not a plain array.
         """
         case, batch = request.case, request.batch
         found = {file.stem: np.load(file, allow_pickle=False) for file in Path(request.folder).glob("*.npy")}
@@ -175,7 +175,7 @@ class ResultJudge:
     def _in_part(
         self, request: messages.Judge, results: Results, inputs: Inputs, output: Array, wanted: set[str]
     ) -> Iterator[tuple[str, Verdict]]:
-        """The contract's verdicts on some rows and some classes, drawn anew each time."""
+        """The contract's verdicts on some rows and some classes, drawn again each time."""
         case, exactness = request.case, precision(request.case)
         by_row = wanted & {"output", "grad.input"}
         if by_row:

@@ -33,7 +33,7 @@ class PrepareCase:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Run the prepared case once. Answered by `Timed`; it may be cold, so it is no sample."""
+    """Run the prepared case once. Answered by `Timed`; it may be cold, so it is not a sample."""
 
 
 @dataclass(frozen=True)
@@ -215,4 +215,4 @@ def decoded(message: Any) -> Reply:
     match message:
         case [str(name), dict(fields)] if name in _REPLIES:
             return cast(Reply, _REPLIES[name].validate_python(fields))
-    raise ValueError("it is no reply of a worker")
+    raise ValueError("it is not a worker's reply")

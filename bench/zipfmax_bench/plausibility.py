@@ -27,7 +27,7 @@ LEAST_DIFFERENCE_S = 5e-5
 """Differences below it are the cost of launching products one by one."""
 
 UNCLAIMED_SHARE = 0.1
-"""Of a claimed time: where the engine's clock saw more beyond it in every run, it is no measurement."""
+"""Of a claimed time: where the engine's clock saw more beyond it in every run, it is not a measurement."""
 CLOCK_RESOLUTION_S = 2e-3
 """The same in seconds: answers of honest processes are delayed by less, at least once in a measurement."""
 
@@ -82,7 +82,7 @@ def clock_fault(own: Measurement) -> str | None:
     """Whether claimed times disagree with what the engine's own clock saw of the same runs.
 
     What a request took bounds its run from above. From below it does so too, up to what it takes to ask,
-    which requests that time nothing measure; a delay that meets one answer is no finding, so the run with the
+    which requests that time nothing measure; a delay that meets one answer is not a finding, so the run with the
     least counts.
     """
     if not own.samples or not own.empty_trips_s:

@@ -92,7 +92,7 @@ def _cell(timing: Timing | None) -> str:
     if not timing.exact:
         return f"{time} (inexact)"
     speedup = timing.speedup_vs_full
-    # An implementation that hands the work on is no other one: torch's own is expected to.
+    # An implementation that hands the work on is not another one: torch's own is expected to.
     by = " by torch.nn" if timing.delegates and timing.impl != "torch" else ""
     if speedup is None or timing.impl == "full":
         return time + by

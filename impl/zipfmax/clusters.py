@@ -53,7 +53,7 @@ class ClusterLayout:
 
     Raises:
         ValueError: for cutoffs or a div_value that make no partition; the texts are those of torch.nn.
-        TypeError: for what is no integer, no number or no sequence, where there should be one.
+        TypeError: an argument that is not an integer, a number or a sequence where it should be.
     """
 
     in_features: int

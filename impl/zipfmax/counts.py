@@ -218,8 +218,8 @@ def _tokens(path: Path, tokenizer: Path) -> npt.ArrayLike:
         encoder = Tokenizer.from_str(tokenizer.read_text(encoding="utf-8"))
     except OSError:
         raise
-    except Exception as error:  # the library raises a bare Exception for what is no tokenizer
-        raise ValueError(f"{tokenizer} is no tokenizer.json: {error}") from error
+    except Exception as error:  # the library raises a bare Exception for what is not a tokenizer
+        raise ValueError(f"{tokenizer} is not a tokenizer.json: {error}") from error
     counts = np.zeros(1 + max(encoder.get_vocab(with_added_tokens=True).values()), dtype=np.int64)
     with _open(path) as stream:
         while lines := list(islice(stream, 10_000)):

@@ -72,7 +72,7 @@ class Scores(NamedTuple):
 
 
 def check_terms(n_classes: int, label_smoothing: float, z_loss: float, weight: Tensor | None) -> None:
-    """Raise ValueError unless a loss can have these, TypeError for what is no number or no tensor."""
+    """Raise ValueError unless a loss can have these, TypeError for another type."""
     for name, number in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
         if not hasattr(number, "__float__"):
             raise TypeError(f"{name} should be a number, got {number!r}")

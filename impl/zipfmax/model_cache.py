@@ -48,9 +48,9 @@ def cached(
     Args:
         identity: what the value is valid for; the record holds it as "identity".
         parse: reads a record; raises where it is none.
-        make: makes the value anew.
+        make: makes a new value.
         record_of: the value as JSON holds it.
-        refresh: make it anew, whatever the cache holds.
+        refresh: make a new one, whatever the cache holds.
     """
     complaint: str | None = None
     try:

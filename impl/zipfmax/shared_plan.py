@@ -20,7 +20,7 @@ from zipfmax.planner import Plan, plan_cutoffs
 logger = logging.getLogger("zipfmax")
 
 QUARTERS = 4
-"""How often progress is logged where standard error is no terminal."""
+"""How often progress is logged where standard error is not a terminal."""
 
 
 def shared_cutoffs(

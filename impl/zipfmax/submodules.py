@@ -73,7 +73,7 @@ def plain_weights(
 
 
 def _no_plain_pair(pair: nn.Module | None) -> str | None:
-    """Why a tail is no plain Sequential of two modules, or None."""
+    """Why a tail is not a plain Sequential of two modules, or None."""
     if type(pair) is not nn.Sequential or len(pair._modules) != 2:
         return f"is {_described(pair)}, not a Sequential of 2 modules"
     if pair._forward_hooks or pair._forward_pre_hooks or pair._backward_hooks or pair._backward_pre_hooks:

@@ -94,7 +94,7 @@ class Marks:
             the speedup's colours.
         where: a column of truth values.
         interval: the columns of the lower and the upper end of each point's interval, along the axis that
-            is no category.
+            is not a category.
         dashed: a column of truth values: lines of such rows are dashed.
         dodge: the distance between series that share a place: along y where that is a category, else x.
         opacity: from 0 to 1.

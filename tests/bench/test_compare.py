@@ -80,7 +80,7 @@ def test_outside_of_a_repository_and_where_there_is_nothing_to_compare_one_line_
         repository_here()
     (tmp_path / "mine.py").write_text("import torch\nclass L(torch.nn.AdaptiveLogSoftmaxWithLoss): pass\n")
     commit_all(tmp_path)
-    with pytest.raises(UsageError, match=f"{tmp_path} is no checkout of zipfmax"):
+    with pytest.raises(UsageError, match=f"{tmp_path} is not a checkout of zipfmax"):
         chosen_cells(CompareOptions(), repository_here())
     with pytest.raises(UsageError, match="torch is the same in both revisions"):
         chosen_cells(CompareOptions(impl=("torch",)), tmp_path)

@@ -76,7 +76,7 @@ def test_a_texts_tokens_are_counted_by_a_tokenizer(tmp_path):
     assert (counts.format, counts.values.tolist(), counts.are_sorted) == ("tokenizer", [1, 1, 3, 0], False)
     assert counts.labels == "the tokenizer's ids"
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"other.json is no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"other.json is not a tokenizer.json"):
         read_counts(tmp_path / "text", tokenizer=tmp_path / "other.json")
     with pytest.raises(ValueError, match="is a tokenizer: give it as the tokenizer of a text"):
         read_counts(tmp_path / "tokenizer.json")

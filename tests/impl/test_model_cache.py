@@ -14,7 +14,7 @@ IDENTITY = {"hardware": "this one", "threads": 2}
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """Asks the cache for a value; how often it was made anew."""
+    """Asks the cache for a value; how often it was made again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = []
 

@@ -178,7 +178,7 @@ def evaluate(model: LanguageModel, options: TrainOptions, words: Tensor) -> tupl
 
 
 def _windows(options: TrainOptions, words: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Inputs and targets [batch, window] of each step, and whether the streams start anew with it."""
+    """Inputs and targets [batch, window] of each step, and whether the streams start over with it."""
     length = (len(words) - 1) // options.batch
     ids = words[: options.batch * length].reshape(options.batch, length).to(options.device)
     targets = words[1 : options.batch * length + 1].reshape(options.batch, length).to(options.device)

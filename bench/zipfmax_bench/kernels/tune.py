@@ -138,7 +138,7 @@ class Problem:
 
 
 def _compile(candidate: Candidate) -> str:
-    """Compile into Triton's cache, in a process of its own; the reason where the tile is no use."""
+    """Compile into Triton's cache, in a process of its own; the reason where the tile is of no use."""
     kernel = tail_forward_kernel if candidate.kernel == "forward" else tail_weight_gradient_kernel
     compiled = kernel.device_caches[torch.cuda.current_device()][0]
     compiled.clear()

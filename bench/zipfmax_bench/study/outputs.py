@@ -211,7 +211,7 @@ def _densified(weight: Tensor) -> Tensor:
 
 
 class _Densified(torch.autograd.Function):
-    """The identity, whose gradient is no sparse tensor: AdamW takes none."""
+    """The identity, whose gradient is not a sparse tensor: AdamW takes none."""
 
     @staticmethod
     def forward(context: object, weight: Tensor) -> Tensor:

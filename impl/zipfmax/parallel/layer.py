@@ -60,7 +60,7 @@ def shard_vocabulary(
 
     Raises:
         ValueError: on every rank, where one of them is given a group of fewer than 2 ranks, a cluster with
-            fewer classes than there are ranks, a layer that is no plain one, or where they disagree.
+            fewer classes than there are ranks, a layer that is not a plain one, or where they disagree.
         TypeError: on every rank, for another kind of layer or layout.
     """
     mesh = _mesh(mesh_or_group, layer)

@@ -83,7 +83,7 @@ class Control(nn.Module):
     def checked(self, target: Tensor) -> Tensor:
         """The targets, which have to be classes."""
         if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.layout.n_classes:
-            raise RuntimeError("a target is no class")
+            raise RuntimeError("a target is not a class")
         return target
 
     def width(self, tail: Cluster) -> int:

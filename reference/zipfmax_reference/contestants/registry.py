@@ -87,7 +87,7 @@ def over_ranks(name: str) -> tuple[str, int] | None:
     """The layer and the number of ranks that a name stands for, "zipfmax:tiled@2", or None for other names.
 
     Raises:
-        UsageError: a number of ranks that is no number.
+        UsageError: what follows the @ is not a number.
     """
     layer, at, world = name.partition("@")
     if not at or layer.partition(":")[0] != "zipfmax" or "/" in name:

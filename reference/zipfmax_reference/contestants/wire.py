@@ -71,7 +71,7 @@ def receive(stream: Source, most_bytes: int = ANY) -> Any:
     header = stream.readline(_LONGEST_HEADER)
     if not header.endswith(b"\n"):
         if len(header) == _LONGEST_HEADER:
-            raise ValueError("its first line is no list of sizes")
+            raise ValueError("its first line is not a list of sizes")
         raise EOFError
     try:
         sizes = json.loads(header)
@@ -82,7 +82,7 @@ def receive(stream: Source, most_bytes: int = ANY) -> Any:
         text, *arrays = (_exactly(stream, size) for size in sizes)
         return json.loads(text, object_hook=lambda part: _decoded(part, arrays))
     except (TypeError, KeyError, IndexError, RecursionError) as error:
-        raise ValueError("it is no message") from error
+        raise ValueError("it is not a message") from error
 
 
 def _decoded(part: dict[str, Any], arrays: list[bytearray]) -> Any:

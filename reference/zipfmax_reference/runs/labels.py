@@ -207,7 +207,7 @@ def _stamp(argument: str) -> tuple[int, ...]:
         except OSError as error:
             what = "counts in" if name == _how_and_file(argument)[1] else "tokenizer"
             form, at, _ = name.partition("@")
-            hint = f"; {form} is no format: {', '.join(OF_FILES)} or a tokenizer.json" if at else ""
+            hint = f"; {form} is not a format: {', '.join(OF_FILES)} or a tokenizer.json" if at else ""
             raise UsageError(f"{what} {name} cannot be read: {error.strerror}{hint}") from error
         found += [status.st_mtime_ns, status.st_size]
     return tuple(found)

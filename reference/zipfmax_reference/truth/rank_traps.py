@@ -2,7 +2,7 @@
 
 A trap drives a layer over ranks through a call or two, and holds what every rank returns against the
 definition where that has it, and else against the same layer in one process. Its name is what is held. All of
-it is in float64, so that a fault is no matter of rounding; an answer that is not the same on every rank fails
+it is in float64, so that a fault is not a matter of rounding; an answer that is not the same on every rank fails
 before it is compared.
 """
 
@@ -170,7 +170,7 @@ def smoothing_and_class_weights_are_of_all_classes(s: RankedSession) -> None:
 
 @trap
 def the_z_loss_squares_sums_over_all_classes(s: RankedSession) -> None:
-    """It is no sum of the ranks' squares."""
+    """It is not the sum of the ranks' squares."""
     s.step(s.inputs.target, z_loss=0.01)
 
 

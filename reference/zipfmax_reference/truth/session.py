@@ -231,7 +231,7 @@ class CallSession:
                 self.fail(what.format(name))
 
     def fail(self, reason: str) -> None:
-        """Note a fault that is no distance."""
+        """Note a fault that is not a distance."""
         self.verdicts.append(("*", Verdict("fail", reason=reason)))
 
     def worst(self) -> Verdict:

@@ -1,7 +1,7 @@
 """Runs the checks of modules on several ranks: `python ranks.py RANK WORLD STORE OUT MODULE...`.
 
 Each check gets a group of its own, with a short time limit: a collective that another rank does not start
-fails that check, and the next begins anew. What each check met is written for the test that reads it.
+fails that check, and the next starts over. What each check met is written for the test that reads it.
 """
 
 import datetime

@@ -74,7 +74,7 @@ def padded_size_of(head_size: int) -> int:
 
 
 def padded_head(head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Head and bias padded to `padded_size_of` its rows, or themselves where that is no change."""
+    """Head and bias padded to `padded_size_of` its rows, or themselves where that changes nothing."""
     extra = padded_size_of(head.shape[0]) - head.shape[0]
     if extra == 0:
         return head, bias
