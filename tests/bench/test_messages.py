@@ -42,7 +42,7 @@ def test_a_reply_arrives_as_it_was(reply):
     ids=str,
 )
 def test_what_is_no_reply_is_refused(message):
-    with pytest.raises(ValueError, match=r"no reply of a worker|validation error"):
+    with pytest.raises(ValueError, match=r"not a worker's reply|validation error"):
         messages.decoded(message)
 
 

@@ -63,7 +63,7 @@ def test_what_encoded_does_not_make_is_refused_without_its_size_in_memory(text, 
         sizes = [len(text) if size is None else size for size in sizes]
     with pytest.raises(ValueError):  # noqa: PT011 - each in its own words
         wire.receive(io.BytesIO(json.dumps(sizes).encode() + b"\n" + text.encode() + bytes(8)), 1 << 20)
-    with pytest.raises(ValueError, match="no list of sizes"):
+    with pytest.raises(ValueError, match="not a list of sizes"):
         wire.receive(io.BytesIO(bytes(1 << 16)), 1 << 20)
 
 
