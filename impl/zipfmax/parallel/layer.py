@@ -254,7 +254,7 @@ class _ShardedLayer(_Base):
         check_input(input, weights.head)
         return operands(input, weights)
 
-    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, *more: Any) -> Backend:
+    def _backend_for(self, hidden: Tensor, scorer: Weights | Called, *more: Any, **options: Any) -> Backend:
         inner = backends.select(self.backend, hidden, cast(Weights, scorer))  # of this rank's classes
         return cast(Backend, ShardedBackend(self._shard, inner))
 
