@@ -26,6 +26,7 @@ CUSTOMARY_ROOTS = (".", "src")
 """Of any other one."""
 OLDEST_WORKER = "bench/zipfmax_bench/snapshot.py"
 """A file that came with the requests that the engine makes now."""
+FORKING = "bench/zipfmax_bench/fork_server.py"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Side:
     """The repository's working tree."""
     python: str
     """An interpreter that imports it."""
+
+    @property
+    def forks(self) -> bool:
+        """Whether its workers can be forked: an older zipfmax can only start them."""
+        return not is_zipfmax(self.root) or (self.root / FORKING).is_file()
 
     def implementation(self, name: str) -> str:
         """The name that an implementation has there: a class of a file is that of the side's own file.
