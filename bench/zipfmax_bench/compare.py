@@ -7,6 +7,7 @@ it about whatever a baseline makes suspect.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from zipfmax.errors import UsageError
 from zipfmax_bench import gate_report, judge, presets, ratios, revisions
 from zipfmax_bench.baseline import FIGURES, Key
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
-from zipfmax_bench.executors import WorkerProcess, checked_threads, default_threads
+from zipfmax_bench.executors import WorkerProcess
+from zipfmax_bench.fork_server import ForkServer, can_fork
 from zipfmax_bench.judge import Change
 from zipfmax_bench.revisions import Side
+from zipfmax_bench.threads import checked_threads, default_threads
 from zipfmax_bench.timings import seconds_by_round
 from zipfmax_reference.console import terminal
 from zipfmax_reference.records import Finding, Outcome
@@ -130,21 +133,29 @@ def beside(
     """
     then, now = pair
     findings = {}
-    for name in dict.fromkeys(impl for _, impl in cells):
-        workers = {
-            side.name: [
-                WorkerProcess(side.implementation(name), threads, None, side.python) for _ in range(PROCESSES)
-            ]
-            for side in pair
-        }
-        with Engine(workers) as engine:
-            for key, case in cells.items():
-                if key[1] != name:
-                    continue
-                found = engine.measure(dict.fromkeys(workers, case), policy, count_work=count_work)
-                one, other = found[then.name], found[now.name]
-                if (one.status, other.status) != ("skipped", "skipped"):
-                    findings[key] = verdict(case, name, then.name, one, other, threshold)
+    with ExitStack() as stack:
+        servers: dict[str, ForkServer] = {}
+        if can_fork():
+            pythons = dict.fromkeys(side.python for side in pair)
+            servers = {each: stack.enter_context(ForkServer(threads, each)) for each in pythons}
+        for name in dict.fromkeys(impl for _, impl in cells):
+            workers = {
+                side.name: [
+                    WorkerProcess(
+                        side.implementation(name), threads, None, side.python, servers.get(side.python)
+                    )
+                    for _ in range(PROCESSES)
+                ]
+                for side in pair
+            }
+            with Engine(workers) as engine:
+                for key, case in cells.items():
+                    if key[1] != name:
+                        continue
+                    found = engine.measure(dict.fromkeys(workers, case), policy, count_work=count_work)
+                    one, other = found[then.name], found[now.name]
+                    if (one.status, other.status) != ("skipped", "skipped"):
+                        findings[key] = verdict(case, name, then.name, one, other, threshold)
     return findings
 
 

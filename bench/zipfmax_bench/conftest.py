@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zipfmax_bench import suite
-from zipfmax_bench.executors import default_threads
+from zipfmax_bench.threads import default_threads
 from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import Case
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import IO, Self
 from zipfmax import timers
 from zipfmax_bench import messages, plausibility
 from zipfmax_bench.executors import Executor, WorkerProcess
+from zipfmax_bench.fork_server import ForkServer, can_fork
 from zipfmax_bench.verification import Verifications, Verifier
 from zipfmax_reference.runs.case import Case
 
@@ -164,6 +166,8 @@ class Engine:
         self._clock = clock
         self._secret = secret or random.SystemRandom()
         self._log: IO[bytes] | None = None
+        self.server: ForkServer | None = None
+        """What forks its workers, where something does."""
 
     @classmethod
     def of_processes(
@@ -172,7 +176,6 @@ class Engine:
         threads: int,
         processes: int = 1,
         log: Path | None = None,
-        pythons: Mapping[str, str] | None = None,
     ) -> Self:
         """One that starts worker processes of implementations, and ends them with its context.
 
@@ -181,23 +184,16 @@ class Engine:
             threads: of every worker.
             processes: workers of each implementation.
             log: where the workers' output goes; nowhere by default.
-            pythons: interpreters of names such as "zipfmax@main", which stand for an implementation of
-                another installation; the part from the "@" on does not belong to the implementation's name.
         """
         out = log.open("ab") if log is not None else None
-        pythons = pythons or {}
+        server = ForkServer(threads) if can_fork() else None
         engine = cls(
             {
-                name: [
-                    WorkerProcess(name.partition("@")[0], threads, out, pythons[name])
-                    if name in pythons
-                    else WorkerProcess(name, threads, out)
-                    for _ in range(processes)
-                ]
+                name: [WorkerProcess(name, threads, out, sys.executable, server) for _ in range(processes)]
                 for name in names
             }
         )
-        engine._log = out
+        engine._log, engine.server = out, server
         return engine
 
     def __enter__(self) -> Self:
@@ -212,6 +208,8 @@ class Engine:
         for own in self._executors.values():
             for executor in own:
                 executor.close()
+        if self.server is not None:
+            self.server.close()
         if self._log is not None:
             self._log.close()
 

@@ -6,7 +6,6 @@ and its memory to itself, and one that dies costs one cell.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,26 +14,12 @@ from typing import IO, Protocol
 import torch
 
 from zipfmax import timers
-from zipfmax.errors import UsageError
 from zipfmax_bench import messages
+from zipfmax_bench.fork_server import ForkServer
+from zipfmax_bench.threads import worker_environment
 from zipfmax_bench.worker import WorkerState, failure
 from zipfmax_reference.contestants.served import LAST_WORDS_S, ServedProcess
 from zipfmax_reference.runs.machine import Throttle
-
-# Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
-# would set it to 1.
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-)
-
-# Intel's OpenMP keeps idle threads spinning for 200 ms, into the next worker's sample. One millisecond spans
-# the gaps within a run and is over before the next worker has drawn its batch.
-_SPIN = {"KMP_BLOCKTIME": "1"}
 
 
 class Executor(Protocol):
@@ -58,12 +43,19 @@ class WorkerProcess:
         threads: that it computes with.
         log: where its output goes; nowhere by default.
         python: interpreter whose zipfmax the process runs; this one's by default.
+        server: forks the process, with the threads and the interpreter that it has; without, one is started.
     """
 
     def __init__(
-        self, name: str, threads: int, log: IO[bytes] | None = None, python: str = sys.executable
+        self,
+        name: str,
+        threads: int,
+        log: IO[bytes] | None = None,
+        python: str = sys.executable,
+        server: ForkServer | None = None,
     ) -> None:
         self.name = name
+        self._server = server
         self._python = python
         self._threads = threads
         self._log = log
@@ -79,7 +71,9 @@ class WorkerProcess:
         self._running()
 
     def _running(self) -> ServedProcess:
-        if self._process is None:
+        if self._process is None and self._server is not None:
+            self._process = ServedProcess.around(self._server.fork(self.name, self._log))
+        elif self._process is None:
             self._process = ServedProcess(
                 "zipfmax_bench.worker",
                 *("--name", self.name, "--threads", str(self._threads)),
@@ -193,35 +187,3 @@ class RunHere:
     def close(self) -> None:
         """Forget the function, and what it holds."""
         self._run = lambda: None
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """This process's environment with the thread count of every framework set, equal for all."""
-    return {**os.environ, **_SPIN, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
-
-
-MOST_THREADS = 4096
-"""That a command takes: no machine has more."""
-
-
-def checked_threads(threads: int | None) -> None:
-    """Raise UsageError where a number of threads is given that no machine has."""
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"--threads should be from 1 to {MOST_THREADS}, got {threads}")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_threads() -> int:
-    """Threads of an implementation where a command is given none: OMP_NUM_THREADS, or all usable cores.
-
-    Of a list, as for nested parallel regions, the first number counts; what is not a number of threads is passed
-    over, as OpenMP does.
-    """
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if given.isdecimal() and 1 <= int(given) <= MOST_THREADS:
-        return int(given)
-    return usable_cores()

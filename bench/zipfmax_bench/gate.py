@@ -19,8 +19,8 @@ from zipfmax_bench import baseline as baselines
 from zipfmax_bench import compare, gate_report, judge, revisions, timings
 from zipfmax_bench.baseline import Baseline, Key
 from zipfmax_bench.engine import Engine, SamplingPolicy
-from zipfmax_bench.executors import default_threads
 from zipfmax_bench.messages import LIMIT
+from zipfmax_bench.threads import default_threads
 from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RUN_FILE, Finding, RunDirectory, Timing
 from zipfmax_reference.records.files import check_writable, write_text

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.runs.case import Case
 
-PROTOCOL = 2
-"""Raised with every change of a request, a reply or `Case`: `compare` asks workers of other revisions."""
+PROTOCOL = 3
+"""Raised with every change of a request, a reply, `Case` or how a worker is started: `compare` asks workers of other
+revisions."""
 
 # Two names beside the implementations': the bare matrix products, and the process that judges results.
 LIMIT = "limit"

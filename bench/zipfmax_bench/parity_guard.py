@@ -6,6 +6,7 @@ process that judges runs no implementation under test, so none can change the ve
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Self
 
 from zipfmax_bench import messages
 from zipfmax_bench.executors import Executor, WorkerProcess
+from zipfmax_bench.fork_server import ForkServer
 from zipfmax_bench.judging import DEFINITION_FLOPS
 from zipfmax_bench.prediction import product_flops
 from zipfmax_reference.contestants import registry
@@ -38,11 +40,14 @@ class ParityGuard:
     checks nothing twice.
     """
 
-    def __init__(self, directory: RunDirectory, threads: int, log: Path) -> None:
+    def __init__(
+        self, directory: RunDirectory, threads: int, log: Path, server: ForkServer | None = None
+    ) -> None:
         self._directory = directory
+        self._server = server
         self._threads = threads
         self._log = log.open("ab")
-        self._judge = WorkerProcess(messages.CHECKER, threads, self._log)
+        self._judge = self._worker(messages.CHECKER)
         self._subjects: dict[str, WorkerProcess] = {}
         # Of each implementation and case: by tensor, the fault against each reference, or None.
         self._faults: dict[tuple[str, str], dict[str, list[str | None]]] = {}
@@ -123,7 +128,7 @@ class ParityGuard:
 
     def _check(self, name: str, case: Case) -> None:
         key = (name, case.id)
-        worker = self._subjects.setdefault(name, WorkerProcess(name, self._threads, self._log))
+        worker = self._subjects.setdefault(name, self._worker(name))
         reply = worker.ask(messages.PrepareCase(case, fastest=False), TIMEOUT_S)
         if isinstance(reply, messages.Prepared):
             reply = self._judged(name, case, 0, worker)
@@ -136,6 +141,9 @@ class ParityGuard:
                     self._remember(one)
             case _:
                 self._refused[key] = _refusal(reply, "while its parity was checked")
+
+    def _worker(self, name: str) -> WorkerProcess:
+        return WorkerProcess(name, self._threads, self._log, sys.executable, self._server)
 
     def _judged(self, name: str, case: Case, batch: int, executor: Executor) -> messages.Reply:
         with tempfile.TemporaryDirectory(prefix="zipfmax-") as folder:

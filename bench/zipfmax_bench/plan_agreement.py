@@ -21,8 +21,8 @@ from rich.table import Table
 from zipfmax import hardware
 from zipfmax.calibration import Calibration, calibrate
 from zipfmax.planner import plan_cutoffs
-from zipfmax_bench.executors import default_threads
 from zipfmax_bench.plan_proof import SHAPES
+from zipfmax_bench.threads import default_threads
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanAgreement
 from zipfmax_reference.runs import labels as label_distributions

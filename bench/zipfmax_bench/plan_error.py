@@ -22,7 +22,7 @@ from rich.table import Table
 from zipfmax.calibration import machine_identity
 from zipfmax.planner import plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
-from zipfmax_bench.executors import default_threads
+from zipfmax_bench.threads import default_threads
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanError
 from zipfmax_reference.records.plan import errors

@@ -24,8 +24,8 @@ from zipfmax.calibration import Calibration
 from zipfmax.clusters import ClusterLayout
 from zipfmax.planner import cost_models, plan_cutoffs
 from zipfmax.steps import FullTrial, StepTimer, Trial
-from zipfmax_bench.executors import default_threads
 from zipfmax_bench.presets import customary_cutoffs
+from zipfmax_bench.threads import default_threads
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.records import PlanProof
 from zipfmax_reference.runs import labels as label_distributions

@@ -24,8 +24,9 @@ from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
 from zipfmax_bench import rank_planning
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
-from zipfmax_bench.executors import WorkerProcess, checked_threads, default_threads
+from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.presets import customary_cutoffs
+from zipfmax_bench.threads import checked_threads, default_threads
 from zipfmax_bench.timings import measured_ratio
 from zipfmax_reference.console import print_table
 from zipfmax_reference.runs import device, labels

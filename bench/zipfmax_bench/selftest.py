@@ -29,6 +29,7 @@ from zipfmax_bench import compare, judge, messages, presets
 from zipfmax_bench.baseline import Baseline, Key, cell_of
 from zipfmax_bench.engine import Engine
 from zipfmax_bench.executors import WorkerProcess
+from zipfmax_bench.fork_server import ForkServer, can_fork
 from zipfmax_bench.gate import RERUN_POLICY, examine
 from zipfmax_bench.revisions import Side
 from zipfmax_bench.timings import timing_of
@@ -179,6 +180,7 @@ class Bench:
         self._pools: dict[str, list[WorkerProcess]] = {}
         self._random = random.Random(seed)
         self._turn = 0
+        self._server = ForkServer(THREADS) if can_fork() else None
 
     def __enter__(self) -> Bench:
         return self
@@ -186,6 +188,8 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         for name in list(self._pools):
             self.close(name)
+        if self._server is not None:
+            self._server.close()
 
     def close(self, name: str) -> None:
         """End the processes of an implementation."""
@@ -231,7 +235,7 @@ class Bench:
         fresh = []
         for name, size in sizes.items():
             pool = self._pools.setdefault(name, [])
-            fresh += [WorkerProcess(name, THREADS) for _ in range(size - len(pool))]
+            fresh += [self._worker(name) for _ in range(size - len(pool))]
             pool += [worker for worker in fresh if worker.name == name]
         for worker in fresh:
             worker.start()
@@ -242,6 +246,9 @@ class Bench:
             {name: workers[PROCESSES:] for name, workers in drawn.items()},
             {name: workers[:PROCESSES] for name, workers in drawn.items()},
         )
+
+    def _worker(self, name: str) -> WorkerProcess:
+        return WorkerProcess(name, THREADS, None, sys.executable, self._server)
 
     def _replace_one(self) -> None:
         """End the oldest worker of one implementation, each in its turn; the next gate run starts another."""

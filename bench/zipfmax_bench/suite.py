@@ -105,7 +105,7 @@ class Suite:
         self._directory = RunDirectory.start(folder / "run", invocation({"suite": {"size": size}}))
         log = self._directory.path / "workers.log"
         self._engine = Engine.of_processes([*names, LIMIT], threads, processes, log)
-        self._guard = ParityGuard(self._directory, threads, log)
+        self._guard = ParityGuard(self._directory, threads, log, self._engine.server)
         self._found: dict[str, dict[str, Measurement]] = {}
 
     def __enter__(self) -> Self:

@@ -19,7 +19,6 @@ from rich.console import Console
 from zipfmax.errors import UsageError
 from zipfmax_bench import timings
 from zipfmax_bench.engine import Engine, Measurement
-from zipfmax_bench.executors import usable_cores
 from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
 from zipfmax_bench.prediction import RunTimePredictor, product_flops
@@ -27,6 +26,7 @@ from zipfmax_bench.progress import SweepProgress
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
 from zipfmax_bench.table import show, timing_tables
+from zipfmax_bench.threads import usable_cores
 from zipfmax_bench.torchrun import Ranks
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
@@ -123,7 +123,7 @@ class Sweep:
         names = [*plan.implementations, LIMIT]
         with ExitStack() as stack:
             engine = stack.enter_context(Engine.of_processes(names, plan.threads, plan.processes, log))
-            guard = stack.enter_context(ParityGuard(plan.directory, plan.threads, log))
+            guard = stack.enter_context(ParityGuard(plan.directory, plan.threads, log, engine.server))
             progress = stack.enter_context(
                 SweepProgress([self._weight(case) for case, _ in todo], self._console)
             )

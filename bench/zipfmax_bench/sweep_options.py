@@ -15,7 +15,7 @@ import torch
 from zipfmax.errors import UsageError
 from zipfmax_bench import planning, presets
 from zipfmax_bench.engine import SamplingPolicy
-from zipfmax_bench.executors import checked_threads, default_threads
+from zipfmax_bench.threads import checked_threads, default_threads
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.sources import digests

@@ -22,9 +22,9 @@ from rich.progress import track
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
-from zipfmax_bench.executors import default_threads
 from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.presets import LITERATURE_CUTOFFS
+from zipfmax_bench.threads import default_threads
 from zipfmax_bench.timings import timing_of
 from zipfmax_reference.console import terminal
 from zipfmax_reference.records import RunDirectory, Timing

@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args(arguments)
     pipes = requests_and_answers()
-    _live_and_die_with_the_starter()
+    live_and_die_with_the_starter()
     torch.set_num_threads(options.threads)
     served = Served(options.name)
     serve(*pipes, served.answer, served.failure)
@@ -285,7 +285,7 @@ def failure(error: Exception) -> messages.Failure:
     return messages.Failure("out_of_memory" if ran_out else "failed", one_line(error))
 
 
-def _live_and_die_with_the_starter() -> None:
+def live_and_die_with_the_starter() -> None:
     """On Linux: be the first that the kernel kills for memory, and end with the process that started it."""
     if not sys.platform.startswith("linux"):
         return

@@ -13,7 +13,8 @@ import pytest
 
 from zipfmax_bench import messages
 from zipfmax_bench.engine import Engine, SamplingPolicy
-from zipfmax_bench.executors import WorkerProcess, default_threads, usable_cores, worker_environment
+from zipfmax_bench.executors import WorkerProcess
+from zipfmax_bench.threads import default_threads, usable_cores, worker_environment
 from zipfmax_bench.timings import timing_of
 from zipfmax_reference.runs.case import Case
 

@@ -9,11 +9,29 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
 import time
+from typing import IO, Protocol
 
 _LOOK_S = 0.5
 """Seconds between two looks at whether the process has ended."""
+
+
+class Process(Protocol):
+    """What is needed of a process: `subprocess.Popen` has it.
+
+    One that another process started also has a method `has_ended`, because its status cannot be waited for here.
+    """
+
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    @property
+    def returncode(self) -> int | None:
+        """Its status, once it was waited for."""
+
+    def wait(self) -> int:
+        """Wait until it has ended."""
 
 
 class Pipes:
@@ -23,7 +41,7 @@ class Pipes:
         process: started with a pipe for each, in a session of its own.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
@@ -105,7 +123,7 @@ class Pipes:
                 raise EOFError
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: Process) -> None:
     """End a process that leads a session, and what it forked; nothing where it has been reaped."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
@@ -113,13 +131,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def ended(process: subprocess.Popen[bytes], within_s: float = 0.0) -> bool:
+def ended(process: Process, within_s: float = 0.0) -> bool:
     """Whether a process ends within that time. It is not reaped: its id, and its group's, stay taken until it is."""
     deadline = time.monotonic() + within_s
     while process.returncode is None:
-        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        if _has_ended(process):
             return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.01)
     return True
+
+
+def _has_ended(process: Process) -> bool:
+    look = getattr(process, "has_ended", None)
+    if look is not None:
+        return bool(look())
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

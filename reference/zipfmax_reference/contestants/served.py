@@ -11,10 +11,10 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Mapping
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Self
 
 from zipfmax_reference.contestants import wire
-from zipfmax_reference.contestants.pipes import Pipes, end, ended
+from zipfmax_reference.contestants.pipes import Pipes, Process, end, ended
 
 LAST_WORDS_S = 30.0
 """Seconds that a process has to end after it closed its pipe, before it is ended."""
@@ -42,7 +42,7 @@ class ServedProcess:
         # Another interpreter imports what is installed in it, whatever PYTHONPATH says here. Neither takes a file
         # of the working directory for a module of the standard library.
         command = [python, "-P" if python == sys.executable else "-I", "-m", module, *arguments]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -50,8 +50,19 @@ class ServedProcess:
             env=environment,
             start_new_session=True,  # Ctrl-C is for this process; and what it forks can be ended with it
         )
-        self._pipes = Pipes(self._process)
-        self._end = weakref.finalize(self, _end, self._process)
+        self._take(process)
+
+    @classmethod
+    def around(cls, process: Process) -> Self:
+        """One that another process has started, in a process group of its own."""
+        served = cls.__new__(cls)
+        served._take(process)
+        return served
+
+    def _take(self, process: Process) -> None:
+        self._process = process
+        self._pipes = Pipes(process)
+        self._end = weakref.finalize(self, _end, process)
 
     @property
     def pid(self) -> int:
@@ -77,7 +88,7 @@ class ServedProcess:
         return None if lives else self._process.returncode
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     end(process)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
