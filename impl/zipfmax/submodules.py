@@ -61,7 +61,7 @@ def plain_weights(
         if why := _no_plain_pair(pair):
             return Replaced(f"tail.{cluster.index}", why)
         width = cluster.projection_size
-        first, second = pair._modules.values()  # it is a Sequential
+        first, second = pair._modules.values()
         projection = _read(first, width, in_features, types)
         if isinstance(projection, str):
             return Replaced(f"tail.{cluster.index}.0", projection)

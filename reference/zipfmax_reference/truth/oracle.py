@@ -274,7 +274,8 @@ class Oracle:
 
     def _cause(self, family: Family, tensor: str, results: Results, verdict: Verdict) -> str | None:
         if (
-            verdict.status != "fail"
+            not self._explain
+            or verdict.status != "fail"
             or family != "adaptive"
             or verdict.reason is not None
             or tensor not in results
