@@ -1,10 +1,11 @@
 # Each target does its own set-up in .venv; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup report test trials kernels lint docs compile gate clean
+.PHONY: help setup report test trials kernels lint docs compile gate dist clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := reports/out/latest
+BASE := HEAD
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +45,7 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, the direction of imports, the work
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -51,13 +53,22 @@ docs: $(VENV)/.ready  ## the documentation, into build/site; a broken link or re
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo build/site/index.html
 
-compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; COMPILE=--quick for the largest
+compile: $(VENV)/.ready  ## every kernel for every architecture, without a GPU; COMPILE=--quick for the largest of two
 	$(BIN)/zipfmax compile $(COMPILE)
 
-gate: $(VENV)/.ready  ## measure the gate's cells here and compare them with the committed baseline
+gate: $(VENV)/.ready  ## the gate's cells against the committed baseline, and what is suspect against BASE
 	rm -rf reports/out/gate
 	$(BIN)/zipfmax sweep --preset gate --processes 6 --threads 1 --out reports/out/gate
-	$(BIN)/zipfmax gate reports/out/gate --baseline bench/baselines/cpu.jsonl
+	$(BIN)/zipfmax gate reports/out/gate --baseline bench/baselines/cpu.jsonl --base $(BASE)
+
+dist:  ## sdist and wheel in dist/, checked: metadata, and that the wheel runs where it alone is installed
+	rm -rf dist build/dist
+	python3 -m venv build/dist
+	build/dist/bin/pip install --quiet build twine
+	build/dist/bin/python -m build --outdir dist .
+	build/dist/bin/twine check --strict dist/*
+	build/dist/bin/pip install --quiet "$$(ls dist/*.whl)[harness]"
+	cd build/dist && bin/zipfmax doctor && bin/zipfmax verify --cells forward-V60 --impl zipfmax:eager
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build reports/out
+	rm -rf $(VENV) build dist reports/out

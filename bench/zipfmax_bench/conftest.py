@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from zipfmax.errors import UsageError
 from zipfmax_bench import suite
 from zipfmax_bench.threads import default_threads
 from zipfmax_reference.runs import machine
@@ -23,7 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cells = [
             pytest.param(case, name, id=f"{case.id}-{name}")
             for case in suite.cases(metafunc.config.getoption("--benchmark-size"), task)
-            for name in suite.implementations(case)
+            for name in suite.implementations(case, _own(metafunc.config))
         ]
         metafunc.parametrize(("case", "name"), cells)
 
@@ -69,6 +70,21 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "versions": machine.versions(),
         "commit": machine.commit(),
     }
+
+
+def _own(config: pytest.Config) -> list[str]:
+    """The layers that --zipfmax-impl names.
+
+    Raises:
+        pytest.UsageError: one that is not there.
+    """
+    names: list[str] = config.getoption("--zipfmax-impl")
+    try:
+        for name in names:
+            suite.check_own(name)
+    except UsageError as error:
+        raise pytest.UsageError(f"--zipfmax-impl: {error}") from error
+    return names
 
 
 def _cells(session: pytest.Session) -> list[tuple[Case, str]]:

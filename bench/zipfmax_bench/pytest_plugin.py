@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="quick: one small vocabulary, under two minutes; full: the shapes of the literature",
     )
     group.addoption(
+        "--zipfmax-impl",
+        action="append",
+        default=[],
+        metavar="FILE.py:CLASS",
+        help="a layer of your own, benchmarked beside torch.nn's and full softmax; may be repeated",
+    )
+    group.addoption(
         "--benchmark-threads",
         type=int,
         default=None,
@@ -53,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Example: `pytest --benchmark` in any folder, or `pytest --pyargs zipfmax_bench --benchmark`.
     """
     if not config.getoption("--benchmark"):
+        if config.getoption("--zipfmax-impl"):
+            raise pytest.UsageError("--zipfmax-impl goes with --benchmark")
         return
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError(

@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import torch
 
+from zipfmax.errors import UsageError
 from zipfmax_bench import presets
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.messages import LIMIT
 from zipfmax_bench.parity_guard import ParityGuard
-from zipfmax_bench.timings import timing_of
+from zipfmax_bench.timings import REFERENCES, timing_of
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import RunDirectory, Timing
 from zipfmax_reference.runs.case import Case
@@ -49,11 +50,27 @@ def cases(size: str, task: str) -> list[Case]:
     return [case for case in found if task not in _ALL_CLASSES or case.n_classes <= _ALL_CLASSES_LIMIT]
 
 
-def implementations(case: Case) -> list[str]:
-    """Every implementation that can do a case here. `zipfmax` is left to stand for the backend it takes."""
-    return [
-        name for name in registry.names() if registry.implementation(name).unsupported_reason(case) is None
-    ]
+def implementations(case: Case, own: Sequence[str] = ()) -> list[str]:
+    """Every implementation that can do a case here. `zipfmax` is left to stand for the backend it takes.
+
+    With layers of the user's `own`, which are not imported here: those, and what they are compared with.
+    """
+    names = REFERENCES if own else registry.names()
+    able = [name for name in names if registry.implementation(name).unsupported_reason(case) is None]
+    return [*own, *able]
+
+
+def check_own(name: str) -> None:
+    """See that a name stands for a class of the user's own, as far as that shows without importing it.
+
+    Raises:
+        UsageError: a built-in name, or a file that is not there.
+    """
+    if not registry.runs_code_of_others(name):
+        raise UsageError(
+            f"{name} is no class of your own: expected path/file.py:Class or package.module:Class"
+        )
+    registry.check_place(name)
 
 
 class Clock:

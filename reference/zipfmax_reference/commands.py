@@ -127,16 +127,24 @@ def mutants(
     raise typer.Exit(run(grid, cells, out, resume, device, world))
 
 
-def conformance(out: Out = None, resume: Resume = False) -> None:
+def conformance(
+    impl: Annotated[
+        list[str] | None,
+        option("A layer of your own, as path/file.py:Class, probed beside torch.nn's; repeat.", JUDGED),
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
     """Probe what torch.nn, Paddle and TensorFlow do, feature by feature, and how stable they are.
 
-    Example:
+    Examples:
 
         zipfmax conformance --out runs/conformance
+        zipfmax conformance --impl my_layer.py:MyLayer
     """
     from zipfmax_reference.checks.conformance import run
 
-    raise typer.Exit(run(out, resume))
+    raise typer.Exit(run(out, resume, tuple(impl or ())))
 
 
 def metamorphic(

@@ -25,6 +25,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
+QUICK = ("sm_90", "gfx942")
+"""The architecture that the tiles were timed on, and the one with the least shared memory and another compiler."""
+
 # Shared memory that one program may have, in bytes (LDS on gfx942).
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 

@@ -1,21 +1,26 @@
 """`zipfmax conformance`: feature by implementation, each entry backed by a run; and stability.
 
-The peers are run live; where one has no such feature, or is not run, the entry says so.
+The peers are run live; where one has no such feature, or is not run, the entry says so. A layer of the user's own
+runs in processes of its own: `own_layer` asks it there.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from zipfmax.errors import one_line
+from zipfmax.errors import UsageError
 from zipfmax_reference.checks import probes, stability
 from zipfmax_reference.checks.probes import Probe, ProbeResult
 from zipfmax_reference.console import print_table, terminal
-from zipfmax_reference.contestants import registry
+from zipfmax_reference.contestants import isolated, registry
+from zipfmax_reference.contestants.child import Child, ChildError, told
+from zipfmax_reference.contestants.implementation import Implementation
+from zipfmax_reference.contestants.sources import digests
 from zipfmax_reference.records import Conformance, RunDirectory, Stability
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth.oracle import Record
@@ -59,57 +64,113 @@ FEATURES: dict[str, Probe] = {
 }
 
 
-def run(out: Path | None = None, resume: bool = False) -> int:
+def run(out: Path | None = None, resume: bool = False, own: Sequence[str] = ()) -> int:
     """Probe every feature of every implementation and examine their stability; show both tables.
 
     Leaves `conformance.jsonl` (feature, impl, verdict, detail) and `stability.jsonl` (impl, change, tensor,
     verdict, difference) in `out`.
 
+    Args:
+        out: a run directory.
+        resume: go on with the run in `out`.
+        own: layers of the user's own, which are probed beside torch.nn's alone.
+
     Returns:
-        1 where zipfmax itself differs from the definition, cannot do what torch.nn can, or is beyond its
-        budget; otherwise 0: what its peers do is their own.
+        1 where zipfmax itself, or a layer of the user's own, differs from the definition, cannot do what torch.nn
+        can, or is beyond its budget; otherwise 0: what its peers do is their own.
+
+    Raises:
+        UsageError: a layer that is not there, or a built-in name in place of one.
     """
-    directory = RunDirectory.optional(out, invocation({"conformance": True}), resume)
-    entries, changes = _known(directory)
+    names = (*own, "torch") if own else IMPLEMENTATIONS
+    layers = {name: OwnLayer(name) for name in own}
+    called = invocation({"conformance": list(own) or True}, sources=digests(own, ()))
+    directory = RunDirectory.optional(out, called, resume)
+    entries, changes = _known(directory, names)
     if not entries:
-        entries, changes = _examined()
+        entries, changes = _examined(names, layers)
         if directory is not None:
             directory.write(*(Stability(**change) for change in changes))
             directory.write(*(Conformance(**entry) for entry in entries))
-    _show(entries, changes)
-    worse = [e for e in entries if e["impl"] == "zipfmax" and e["verdict"] in ("differs", "cannot")]
-    beyond = [c for c in changes if c["impl"] == "zipfmax" and c["verdict"] == stability.BEYOND]
+    _show(entries, changes, names)
+    judged = own or ("zipfmax",)
+    torchs = {e["feature"]: e["verdict"] for e in entries if e["impl"] == "torch"}
+    worse = [
+        e for e in entries if e["impl"] in judged and _is_worse(e, torchs.get(e["feature"]) if own else None)
+    ]
+    beyond = [c for c in changes if c["impl"] in judged and c["verdict"] == stability.BEYOND]
     for entry in worse:
-        print(f"FAILED zipfmax: {entry['feature']}: {entry['verdict']}, {entry['detail']}")
+        print(f"FAILED {entry['impl']}: {entry['feature']}: {entry['verdict']}, {entry['detail']}")
     for change in beyond:
-        print(f"FAILED zipfmax: {change['change']}, {change['tensor']}: off by {change['difference']:.3g}")
+        what = f"{change['change']}, {change['tensor']}: off by {change['difference']:.3g}"
+        print(f"FAILED {change['impl']}: {what}")
     sys.stdout.flush()
     return 1 if worse or beyond else 0
 
 
-def _known(directory: RunDirectory | None) -> tuple[list[Record], list[Record]]:
+def _is_worse(entry: Record, torchs: str | None) -> bool:
+    """Whether an entry is a finding; of a user's layer what torch.nn's does not do either is none."""
+    return entry["verdict"] in ("differs", "cannot") and entry["verdict"] != torchs
+
+
+def _known(directory: RunDirectory | None, names: Sequence[str]) -> tuple[list[Record], list[Record]]:
     """What a resumed run already holds; nothing where it was cut off before its last entry."""
     if directory is None:
         return [], []
     entries = directory.rows(Conformance)
-    complete = bool(entries) and entries[-1]["impl"] == R_NAME
+    last = R_NAME if names == IMPLEMENTATIONS else names[-1]
+    complete = bool(entries) and entries[-1]["impl"] == last and len(entries) >= len(FEATURES) * len(names)
     return (entries, directory.rows(Stability)) if complete else ([], [])
 
 
-def _examined() -> tuple[list[Record], list[Record]]:
-    entries: list[Record] = [
-        {"feature": feature, "impl": name, **asdict(probed(probe, name))}
-        for feature, probe in FEATURES.items()
-        for name in IMPLEMENTATIONS
-    ]
-    entries.append({"feature": CALLABLE, "impl": R_NAME, **asdict(R_TORCH)})
-    changes = [
-        asdict(entry)
-        for name in IMPLEMENTATIONS
-        if registry.implementation(name).unsupported_reason(stability.CASE) is None
-        for entry in stability.examine(registry.implementation(name))
-    ]
+def _examined(names: Sequence[str], layers: Mapping[str, OwnLayer]) -> tuple[list[Record], list[Record]]:
+    entries: list[Record] = []
+    for feature, probe in FEATURES.items():
+        for name in names:
+            found = layers[name].probed(feature) if name in layers else probed(probe, name)
+            entries.append({"feature": feature, "impl": name, **asdict(found)})
+    if names == IMPLEMENTATIONS:
+        entries.append({"feature": CALLABLE, "impl": R_NAME, **asdict(R_TORCH)})
+    changes: list[Record] = []
+    for name in names:
+        implementation = layers[name].implementation if name in layers else registry.implementation(name)
+        if implementation.unsupported_reason(stability.CASE) is None:
+            changes += _changes(implementation)
     return entries, changes
+
+
+def _changes(implementation: Implementation) -> list[Record]:
+    """The lines on an implementation's stability; none of one that raises, which the features tell."""
+    try:
+        return [asdict(entry) for entry in stability.examine(implementation)]
+    except ChildError:
+        return []
+
+
+class OwnLayer:
+    """A layer of the user's own, whose code runs in other processes only.
+
+    Raises:
+        UsageError: a built-in name, or a class that is not there.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not registry.runs_code_of_others(name):
+            raise UsageError(f"conformance probes every built-in name without --impl: {name} is one")
+        self.implementation = isolated.implementation(name)
+        self._child = Child("zipfmax_reference.checks.own_layer:OwnProbes", isolated.LIMIT)
+        self._name = name
+
+    def probed(self, feature: str) -> ProbeResult:
+        """What came of a feature's probe: numbers are judged here, the rest is what the other process found."""
+        probe = FEATURES[feature]
+        try:
+            if isinstance(probe, probes.parity):
+                return probe.of(self.implementation)
+            answer = self._child.build(self._name).call("probe", feature)
+            return ProbeResult(*map(str, answer))  # type: ignore[arg-type]
+        except Exception as error:  # a finding about the layer
+            return _raised(error)
 
 
 def probed(probe: Probe, name: str) -> ProbeResult:
@@ -119,15 +180,19 @@ def probed(probe: Probe, name: str) -> ProbeResult:
     try:
         return probe(name)
     except Exception as error:  # a finding about the implementation
-        return ProbeResult("cannot", f"raised {one_line(error)}")
+        return _raised(error)
 
 
-def _show(entries: list[Record], changes: list[Record]) -> None:
+def _raised(error: Exception) -> ProbeResult:
+    return ProbeResult("cannot", told(error))
+
+
+def _show(entries: list[Record], changes: list[Record], names: Sequence[str]) -> None:
     console = terminal()
-    table = Table("feature", *IMPLEMENTATIONS, title="conformance", title_justify="left", show_lines=True)
+    table = Table("feature", *names, title="conformance", title_justify="left", show_lines=True)
     for feature in FEATURES:
         cells = {e["impl"]: f"{e['verdict']}: {e['detail']}" for e in entries if e["feature"] == feature}
-        table.add_row(feature, *(cells[name] for name in IMPLEMENTATIONS))
+        table.add_row(feature, *(cells[name] for name in names))
     print_table(console, table)
     table = Table("implementation", "change", "verdict by tensor", title="stability", title_justify="left")
     for name, change in dict.fromkeys((c["impl"], c["change"]) for c in changes):

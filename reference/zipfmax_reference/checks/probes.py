@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.child import Child
+from zipfmax_reference.contestants.implementation import Implementation
 from zipfmax_reference.contestants.paddle_nn import import_paddle
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
@@ -41,16 +42,31 @@ class ProbeResult:
 Probe = Callable[[str], ProbeResult]
 
 
-def parity(*tasks: str, **fields: Any) -> Probe:
+class parity:  # noqa: N801 - written as the other probes are
     """Agreement with the definition on a case; `fields` are the case's that are not usual."""
-    usual = {"n_classes": 203, "in_features": 24, "batch_size": 33, "cutoffs": (7, 30, 202)}
-    usual |= {"div_value": 2.0, "labels": "zipf:1.0"}
 
-    def probe(name: str) -> ProbeResult:
+    USUAL: ClassVar[dict[str, Any]] = {
+        "n_classes": 203,
+        "in_features": 24,
+        "batch_size": 33,
+        "cutoffs": (7, 30, 202),
+        "div_value": 2.0,
+        "labels": "zipf:1.0",
+    }
+
+    def __init__(self, *tasks: str, **fields: Any) -> None:
+        self._tasks, self._fields = tasks or ("train", "log_prob"), fields
+
+    def __call__(self, name: str) -> ProbeResult:
+        """What came of it for an implementation of this process."""
+        return self.of(registry.implementation(name))
+
+    def of(self, implementation: Implementation) -> ProbeResult:
+        """What came of it."""
         worst, where = 0.0, ""
-        for task in tasks or ("train", "log_prob"):
-            case = Case(**{**usual, **fields, "task": task})
-            for record in Oracle(case, ("definition",)).check(registry.implementation(name)):
+        for task in self._tasks:
+            case = Case(**{**self.USUAL, **self._fields, "task": task})
+            for record in Oracle(case, ("definition",)).check(implementation):
                 if record["status"] == "skipped":
                     return ProbeResult("cannot", record["reason"])
                 if record["status"] == "fail":
@@ -59,8 +75,6 @@ def parity(*tasks: str, **fields: Any) -> Probe:
                 if share >= worst:
                     worst, where = share, record["tensor"]
         return ProbeResult("agrees", f"at most {worst:.0%} of its budget, {where}")
-
-    return probe
 
 
 def parameters_hold_every_weight(name: str) -> ProbeResult:

@@ -83,6 +83,16 @@ def implementation(name: str) -> Implementation:
     return users_layer(name, _users_class(place, attribute))
 
 
+def users_class(name: str) -> Callable[..., Any]:
+    """A user's class itself, for a process that may run its code.
+
+    Raises:
+        UsageError: it cannot be found or imported.
+    """
+    place, _, attribute = name.rpartition(":")
+    return _users_class(place, attribute)
+
+
 def over_ranks(name: str) -> tuple[str, int] | None:
     """The layer and the number of ranks that a name stands for, "zipfmax:tiled@2", or None for other names.
 

@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 import torch
 
+from zipfmax.errors import UsageError
 from zipfmax_reference.checks import conformance, probes, stability
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.torch_nn import users_layer
@@ -121,3 +124,35 @@ def test_ours_and_torchs_are_stable(name):
     assert stability.BEYOND not in verdicts
     again = [s for s in stability.examine(registry.implementation(name), SMALL) if s.change == "again"]
     assert {s.verdict for s in again} == {stability.BITWISE}
+
+
+OWN = """import torch
+
+
+class Mine(torch.nn.AdaptiveLogSoftmaxWithLoss):
+    def log_prob(self, hidden):
+        return super().log_prob(hidden) * 1.01
+"""
+
+
+def test_a_layer_of_one_s_own_is_probed_in_processes_of_its_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    chosen = (conformance.CALLABLE, "one log_prob", "loads a checkpoint of torch.nn", "ignore_index")
+    features = {**conformance.FEATURES, "one log_prob": probes.parity("log_prob")}
+    monkeypatch.setattr(conformance, "FEATURES", {name: features[name] for name in chosen})
+    monkeypatch.setattr(stability, "examine", lambda implementation: [])
+    name = f"{tmp_path}/mine.py:Mine"
+    assert conformance.run(tmp_path / "run", own=(name,)) == 1
+    found = {(one.feature, one.impl): one for one in RunDirectory(tmp_path / "run").read(Conformance)}
+    assert {impl for _, impl in found} == {name, "torch"}
+    verdicts = [found[feature, name].verdict for feature in chosen]
+    assert verdicts == ["agrees", "differs", "agrees", "cannot"]
+    told = capsys.readouterr().out
+    assert f"FAILED {name}: one log_prob: differs" in told
+    assert "ignore_index" not in told.partition("FAILED")[2]  # torch.nn's has none either
+    assert "mine" not in sys.modules
+
+
+def test_a_built_in_name_is_no_layer_of_one_s_own():
+    with pytest.raises(UsageError, match="torch is one"):
+        conformance.run(own=("torch",))
