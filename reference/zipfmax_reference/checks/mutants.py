@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from zipfmax.errors import UsageError
@@ -49,6 +49,9 @@ CONTROL = "control"
 AGAINST = ("definition",)
 FEW = 40
 """Cases that are judged before other processes would have started."""
+WAVES, ENOUGH = 12, 20
+"""More cases come in so many waves, each from all over the grid. Before each the mutants that were found wrong in so
+many cells are left out: that they are caught is known. The control is put to every cell."""
 
 
 @dataclass
@@ -146,21 +149,26 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
     Args:
         cases: of a grid.
         classes: by the name of the mutant.
-        processes: that share the cases; each computes with one thread where there are several.
+        processes: that share the cases; each computes with one thread where there are several. The outcomes
+            are the same whatever their number.
     """
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
+    waves = [cases[start::WAVES] for start in range(WAVES)] if len(cases) > FEW else [cases]
     with ExitStack() as stack:
-        check = partial(_checked, classes=classes)
+        each: Callable[..., Iterable[dict[str, list[Record]]]] = map
         if processes > 1:
             # Spawned, because torch's threads do not survive a fork.
             pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
-            found: Iterable[dict[str, list[Record]]] = stack.enter_context(pool).imap(check, cases, 4)
-        else:
-            found = map(check, cases)
-        console = terminal(stderr=True)
-        for records in track(found, "mutants", total=len(cases), console=console, transient=True):
-            for name, of_mutant in records.items():
-                outcomes[name].note(of_mutant)
+            each = partial(stack.enter_context(pool).imap, chunksize=4)
+        columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
+        bar = progress.add_task("mutants", total=len(cases))
+        for wave in waves:
+            left = {name: cls for name, cls in classes.items() if outcomes[name].cells_failed < ENOUGH}
+            for records in each(partial(_checked, classes=left), wave):
+                for name, of_mutant in records.items():
+                    outcomes[name].note(of_mutant)
+                progress.advance(bar)
     return list(outcomes.values())
 
 

@@ -47,6 +47,17 @@ def test_processes_that_share_the_cases_find_what_one_finds(outcomes):
     assert shared == [outcomes[name] for name in (mutants.CONTROL, *few)]
 
 
+def test_a_mutant_that_was_found_wrong_often_enough_is_left_out_and_the_control_is_not(monkeypatch):
+    monkeypatch.setattr(mutants, "FEW", 1)
+    monkeypatch.setattr(mutants, "ENOUGH", 1)
+    cases = grids.matching(grids.grid("quick"), "forward-V60-*-bias-float64")
+    often = "weight-stored-transposed"
+    control, mutant = mutants.examine(cases, {mutants.CONTROL: Control, often: FAULTS[often]})
+    assert (control.cells, control.cells_failed) == (len(cases), 0)
+    assert 0 < mutant.cells < len(cases)
+    assert mutant.cells_failed == mutant.cells
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_planted_fault_is_caught(outcomes, name):
     outcome = outcomes[name]
