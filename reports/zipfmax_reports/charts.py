@@ -58,7 +58,7 @@ _CONTROLS = {
     "baseline": ("Compared with", "baseline", True),
     "div": ("div_value", "div_value", False),
     "bias": ("Head bias", "head_bias", False),
-    "partition": ("Partition", "partition", False),
+    "partition": ("Cutoffs", "partition", False),
     "hidden": ("Hidden states", "hidden", False),
     "logits": ("Logits' standard deviation", "logits", False),
     "seed": ("Seed", "seed", False),
@@ -88,10 +88,6 @@ def payload(run: Run, table: pd.DataFrame) -> dict[str, Any]:
             "controls": controls(table, ratios),
             "cells": _cells(table),
             "missing": _missing(table),
-            "reach": {
-                str(name): max(1.0, float(rows["log2"].abs().max()))
-                for name, rows in points.groupby("baseline")
-            },
         }
         shown = {"data": "points", "says": "describe", "selection": _selection(data["controls"])}
         charts |= {name: (figure, shown) for name, figure in steered.items()}

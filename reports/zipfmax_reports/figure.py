@@ -100,7 +100,7 @@ class Marks:
         opacity: from 0 to 1.
         text: a column of words that are written in a cell or a bar, or beside a point.
         value: of cells, the column of base-2 logarithms that is coloured.
-        reach: of cells, the value that has the strongest colour.
+        span: of cells, the values of the strongest colour of one side, of the middle, and of the other side.
     """
 
     kind: Literal["line", "points", "ticks", "bars", "cells"]
@@ -111,7 +111,7 @@ class Marks:
     opacity: float = 1.0
     text: str = ""
     value: str = ""
-    reach: float = 1.0
+    span: tuple[float, float, float] = (-1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,10 @@ def speedup_by_skew(rows: pd.DataFrame, baseline: str = "") -> Figure:
 
 
 def speedup_heat_map(rows: pd.DataFrame) -> Figure:
-    """Speedup over vocabulary x labels, the value in each cell; orange is slower, purple is faster."""
+    """Speedup over vocabulary x labels, the value in each cell; orange is slower, purple is faster.
+
+    The colours are fitted to the values: where all are faster, the palest purple is the least of them.
+    """
     sizes, labels = _ticks(rows, "n_classes"), label_order(rows)
     logs = rows["speedup"].map(math.log2)
     return Figure(
@@ -87,10 +90,19 @@ def speedup_heat_map(rows: pd.DataFrame) -> Figure:
         rows.assign(log2=logs, text=rows["speedup"].map(factor)),
         x=Axis("n_classes", "vocabulary size", "category", "count", sizes),
         y=Axis("labels_name", scale="category", ticks={name: name for name in labels}),
-        marks=(Marks("cells", value="log2", text="text", reach=max(1.0, float(logs.abs().max()))),),
+        marks=(Marks("cells", value="log2", text="text", span=fitted(logs)),),
         panels=by_task(rows),
         size=(1.6 + 0.95 * len(sizes), 1.3 + 0.42 * len(labels)),
     )
+
+
+def fitted(logs: pd.Series) -> tuple[float, float, float]:
+    """The span of the colours of some base-2 logarithms: the middle is 0, or below all or above all of them."""
+    low, high = float(logs.min()), float(logs.max())
+    margin = max(high - low, 0.5) / 4
+    middle = max(0.0, low - margin) if low > 0 else min(0.0, high + margin)
+    reach = max(high - middle, middle - low, 0.5)
+    return middle - reach, middle, middle + reach
 
 
 def speedup_by_head_share(rows: pd.DataFrame, baseline: str) -> Figure:

@@ -57,7 +57,7 @@ def spec(
     chosen = selection or Selection()
     steered = figure if selection is None else _unlimited(figure)
     names = {f"{axis}_names": _names(getattr(figure, axis)) for axis in "xy"}
-    reach = [{"name": "reach", "value": marks.reach} for marks in figure.marks if marks.kind == "cells"]
+    spans = [marks.span for marks in figure.marks if marks.kind == "cells"]
     return {
         "$schema": _SCHEMA,
         "description": figure.summary,
@@ -69,7 +69,7 @@ def spec(
         "params": [
             *chosen.parameters,
             *({"name": name, "value": words} for name, words in names.items() if words),
-            *reach,
+            *({"name": "span", "value": list(span)} for span in spans),
         ],
         "transform": [{"filter": _filter(figure.series, chosen)}],
         "layer": [
@@ -240,22 +240,16 @@ def _bars(figure: Figure, marks: Marks, theme: Theme) -> list[Spec]:
 
 
 def _cells(figure: Figure, marks: Marks, theme: Theme) -> list[Spec]:
-    """A colour and a number in each cell that can hold it; the parameter `reach` bounds the colours."""
+    """A colour and a number in each cell that can hold it; the parameter `span` bounds the colours."""
     at = {"x": _place(figure, "x"), "y": _place(figure, "y")}
-    ends = {"domainMin": {"expr": "-reach"}, "domainMax": {"expr": "reach"}, "domainMid": 0}
-    legend = {
-        "title": "speedup",
-        "labelExpr": "format(pow(2, datum.value), '.2~r') + '×'",
-        "orient": "right",
-        "gradientLength": min(140, 30 * len(figure.y.ticks or ())),
-    }
+    ends = {name: {"expr": f"span[{i}]"} for i, name in enumerate(("domainMin", "domainMid", "domainMax"))}
     colour = {
         "field": marks.value,
         "type": "quantitative",
         "scale": {"scheme": "purpleorange", "reverse": True, **ends},
-        "legend": legend,
+        "legend": None,  # the numbers stand in the cells; a fitted scale would show colours that no cell has
     }
-    deep = {"test": f"abs(datum.{marks.value}) > 0.62 * reach", "value": "#ffffff"}
+    deep = {"test": f"abs(datum.{marks.value} - span[1]) > 0.62 * (span[2] - span[1])", "value": "#ffffff"}
     shown = {"expr": f"width / {len(figure.x.ticks or ())} < 44 ? 0 : 1"}
     text = {"type": "text", "fontSize": 13, "tooltip": None, "opacity": shown}
     ink = {"condition": deep, "value": "#101114"}

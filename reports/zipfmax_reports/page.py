@@ -28,7 +28,7 @@ from zipfmax_reports.quality import quality
 from zipfmax_reports.reproduction import run_commands
 from zipfmax_reports.runs import Run
 from zipfmax_reports.style import DARK, LIGHT, size
-from zipfmax_reports.summary import cells_text, condition_text, statements
+from zipfmax_reports.summary import HEADLINES, by_weight, cells_text, condition_text, statements
 from zipfmax_reports.trust import trust
 
 SIGNS = {"good": "✓", "bad": "✗", "mixed": "±", "unknown": "?"}
@@ -119,7 +119,8 @@ class Page:
             "machine_line": machine_line(run),
             "versions_line": versions_line(run),
             "remarks": [remark for part in self.runs for remark in part.remarks],
-            "statements": statements(run, self.table),
+            "statements": by_weight(statements(run, self.table)),
+            "headlines": HEADLINES,
             "signs": SIGNS,
             "comparison": self.comparison,
             "parity": self.trust,

@@ -80,7 +80,7 @@ def _speed_figures(rows: pd.DataFrame, name: str, baseline: str, condition: str)
     heat = Picture(
         name="heat",
         title=f"Speedup over {other}, vocabulary by skew",
-        reading="Purple is faster, white is break-even, orange is slower; the number is the speedup.",
+        reading="Purple is faster, orange is slower, and the deeper the more; the number is the speedup.",
         description=f"A grid of speedups, label distributions down, vocabulary sizes across. {extremes}",
         caption=caption + tables.left_out(rows, drawn),
         figure=figures.speedup_heat_map(drawn),

@@ -169,10 +169,11 @@ def _cells(axes: Axes, figure: Figure, rows: pd.DataFrame, marks: Marks, theme: 
     for row in rows.to_dict("records"):
         place = lines[row[figure.y.column]], columns[row[figure.x.column]]
         values[place], words[place] = row[marks.value], row[marks.text]
-    norm = TwoSlopeNorm(0.0, -marks.reach, marks.reach)
+    low, middle, high = marks.span
+    norm = TwoSlopeNorm(middle, low, high)
     axes.imshow(values, cmap=matplotlib.colormaps[SPEEDUP_SCHEME], norm=norm, aspect="auto", origin="lower")
     for (line, column), value in np.ndenumerate(values):
-        deep = not math.isnan(value) and abs(value) > 0.62 * marks.reach
+        deep = not math.isnan(value) and abs(value - middle) > 0.62 * (high - middle)
         ink = "#ffffff" if deep else theme.muted if math.isnan(value) else "#101114"
         axes.text(column, line, str(words[line, column]), ha="center", va="center", color=ink, fontsize=10)
     axes.tick_params(length=0)

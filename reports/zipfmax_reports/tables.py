@@ -29,6 +29,9 @@ CONDITION = [
 ]
 """What is equal for all cells on one line of a figure; task, vocabulary and labels are axes."""
 
+_MOST_CUTOFFS = 4
+"""Partitions of different vocabularies whose cutoffs are listed in a name."""
+
 _SPEED_COLUMNS = (
     *("median_s", "samples_s", "peak_bytes", "efficiency"),
     *("parts_s", "parts_whole_s", "parts_passes", "limit_parts_s"),
@@ -39,7 +42,7 @@ def cells(run: Run) -> pd.DataFrame:
     """The timing records with every column that figures need; `ok` marks those that may show a speed.
 
     Adds `labels_name`, `skew` (NaN for real frequencies), `efficiency` (limit_s / median_s), `partition`
-    (which of its vocabulary's cutoffs a cell has, counted from 1), `logits` (their standard deviation, in
+    (the cutoffs of a cell and of those that go with it in other vocabularies), `logits` (their standard deviation, in
     words) and `exact` (whether the implementation's gradients are).
     """
     table = run.timings.copy()
@@ -272,9 +275,30 @@ def places(rows: pd.DataFrame) -> dict[str, float]:
     return {**distinct.dropna().to_dict(), **{name: last + 0.45 * (i + 1) for i, name in enumerate(real)}}
 
 
+def cutoffs_text(cutoffs: object) -> str:
+    """Cutoffs in short, as the first class of each tail: 20k/60k."""
+    return "/".join(_short(int(cutoff)) for cutoff in cutoffs) if isinstance(cutoffs, Sequence) else ""
+
+
 def _partition(table: pd.DataFrame) -> pd.Series:
-    text = table["cutoffs"].map(lambda cutoffs: str(list(cutoffs)) if isinstance(cutoffs, Sequence) else "")
-    return text.groupby(table["n_classes"]).transform(lambda group: pd.factorize(group)[0] + 1)
+    """The first cutoffs of each vocabulary belong together, so do the second, and so on."""
+    text = table["cutoffs"].map(cutoffs_text)
+    number = text.groupby(table["n_classes"]).transform(lambda group: pd.factorize(group)[0])
+    names = {}
+    for position, rows in table.assign(text=text).groupby(number):
+        listed = list(dict.fromkeys(rows.sort_values("n_classes", kind="stable")["text"]))
+        cut = [listed[0], "…", listed[-1]] if len(listed) > _MOST_CUTOFFS else listed
+        names[position] = ", ".join(cut)
+    if len(set(names.values())) < len(names):  # two groups of which the ends are equal
+        names = {position: f"{name} ({position + 1})" for position, name in names.items()}
+    return number.map(names)
+
+
+def _short(number: int) -> str:
+    for scale, unit in ((1_000_000, "M"), (1_000, "k")):
+        if number >= scale and number % (scale // 100) == 0:
+            return f"{number / scale:g}{unit}"
+    return str(number)
 
 
 def _column(rows: pd.DataFrame, name: str) -> pd.Series:

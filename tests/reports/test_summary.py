@@ -49,9 +49,8 @@ def test_a_tensor_out_of_every_budget_turns_the_verdict_and_out_of_one_dims_it(
     edit_lines(run_directory / "parity.jsonl", fail)
     right = answers(run_directory)["Is it right?"]
     if against == "one":
-        assert (right.figure, right.mood) == ("Yes, nearly", "mixed")
-        assert "in 11 of 12 cells" in right.text
-        assert "exceeds another's" in right.text
+        assert (right.figure, right.mood) == ("11 of 12", "mixed")
+        assert "in 11 of 12 cells; in the other 1 with one of them and not with another." in right.text
     else:
         assert (right.figure, right.mood) == ("No", "bad")
         assert "in 1 of 12 cells" in right.text
@@ -113,3 +112,27 @@ def test_the_headline_is_the_median_of_the_measured_ratios(run_directory: Path) 
     assert worth.figure == factor(rows["speedup"].median())
     assert factor(rows["speedup"].min()) in worth.detail
     assert factor(rows["speedup"].max()) in worth.detail
+
+
+def test_a_speedup_without_intervals_is_not_marked_as_sure(run_directory: Path, edit_lines: Edit) -> None:
+    def unsure(record: dict[str, Any]) -> dict[str, Any]:
+        if record["impl"] == "zipfmax" and record["labels"] == "uniform":
+            return record | {"speedup_vs_full_low": None, "speedup_vs_full_high": None}
+        return record
+
+    edit_lines(run_directory / "timings.jsonl", unsure)
+    worth = answers(run_directory)["Is it faster than full softmax?"]
+    assert worth.mood == "mixed"
+    assert "faster in 12, slower in 0; no interval in 3." in worth.detail
+
+
+def test_the_third_answer_of_the_first_screen_is_quality_or_else_torchs(run_directory: Path) -> None:
+    run = read_run(run_directory)
+    found = statements(run, tables.cells(run))
+    assert [one.question for one in by_weight(found)[:HEADLINES]] == [
+        "Is it right?", "Is it faster than full softmax?", "Is it faster than torch.nn?",
+    ]  # fmt: skip
+    quality = replace(found[0], question="What does it cost in quality?", link="quality")
+    ordered = by_weight([*found, quality])
+    assert ordered[HEADLINES - 1] == quality
+    assert sorted(one.question for one in ordered) == sorted(one.question for one in [*found, quality])

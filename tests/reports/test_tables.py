@@ -182,8 +182,8 @@ def test_several_cutoffs_of_one_vocabulary_are_different_conditions(
 
     edit_lines(run_directory / "timings.jsonl", other)
     table = tables.cells(read_run(run_directory))
-    assert set(table.loc[table["labels"] == "uniform", "partition"]) == {1}
-    assert set(table.loc[table["labels"] != "uniform", "partition"]) == {2}
+    assert set(table.loc[table["labels"] == "uniform", "partition"]) == {"5k"}
+    assert set(table.loc[table["labels"] != "uniform", "partition"]) == {"1k/4k, 2k/10k, 20k/60k"}
 
 
 def test_parity_counts_and_the_worst_tensor_come_from_the_lines(

@@ -104,16 +104,13 @@ def variants(target: str, quick: bool = False) -> list[RecordedLaunch]:
 
     Args:
         target: "sm_80" and the like, an architecture of the table.
-        quick: training steps with biases only, which need the most registers, of a few layers: all kernels in one
-            dtype of 16 bits, and those with the inner loops in tf32 too.
+        quick: training steps with biases only, which need the most registers: all kernels of one tail in a dtype of
+            16 bits, and those with the inner loops of several tails and in tf32 too.
     """
     found: dict[RecordedLaunch, None] = {}
     for dtype, precision in (_ARITHMETICS[0], _ARITHMETICS[-1]) if quick else _ARITHMETICS:
         for biased in (True,) if quick else (True, False):
-            launches = _launches(target, dtype, precision, biased, quick)
-            if quick and dtype == torch.float32:
-                launches = [launch for launch in launches if launch.name in LOOPS]
-            found |= dict.fromkeys(launches)
+            found |= dict.fromkeys(_launches(target, dtype, precision, biased, quick))
     return list(found)
 
 
@@ -126,7 +123,10 @@ def _launches(
         with recording(target) as launches:
             layers = (*((width,) for width in (*WIDTHS, *BETWEEN)), *TOGETHER)
             for widths in QUICK if quick else layers:
+                before_it = len(launches)
                 _run(widths, dtype, biased, quick)
+                if quick and (dtype == torch.float32 or len(widths) > 1):
+                    launches[before_it:] = [one for one in launches[before_it:] if one.name in LOOPS]
         return launches
     finally:
         torch.set_float32_matmul_precision(before)

@@ -43,7 +43,16 @@
     return made;
   };
   const scheme = () => root.dataset.scheme || (prefersDark.matches ? "dark" : "light");
-  const reach = () => (data.reach || {})[choices.baseline] || 1;
+  // The span of the heat map's colours, fitted to what is shown: see `fitted` in figures.py.
+  const span = () => {
+    const logs = points.filter(matches).map((point) => point.log2);
+    if (!logs.length) return [-1, 0, 1];
+    const low = Math.min(...logs), high = Math.max(...logs);
+    const margin = Math.max(high - low, 0.5) / 4;
+    const middle = low > 0 ? Math.max(0, low - margin) : Math.min(0, high + margin);
+    const reach = Math.max(high - middle, middle - low, 0.5);
+    return [middle - reach, middle, middle + reach];
+  };
 
   // Hover and focus show the same lines.
   const tip = element("div", undefined, { id: "tip", role: "tooltip", hidden: "" });
@@ -89,7 +98,7 @@
     for (const parameter of spec.params || []) {
       const control = parameter.name.replace("chosen_", "");
       if (control in choices) parameter.value = choices[control];
-      if (parameter.name === "reach") parameter.value = reach();
+      if (parameter.name === "span") parameter.value = span();
     }
     if (views.has(name)) views.get(name).finalize();
     const { view } = await vegaEmbed(container, spec, {
@@ -137,6 +146,68 @@
     document.getElementById("controls-status").textContent = parts.join(" ");
   };
 
+  // What differs from the opening choice stands in the address, so that a link shows what its sender saw.
+  const keepInAddress = () => {
+    const query = new URLSearchParams();
+    for (const [name, control] of Object.entries(data.controls)) {
+      if (choices[name] !== control.selected) query.set(name, choices[name]);
+    }
+    const text = query.toString();
+    try {
+      window.history.replaceState(null, "", `${window.location.pathname}${text ? `?${text}` : ""}${window.location.hash}`);
+    } catch { /* a browser that keeps the address of a file as it is */ }
+  };
+  const readAddress = () => {
+    for (const [name, value] of new URLSearchParams(window.location.search)) {
+      const control = (data.controls || {})[name];
+      const found = control && control.options.find((option) => String(option.value) === value);
+      if (found) choices[name] = found.value;
+    }
+  };
+
+  // The links to the sections: the one that is being read is marked.
+  function followSections() {
+    const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+    const sections = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+    const mark = () => {
+      const passed = sections.filter((section) => section.getBoundingClientRect().top < 120);
+      const current = passed.length ? passed[passed.length - 1].id : "answers";
+      links.forEach((link, id) => (id === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+    };
+    window.addEventListener("scroll", mark, { passive: true });
+    mark();
+  }
+
+  // A click on a heading sorts a table: numbers by what they are worth with their units, the rest as text.
+  const UNITS = { "": 1, "×": 1, "%": 1, s: 1, ms: 1e-3, "µs": 1e-6, ns: 1e-9, B: 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3, k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
+  const worth = (text) => {
+    const found = /^(-?[\d,]*\.?\d+(?:e[+-]?\d+)?)\s*(\S*)$/.exec(text.trim());
+    return found && found[2] in UNITS ? Number(found[1].replaceAll(",", "")) * UNITS[found[2]] : NaN;
+  };
+  function sortBy(table, column, descending) {
+    const rows = [...table.tBodies[0].rows];
+    const keys = new Map(rows.map((row) => [row, row.cells[column].textContent]));
+    const numeric = table.tHead.rows[0].cells[column].classList.contains("number");
+    const sign = descending ? -1 : 1;
+    rows.sort((one, other) => {
+      if (!numeric) return sign * keys.get(one).localeCompare(keys.get(other), undefined, { numeric: true });
+      const [a, b] = [worth(keys.get(one)), worth(keys.get(other))];
+      return Number.isNaN(a) || Number.isNaN(b) ? Number.isNaN(a) - Number.isNaN(b) : sign * (a - b); // what is missing last
+    });
+    table.tBodies[0].append(...rows);
+    [...table.tHead.rows[0].cells].forEach((cell, index) => (index === column ? cell.setAttribute("aria-sort", descending ? "descending" : "ascending") : cell.removeAttribute("aria-sort")));
+  }
+  function makeSortable() {
+    for (const table of document.querySelectorAll("table.data")) {
+      if (table.tBodies[0].rows.length < 2) continue;
+      [...table.tHead.rows[0].cells].forEach((cell, column) => {
+        const button = element("button", cell.textContent, { type: "button" });
+        button.addEventListener("click", () => sortBy(table, column, cell.getAttribute("aria-sort") === "ascending"));
+        cell.replaceChildren(button);
+      });
+    }
+  }
+
   function buildControls() {
     const form = document.getElementById("controls");
     if (!form || !data.controls) return;
@@ -150,11 +221,12 @@
       });
       select.addEventListener("change", async () => {
         choices[name] = control.options[select.value].value;
+        keepInAddress();
         for (const view of views.values()) {
           const chosen = `chosen_${name}`;
-          const state = view.getState({ signals: (signal) => signal === chosen || signal === "reach" }).signals;
+          const state = view.getState({ signals: (signal) => signal === chosen || signal === "span" }).signals;
           if (chosen in state) view.signal(chosen, choices[name]);
-          if ("reach" in state) view.signal("reach", reach());
+          if ("span" in state) view.signal("span", span());
           await view.runAsync();
         }
         entitle();
@@ -273,7 +345,10 @@
     root.dataset.charts = "ready";
   }
 
+  readAddress();
   buildSwitch();
+  makeSortable();
+  followSections();
   buildControls();
   drawAll();
 })();
