@@ -139,7 +139,7 @@ def test_a_layer_that_fails_is_recorded_and_the_others_are_trained(options, tmp_
     monkeypatch.setattr("zipfmax_bench.study.outputs.Full.forward", broken)
     run(options, tmp_path / "run", quiet=True)
     runs = {one.layer: one for one in RunDirectory(tmp_path / "run").read(StudyRun)}
-    assert runs["full"].reason == "RuntimeError: no such thing"
+    assert runs["full"].reason == "RuntimeError: no such thing as a traceback"
     assert runs["zipfmax"].status == "ok"
 
 
