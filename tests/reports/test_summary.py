@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from zipfmax_reports import tables
 from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import factor, percent
-from zipfmax_reports.summary import Statement, statements
+from zipfmax_reports.summary import HEADLINES, Statement, by_weight, statements
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 
