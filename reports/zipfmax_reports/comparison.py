@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from zipfmax_reports import figures, tables
+from zipfmax_reports import figures, history, tables
 from zipfmax_reports.elements import Format, Picture, Section, Table, text
 from zipfmax_reports.reproduction import run_commands
 from zipfmax_reports.runs import Run
@@ -33,6 +33,11 @@ def compare(runs: Sequence[Run]) -> Section:
     )
     section.tables.append(_verdicts(runs, names, all_cells))
     timed = [(name, cells) for name, cells in zip(names, all_cells, strict=True) if not cells.empty]
+    if same and len(timed) == len(runs) >= history.FEWEST:
+        tables_of = dict(zip(map(id, runs), all_cells, strict=True))
+        over_time = [(name, tables_of[id(run)]) for name, run in history.in_order(runs, names)]
+        condition = tables.main_condition(timed[0][1])
+        section.figures += history.history(over_time, tables.subject(timed[0][1]), condition)
     if len(timed) > 1:
         section.tables.append(_changes(timed, same))
         section.figures += _pictures(timed, runs)

@@ -100,10 +100,11 @@ class Marks:
         opacity: from 0 to 1.
         text: a column of words that are written in a cell or a bar, or beside a point.
         value: of cells, the column of base-2 logarithms that is coloured.
+        by: of lines without a series, the column that tells one line from another.
         span: of cells, the values of the strongest colour of one side, of the middle, and of the other side.
     """
 
-    kind: Literal["line", "points", "ticks", "bars", "cells"]
+    kind: Literal["line", "points", "stars", "ticks", "bars", "cells"]
     where: str = ""
     interval: tuple[str, str] | None = None
     dashed: str = ""
@@ -111,6 +112,7 @@ class Marks:
     opacity: float = 1.0
     text: str = ""
     value: str = ""
+    by: str = ""
     span: tuple[float, float, float] = (-1.0, 0.0, 1.0)
 
 

@@ -93,6 +93,11 @@ def _mark(axes: Axes, figure: Figure, rows: pd.DataFrame, marks: Marks, theme: T
         _cells(axes, figure, rows, marks, theme)
     elif marks.kind == "bars":
         _bars(axes, figure, rows, marks, theme)
+    elif marks.by:
+        for _, line in rows.groupby(marks.by, sort=False):
+            _points(axes, figure, line, marks, "", Look.at(0), 0, theme)
+    elif marks.kind == "stars":
+        _points(axes, figure, rows, marks, "", Look(1, "star", 11.0), 0, theme)
     else:
         for name, look, position, here in _series(figure, rows):
             _points(axes, figure, here, marks, name, look, position, theme)
@@ -255,7 +260,7 @@ def _factor_ticks(drawn: DrawnAxis, low: float, high: float) -> None:
 
 
 def _legend(drawing: Drawing, figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend under the panels, with each name once, in the order of the series."""
+    """One legend above the panels, with each name once, in the order of the series."""
     if figure.series is None:
         return
     entries: dict[str, Any] = {}
@@ -267,6 +272,9 @@ def _legend(drawing: Drawing, figure: Figure, panels: Sequence[Axes]) -> None:
         [entries[name] for name in names],
         names,
         title=figure.series.title or None,
-        loc="outside lower center",
-        ncols=max(1, min(len(names), 5)),
+        loc="outside upper left",
+        ncols=max(1, min(len(names), 7)),
+        alignment="left",
+        columnspacing=1.2,
+        handletextpad=0.4,
     )

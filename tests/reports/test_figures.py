@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,27 @@ def test_real_frequencies_stand_beyond_the_largest_exponent_under_their_name(row
     assert len(beside) == rows["n_classes"].nunique()
     for container in beside:
         assert container[0].get_linestyle() == "None"
+
+
+@pytest.mark.parametrize(
+    ("speedups", "side"),
+    [([8.0, 16.0, 32.0], "faster"), ([0.125, 0.25], "slower"), ([0.5, 4.0], "both"), ([8.0, 8.0], "faster")],
+)
+def test_the_colours_are_fitted_to_the_values_and_none_is_on_the_wrong_side(
+    speedups: list[float], side: str
+) -> None:
+    logs = pd.Series([math.log2(speedup) for speedup in speedups])
+    low, middle, high = figures.fitted(logs)
+    assert low < middle < high
+    assert low <= logs.min() <= logs.max() <= high
+    assert high - middle == pytest.approx(middle - low)
+    if side == "both":
+        assert middle == 0
+    else:
+        assert (logs > middle).all() == (side == "faster")
+        deepest = logs.iloc[-1] if side == "faster" else logs.iloc[0]
+        assert abs(deepest - middle) / (high - middle) > 0.2
+        assert abs(middle) <= abs(logs).min()
 
 
 def test_the_heat_map_writes_each_speedup_in_its_cell(rows: pd.DataFrame) -> None:

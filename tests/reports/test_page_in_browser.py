@@ -48,7 +48,9 @@ class Reader:
         self._contexts: list[Any] = []
         self.noise: list[str] = []
 
-    def open(self, path: Path, scheme: str = "light", width: int = WIDE, scripts: bool = True) -> Any:
+    def open(
+        self, path: Path, scheme: str = "light", width: int = WIDE, scripts: bool = True, query: str = ""
+    ) -> Any:
         context = self._browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts
         )
@@ -58,13 +60,13 @@ class Reader:
         page.on("console", lambda message: self.noise.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: self.noise.append(f"error: {error}"))
         page.on("request", lambda request: self._note_request(request.url, path))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + query)
         if scripts:
             page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
         return page
 
     def _note_request(self, url: str, path: Path) -> None:
-        if url.split("#")[0] != path.as_uri() and not url.startswith("data:"):
+        if url.split("#")[0].split("?")[0] != path.as_uri() and not url.startswith("data:"):
             self.noise.append(f"request: {url}")
 
     def close(self) -> None:
@@ -136,12 +138,85 @@ def test_the_first_screen_shows_the_run_s_own_numbers(reader: Reader, page_path:
     answers = page.locator(".answer")
     assert answers.nth(0).locator(".big").inner_text() == "✓ Yes"
     assert answers.nth(1).locator(".big").inner_text() == f"✓ {factor(rows['speedup'].median())}"
-    assert factor(rows["speedup"].min()) in answers.nth(1).inner_text()
+    assert factor(rows["speedup"].min()) in answers.nth(1).text_content()
     for index in range(answers.count()):
-        box = answers.nth(index).bounding_box()
-        assert box["y"] + box["height"] <= 900
         target = answers.nth(index).locator("a").get_attribute("href")
         assert page.locator(target).count() == 1
+
+
+def test_three_verdicts_stand_beside_the_speedups_on_the_first_screen(
+    reader: Reader, page_path: Path
+) -> None:
+    page = reader.open(page_path)
+    verdicts = page.locator(".verdicts .answer")
+    assert verdicts.count() == 3
+    figure = page.locator(".first figure .interactive svg").bounding_box()
+    for index in range(3):
+        box = verdicts.nth(index).bounding_box()
+        assert box["y"] + box["height"] <= 900
+        assert box["x"] + box["width"] <= figure["x"]
+    assert figure["y"] + figure["height"] <= 900
+    narrow = reader.open(page_path, width=NARROW)
+    last = narrow.locator(".verdicts .answer").nth(2).bounding_box()
+    assert narrow.locator(".first figure").bounding_box()["y"] >= last["y"] + last["height"]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_contents_stay_in_view_and_say_where_one_is(reader: Reader, page_path: Path, width: int) -> None:
+    page = reader.open(page_path, width=width)
+    page.emulate_media(reduced_motion="reduce")
+    page.evaluate("document.getElementById('parity').scrollIntoView()")
+    page.wait_for_function("document.querySelector('nav [aria-current]').hash === '#parity'")
+    box = page.locator("nav").bounding_box()
+    assert 0 <= box["y"] < 5
+    heading = page.locator("#parity h2").bounding_box()
+    assert box["y"] + box["height"] <= heading["y"] + 1  # nothing is hidden under them
+
+
+def test_a_heading_sorts_a_table_by_what_its_numbers_are_worth(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    table = page.locator("#repeat details table.data")
+    column = table.locator("thead th").all_inner_texts()
+    place = next(i for i, text in enumerate(column) if text.startswith("median"))
+    button = table.locator("thead th").nth(place).locator("button")
+
+    def shown() -> list[float]:
+        units = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+        texts = page.eval_on_selector_all(
+            "#repeat details table.data tbody tr",
+            f"rows => rows.map((row) => row.cells[{place}].textContent)",
+        )
+        return [float(n) * units[unit] for n, unit in (text.split() for text in texts if text != "–")]
+
+    before = shown()
+    button.click()
+    assert shown() == sorted(before) != before
+    assert table.locator("thead th").nth(place).get_attribute("aria-sort") == "ascending"
+    button.click()
+    assert shown() == sorted(before, reverse=True)
+
+
+def test_the_choice_stands_in_the_address_and_a_link_shows_it(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path)
+    choose(page, "task", "a forward pass")
+    choose(page, "baseline", "torch.nn's adaptive softmax")
+    page.wait_for_function(f"({FIRST_MARK}).includes('torch')")
+    assert page.evaluate("location.search") == "?task=forward&baseline=torch"
+    shown = marks(page, "heat")
+    other = reader.open(page_path, query="?task=forward&baseline=torch&unknown=1&dtype=nothing")
+    assert marks(other, "heat") == shown
+    assert other.locator("#controls select[name=task] option:checked").text_content() == "a forward pass"
+    choose(page, "task", "a training step")
+    choose(page, "baseline", "full softmax")
+    page.wait_for_function("location.search === ''")
+
+
+def test_what_is_wider_than_a_phone_shows_that_there_is_more(reader: Reader, page_path: Path) -> None:
+    page = reader.open(page_path, width=NARROW)
+    for place in (".scroll", "nav ul"):
+        drawn = page.evaluate(f"getComputedStyle(document.querySelector('{place}')).backgroundAttachment")
+        assert drawn == "local, local, scroll, scroll"
 
 
 def test_every_mark_says_the_ratio_of_its_record(reader: Reader, page_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_the_gate_s_self_test_says_what_was_required_and_whether_it_holds(run_di
         "kind": "no change",
         "runs": 200,
         "failed": 1,
+        "undecided": 3,
         "required": "at most 1 %",
         "holds": True,
         "share": 0.005,
@@ -114,6 +115,7 @@ def test_the_gate_s_self_test_says_what_was_required_and_whether_it_holds(run_di
         "kind": "10 % slower",
         "runs": 40,
         "failed": 30,
+        "undecided": 0,
         "required": "at least 95 %",
         "holds": False,
     }
@@ -122,8 +124,8 @@ def test_the_gate_s_self_test_says_what_was_required_and_whether_it_holds(run_di
     found = details(run_directory, "How often the regression gate")
     assert found.opened
     assert found.table.rows == [
-        ("no change", "200", "1", "0.5 %", "at most 1 %", "✓ yes"),
-        ("10 % slower", "40", "30", "75 %", "at least 95 %", "✗ no"),
+        ("no change", "200", "1", "0.5 %", "at most 1 %", "✓ yes", "3"),
+        ("10 % slower", "40", "30", "75 %", "at least 95 %", "✗ no", "0"),
     ]
 
 
