@@ -13,7 +13,7 @@ import pandas as pd
 
 from zipfmax_reports import figures, tables
 from zipfmax_reports.elements import Format, Picture, Table, text
-from zipfmax_reports.figure import PANEL, Axis, Figure, Marks, Rule
+from zipfmax_reports.figure import PANEL, Axis, Figure, Marks, ReferenceLine
 from zipfmax_reports.runs import Run
 from zipfmax_reports.style import count, factor
 from zipfmax_reports.summary import name_of
@@ -116,7 +116,7 @@ def drawn(rows: pd.DataFrame, found: pd.DataFrame, order: Sequence[str]) -> Figu
         x=Axis("at", "run", ticks={float(position): name for name, position in place.items()}),
         y=Axis("relative", "speedup, relative to the first run", "log", "factor"),
         marks=(Marks("line", opacity=0.45, by="case"), Marks("stars", where="step")),
-        rules=(Rule("y", 1.0, "first run"),),
+        rules=(ReferenceLine("y", 1.0, "first run"),),
         panels=figures.by_task(rows),
         size=PANEL,
     )
