@@ -358,7 +358,7 @@ def test_a_run_on_a_gpu_says_what_it_could_not_time_and_how_it_timed(
     page = reader.open(write_report([write_gpu_run(tmp_path / "run")]))
     assert "NVIDIA H100" in page.locator(".machine").first.inner_text()
     assert "bfloat16, cuda" in page.locator(".condition").inner_text()
-    over_full = page.locator(".answer").nth(1).inner_text()
+    over_full = page.locator(".answer").nth(1).text_content()
     assert "In 4 cells more full softmax has no time: out of memory." in over_full
     missing = page.locator("#missing").inner_text()
     assert "12 of 64 cells: 4 over budget, 4 failed, 4 out of memory." in missing
