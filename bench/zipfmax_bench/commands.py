@@ -12,10 +12,9 @@ from typing import Annotated
 import typer
 
 from zipfmax.errors import UsageError
-from zipfmax_bench.gate_commands import compare, gate
 from zipfmax_reference.options import IMPLEMENTATIONS, RECORDS, option
 
-__all__ = ["compare", "compile_kernels", "gate", "plan", "sweep", "train"]
+__all__ = ["compile_kernels", "plan", "sweep", "train"]
 
 MEASURED = "What is measured, as in --impl zipfmax --impl full --task train"
 CASES = "On which cases, as in --classes 50000 --labels zipf:1.0 --cutoffs 2000,10000"

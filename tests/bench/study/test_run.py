@@ -91,7 +91,7 @@ def test_a_limit_leaves_a_checkpoint_that_the_next_call_ends(options, tmp_path, 
     calls = 0
     left = iter([False] * 7 + [True] * 5)
     with monkeypatch.context() as patch:
-        patch.setattr(module.Study, "_is_over", property(lambda self: next(left)))
+        patch.setattr(module.StudyRunner, "_is_over", property(lambda self: next(left)))
         run(options, parts, limit_s=1, quiet=True)
     assert list((parts / "checkpoints").iterdir())
     assert not RunDirectory(parts).read(StudyRun)

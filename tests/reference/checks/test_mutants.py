@@ -24,6 +24,7 @@ SHOWING = (
     "train-V60-d32-N24-*-div2-bias-float32-*-scale:100",
     "forward-V60-d17-N64-*-div2-bias-float64-*-strided",
     "V5021-",
+    "V31-d3-N66001-",
 )
 SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quick"), pattern)]
 
