@@ -14,8 +14,6 @@ import typer
 from zipfmax.errors import UsageError
 from zipfmax_reference.options import IMPLEMENTATIONS, RECORDS, option
 
-__all__ = ["compile_kernels", "plan", "sweep", "train"]
-
 MEASURED = "What is measured, as in --impl zipfmax --impl full --task train"
 CASES = "On which cases, as in --classes 50000 --labels zipf:1.0 --cutoffs 2000,10000"
 HOW_LONG = "How thoroughly, as in --precision 2% --budget 120"

@@ -80,7 +80,6 @@ def study(
         python -m zipfmax_bench.study --preset gpu --out runs/gpu --limit 500     where it is not installed
 
     """
-    from zipfmax_bench.study import break_even
     from zipfmax_bench.study.options import preset as of_preset
     from zipfmax_bench.study.run import run
 
@@ -110,6 +109,8 @@ def study(
     if given := [name for name, value in trained.items() if value not in (None, ())]:
         names = ", ".join("--" + name.removesuffix("_trunk").replace("_", "-") for name in given)
         raise UsageError(f"--map trains nothing and measures a grid of its own: leave out {names}")
+    from zipfmax_bench.study import break_even
+
     raise typer.Exit(break_even.run(break_even.grid(options.device), out, resume, limit))
 
 
