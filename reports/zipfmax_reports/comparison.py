@@ -120,11 +120,7 @@ def _pictures(timed: list[tuple[str, pd.DataFrame]], runs: Sequence[Run]) -> lis
     name = tables.subject(timed[0][1])
     found = []
     for baseline in tables.baselines(timed[0][1]):
-        parts = []
-        for run_name, cells in timed:
-            rows = tables.under(tables.ratios(cells, baseline), condition)
-            parts.append(rows[rows["impl"] == name].assign(run=run_name))
-        rows = pd.concat(parts, ignore_index=True)
+        rows = tables.ratios_of_runs(timed, baseline, name, condition)
         if rows["run"].nunique() > 1:
             found.append(_picture(rows, name, baseline, condition_text(condition), runs))
     return found

@@ -63,11 +63,7 @@ def history(cells: Sequence[tuple[str, pd.DataFrame]], name: str, condition: pd.
     order = [run for run, _ in cells]
     pictures = []
     for baseline in tables.baselines(cells[0][1]):
-        parts = []
-        for run, table in cells:
-            rows = tables.under(tables.ratios(table, baseline), condition)
-            parts.append(rows[rows["impl"] == name].assign(run=run))
-        rows = pd.concat(parts, ignore_index=True)
+        rows = tables.ratios_of_runs(cells, baseline, name, condition)
         rows = rows[rows.groupby("case")["run"].transform("nunique") > 1]
         if not rows.empty:
             pictures.append(_picture(rows, order, name, baseline))

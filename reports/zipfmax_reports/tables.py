@@ -316,3 +316,18 @@ def is_baseline(table: pd.DataFrame, baseline: str) -> pd.Series:
 
 def _is_baseline(name: str) -> bool:
     return name.startswith(("full", "sampled")) or name in ("torch", "paddle", "tensorflow", "definition")
+
+
+def ratios_of_runs(
+    timed: Sequence[tuple[str, pd.DataFrame]], baseline: str, name: str, condition: pd.Series
+) -> pd.DataFrame:
+    """`ratios` of one implementation under a condition, of several runs together, with each run's name in `run`.
+
+    Args:
+        timed: name and `cells` of every run.
+    """
+    parts = []
+    for run, table in timed:
+        rows = under(ratios(table, baseline), condition)
+        parts.append(rows[rows["impl"] == name].assign(run=run))
+    return pd.concat(parts, ignore_index=True)
