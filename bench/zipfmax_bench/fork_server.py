@@ -4,7 +4,8 @@ The server imports what every worker needs, and then only forks: it starts no th
 draws no weights. Forks share the places of what is loaded, so each one first moves its own memory by a random
 distance: where tensors lie is one of the things in which replicate processes have to differ.
 
-Not for a GPU, where a driver that was initialised before a fork is lost to the child.
+A GPU's driver that was initialised before a fork is lost to the child, so the server never initialises it, and whether
+there is a GPU is asked of NVML in the server and in its forks.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class ForkServer:
                     [self._python, own, "-m", __name__, "--threads", str(self._threads), "--socket", place],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env=worker_environment(self._threads),
+                    env=worker_environment(self._threads) | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C is for this process
                 )
@@ -138,8 +139,8 @@ class ForkServer:
 
 
 def can_fork() -> bool:
-    """Whether workers may be forked here: on Linux, where there is no GPU."""
-    return sys.platform.startswith("linux") and not torch.cuda.is_available()
+    """Whether workers may be forked here."""
+    return sys.platform.startswith("linux")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,6 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--socket", type=int, required=True)
     options = parser.parse_args(arguments)
     worker.live_and_die_with_the_starter()
+    if torch.cuda.is_initialized():
+        raise RuntimeError("an import initialised the GPU's driver, so no fork could use it")
     channel = socket.socket(fileno=options.socket)
     gc.collect()
     gc.freeze()  # what is shared with the forks is not touched by their collections

@@ -104,13 +104,15 @@ def _line(record: Record) -> str:
         return f"{record['held']!s:5} {record['promise']} {record.get('status', '')}"
     if "kernel" in record:
         return " ".join(f"{name}={value}" for name, value in record.items())
-    shape = f"V={record['n_classes']} d={record['in_features']} N={record['batch_size']} {record['cutoffs']}"
-    what = f"{shape} {record['dtype']} s={record['skew']} {record['impl']}:"
+    shape = f"V={record['n_classes']} d={record['in_features']} N={record['batch_size']} {record['dtype']}"
+    drawn = f"std={record['logit_std']} seed={record['seed']} precision={record['matmul_precision']}"
+    cutoffs = "/".join(map(str, record.get("cutoffs", ())))
+    what = f"{shape} {drawn} {record['impl']} {cutoffs} {record['mode']}:"
     if record["status"] != "ok":
         return f"{what} {record['reason']}"
     ms, wall_ms = record["median_s"] * 1e3, record["wall_s"] * 1e3
     memory = record["temporary_bytes"] / 2**20
-    return f"{what} {ms:.3f} ms ({wall_ms:.3f} wall), {memory:.0f} MiB"
+    return f"{what} {ms:.3f} ms ({wall_ms:.3f} wall), {memory:.0f} MiB {record.get('settings') or ''}"
 
 
 if __name__ == "__main__":

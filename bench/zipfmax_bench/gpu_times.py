@@ -1,8 +1,10 @@
-"""What `bench.gpu` times: the headline shapes, float32, full softmax, small batches, huge vocabularies."""
+"""What `bench.gpu` times: the headline shapes beside full softmax, float32, huge vocabularies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import nn
@@ -10,62 +12,78 @@ from torch import nn
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.errors import one_line
 from zipfmax.timers import replayed
-from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step, zipf_labels
+from zipfmax_bench.gpu_steps import DEVICE, Record, Run, measured, training_step
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.contestants.implementation import build_for_timing, settings_of
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.runs.drawing import draw_batch, draw_inputs, draw_weights
 
-Shape = dict[str, int]
-HEADLINE: Shape = {"n_classes": 267_735, "in_features": 1024, "batch_size": 16_384}
 FULL = (
     *("full", "full:compiled", "full:chunked", "full:liger"),
     *("full:cce", "full:cce-exact", "full:quack", "sampled"),
 )
-SMALL: Shape = {"n_classes": 267_735, "in_features": 256, "batch_size": 1024}
+CUTOFFS = ((20_000, 60_000), (5_000, 20_000, 100_000))
+HEADLINE = Case(267_735, 1024, 16_384, CUTOFFS[0], dtype="bfloat16", device="cuda")
+MIDDLE = Case(267_735, 512, 4096, CUTOFFS[0], dtype="bfloat16", device="cuda")
+SMALL = Case(267_735, 256, 1024, CUTOFFS[0], dtype="bfloat16", device="cuda")
+SEEDS = (0, 1)
+LOGIT_STD = (1.0, 4.0)
+"""Logits nearly as flat as untrained, and as spread as trained."""
+GRAPHED_ROWS = 4096
+"""Full softmax is captured as a CUDA graph up to so many rows: beyond, its launches are hidden by its work, and a
+graph would keep its logits."""
+
+Contestants = tuple[dict[str, Run], dict[str, Record]]
+"""Runs by name, and by the same names what each is: implementation, mode, cutoffs, settings. What cannot run has
+no run, and a status and a reason."""
 
 
-def adaptive_runs(
-    shape: Shape,
-    cutoffs: list[int],
-    dtype: torch.dtype,
-    skew: float,
-    *,
-    compiled: bool = True,
-    graph: bool = True,
-) -> dict[str, Run]:
-    """zipfmax and torch.nn on the same weights and the same batch."""
-    n_classes, in_features, batch_size = shape["n_classes"], shape["in_features"], shape["batch_size"]
-    target = zipf_labels(n_classes, batch_size, skew)
-    hidden = torch.randn(batch_size, in_features, device=DEVICE, dtype=dtype, requires_grad=True)
-    theirs = nn.AdaptiveLogSoftmaxWithLoss(in_features, n_classes, cutoffs, device=DEVICE, dtype=dtype)
-    ours = AdaptiveLogSoftmaxWithLoss(
-        in_features, n_classes, cutoffs, device=DEVICE, dtype=dtype, backend="triton"
-    )
-    ours.load_state_dict(theirs.state_dict())
-    ours_run = training_step(lambda h: ours(h, target).loss, list(ours.parameters()), hidden)
-    runs = {"zipfmax:triton": ours_run}
-    if graph:
-        runs["zipfmax:triton graph"] = replayed(ours_run)
-    leaves = list(theirs.parameters())
-    runs["torch"] = training_step(lambda h: theirs(h, target).loss, leaves, hidden)
-    if compiled:
-        fast = torch.compile(theirs)
-        runs["torch compiled"] = training_step(lambda h: fast(h, target).loss, leaves, hidden)
-    return runs
+def adaptive_runs(case: Case, *, compiled: bool = True, graph: bool = True) -> Contestants:
+    """zipfmax and torch.nn on the case's weights and batch, eager, compiled and in a CUDA graph."""
+    dtype = getattr(torch, case.dtype)
+    drawn, labels = draw_batch(case, round=0)
+    hidden = torch.from_numpy(drawn).to(DEVICE, dtype).requires_grad_()
+    target = torch.from_numpy(labels).to(DEVICE)
+    weights = {name: torch.from_numpy(values) for name, values in draw_weights(case).items()}
+    place = {"device": DEVICE, "dtype": dtype}
+    layers = {
+        "zipfmax": AdaptiveLogSoftmaxWithLoss(
+            case.in_features, case.n_classes, case.cutoffs, backend="triton", **place
+        ),
+        "torch": nn.AdaptiveLogSoftmaxWithLoss(case.in_features, case.n_classes, case.cutoffs, **place),
+    }
+    runs: dict[str, Run] = {}
+    notes: dict[str, Record] = {}
+
+    def add(impl: str, mode: str, run: Run) -> None:
+        name = f"{impl} {'/'.join(map(str, case.cutoffs))} {mode}"
+        runs[name] = run
+        notes[name] = {"impl": impl, "mode": mode, "cutoffs": case.cutoffs}
+
+    for impl, layer in layers.items():
+        layer.load_state_dict(weights)
+        leaves = list(layer.parameters())
+
+        def loss(h: torch.Tensor, layer: nn.Module = layer) -> torch.Tensor:
+            mean: torch.Tensor = layer(h, target).loss
+            return mean
+
+        add(impl, "eager", training_step(loss, leaves, hidden))
+        if compiled:
+            add(impl, "compiled", training_step(torch.compile(loss), leaves, hidden))
+        if graph and impl == "zipfmax":  # torch.nn's layer synchronises
+            add(impl, "graph", replayed(training_step(loss, leaves, hidden)))
+    return runs, notes
 
 
-def full_runs(case: Case) -> tuple[dict[str, Run], dict[str, Record]]:
-    """Every full softmax, each with its fastest exact setting, and what is recorded of each beside its time.
-
-    One that cannot run has no run, and a status and a reason in its record.
-    """
+def full_runs(case: Case) -> Contestants:
+    """Every full softmax with its fastest exact setting, and small ones in a CUDA graph too."""
     runs: dict[str, Run] = {}
     notes: dict[str, Record] = {}
     inputs = draw_inputs(case, full=True)
     for name in FULL:
         implementation = registry.implementation(name)
-        notes[name] = {"impl": name, "exact": registry.gradients(name).exact}
+        notes[name] = {"impl": name, "mode": "eager", "exact": registry.gradients(name).exact}
         if reason := implementation.unsupported_reason(case):
             notes[name] |= {"status": "skipped", "reason": reason}
             continue
@@ -76,59 +94,55 @@ def full_runs(case: Case) -> tuple[dict[str, Run], dict[str, Record]]:
             continue
         runs[name] = runner.run
         notes[name]["settings"] = settings_of(runner)
+        if case.device == "cpu" or case.batch_size > GRAPHED_ROWS:
+            continue
+        graphed = f"{name} graph"
+        notes[graphed] = notes[name] | {"mode": "graph"}
+        try:
+            runs[graphed] = replayed(runner.run)
+        except RuntimeError as error:  # it synchronises, or asks for what a capture cannot do
+            notes[graphed] |= {"status": "skipped", "reason": one_line(error)}
     return runs, notes
 
 
-def full_times(shape: Shape, rounds: int) -> Iterator[Record]:
-    """Full softmax on a shape, with logits nearly as flat as untrained and as spread as trained."""
-    for logit_std in (1.0, 4.0):
-        case = Case(
-            n_classes=shape["n_classes"],
-            in_features=shape["in_features"],
-            batch_size=shape["batch_size"],
-            cutoffs=(20_000, 60_000),
-            dtype="bfloat16",
-            device="cuda",
-            logit_std=logit_std,
-        )
-        record = {**shape, "cutoffs": [], "dtype": "bfloat16", "skew": 1.0, "logit_std": logit_std}
+def contest(contestants: Contestants, case: Case, rounds: int, seconds: float = 8.0) -> Iterator[Record]:
+    """A record of each contestant, from interleaved rounds."""
+    runs, notes = contestants
+    record = {
+        **{"n_classes": case.n_classes, "in_features": case.in_features, "batch_size": case.batch_size},
+        **{"dtype": case.dtype, "labels": case.labels, "logit_std": case.logit_std, "seed": case.seed},
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    for found in measured(runs, record, rounds=rounds, seconds=seconds):
+        yield {**found, **notes[found["impl"]]}
+    yield from ({**record, **note} for name, note in notes.items() if name not in runs)
+
+
+def against_full(shape: Case, rounds: int) -> Iterator[Record]:
+    """Both adaptive layers with each of `CUTOFFS`, and full softmax, for each seed and spread of the logits."""
+    for seed, logit_std in product(SEEDS, LOGIT_STD):
+        case = replace(shape, seed=seed, logit_std=logit_std)
         runs, notes = full_runs(case)
-        for found in measured(runs, record, rounds=rounds):
-            yield {**found, **notes[found["impl"]]}
-        yield from ({**record, **note} for name, note in notes.items() if name not in runs)
-        del runs
+        for cutoffs in CUTOFFS:
+            more, their_notes = adaptive_runs(replace(case, cutoffs=cutoffs))
+            runs, notes = runs | more, notes | their_notes
+        yield from contest((runs, notes), case, rounds)
+        del runs, more
+        torch.compiler.reset()
         torch.cuda.empty_cache()
 
 
 def times() -> Iterator[Record]:
     """Every shape in turn; what cannot be timed has a record with the reason."""
-    for cutoffs in ([20_000, 60_000], [5_000, 20_000, 100_000]):
-        case = {**HEADLINE, "cutoffs": cutoffs, "dtype": "bfloat16", "skew": 1.0}
-        runs = adaptive_runs(HEADLINE, cutoffs=cutoffs, dtype=torch.bfloat16, skew=1.0)
-        yield from measured(runs, case, rounds=25)
-        del runs
-    for shape, rounds in ((HEADLINE, 7), (SMALL, 15)):
-        yield from full_times(shape, rounds)
-    for precision in ("high", "highest"):
+    for shape, rounds in ((HEADLINE, 9), (MIDDLE, 15), (SMALL, 15)):
+        yield from against_full(shape, rounds)
+    for precision, cutoffs in product(("high", "highest"), CUTOFFS):
         torch.set_float32_matmul_precision(precision)
-        for cutoffs in ([20_000, 60_000], [5_000, 20_000, 100_000]):
-            case = {**HEADLINE, "cutoffs": cutoffs, "dtype": f"float32 {precision}", "skew": 1.0}
-            runs = adaptive_runs(HEADLINE, cutoffs=cutoffs, dtype=torch.float32, skew=1.0, compiled=False)
-            yield from measured(runs, case, rounds=9)
-            del runs
-            torch.cuda.empty_cache()
+        case = replace(HEADLINE, dtype="float32", cutoffs=cutoffs)
+        yield from contest(adaptive_runs(case, compiled=False), case, rounds=9)
+        torch.cuda.empty_cache()
     torch.set_float32_matmul_precision("highest")
-    for cutoffs in ([20_000, 60_000], [5_000, 20_000, 100_000]):
-        case = {**SMALL, "cutoffs": cutoffs, "dtype": "bfloat16", "skew": 1.0}
-        yield from measured(adaptive_runs(SMALL, cutoffs=cutoffs, dtype=torch.bfloat16, skew=1.0), case)
-    for n_classes in (1_000_000, 10_000_000):
-        for shape in (
-            {"n_classes": n_classes, "in_features": 1024, "batch_size": 16_384},
-            {"n_classes": n_classes, "in_features": 256, "batch_size": 1024},
-        ):
-            cutoffs = [20_000, 200_000, n_classes // 2]
-            case = {**shape, "cutoffs": cutoffs, "dtype": "bfloat16", "skew": 1.0}
-            runs = adaptive_runs(shape, cutoffs=cutoffs, dtype=torch.bfloat16, skew=1.0, compiled=False)
-            yield from measured(runs, case, rounds=9, seconds=4.0)
-            del runs
-            torch.cuda.empty_cache()
+    for n_classes, shape in product((1_000_000, 10_000_000), (HEADLINE, SMALL)):
+        case = replace(shape, n_classes=n_classes, cutoffs=(20_000, 200_000, n_classes // 2))
+        yield from contest(adaptive_runs(case, compiled=False), case, rounds=9, seconds=4.0)
+        torch.cuda.empty_cache()

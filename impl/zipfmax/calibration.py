@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from zipfmax import model_cache, trials
+from zipfmax.compile_ahead import compile_ahead, with_kernels
 from zipfmax.cost_model import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
@@ -72,29 +73,38 @@ def calibrate(
         device, dtype: where, and in what.
         task: "train" (forward and backward of the mean loss) or "forward".
         backend: as `AdaptiveLogSoftmaxWithLoss` takes it.
-        budget_s: seconds after which no further step is begun.
-        on_sample: called after each trial with the share of the budget that is spent.
+        budget_s: seconds after which no further step is begun. On a GPU the kernels are compiled first, which
+            takes up to `compile_ahead.BOUND_S` more where they are not in Triton's cache.
+        on_sample: called after each trial with the share of the budget that is spent; on a GPU compiling is the
+            first half.
 
     Raises:
         ValueError: an unknown task.
         ImportError: SciPy, which fits the model, is not installed.
         TimeoutError: in the budget fewer than half of the trials were measured.
+        RuntimeError: on a GPU a step failed while it was compiled.
     """
     import scipy.optimize  # noqa: F401 - to fail before the measuring, not after it
 
-    began = time.monotonic()
     device = torch.device(device)
     timer = StepTimer(device, dtype, task, backend)
     drawn = trials.drawn(device.type != "cpu")
+    wanted: list[Trial | FullTrial] = [*drawn.parts, *drawn.held_out, *drawn.full]
+    done = on_sample or (lambda share: None)
+    compiling = 0.0 if device.type == "cpu" else 0.5
+    if compiling:
+        compile_ahead(device, dtype, task, backend, on_share=lambda share: done(compiling * share))
+        for trial in with_kernels(drawn):
+            timer.step(trial)()  # loads what was compiled
+    began = time.monotonic()
 
     def spent() -> float:
         return (time.monotonic() - began) / budget_s
 
-    wanted: list[Trial | FullTrial] = [*drawn.parts, *drawn.held_out, *drawn.full]
     seconds = timer.medians(
         wanted,
         enough=lambda rounds: False,
-        on_sample=None if on_sample is None else lambda: on_sample(min(1.0, spent())),
+        on_sample=lambda: done(compiling + (1 - compiling) * min(1.0, spent())),
         out_of_time=lambda: spent() >= 1,
         samples_a_round=1,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,12 +12,23 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import TAIL_WIDTHS
 from zipfmax.steps import FullTrial, Trial
 
-# How many trials of each kind: together they take about half a minute on two quiet cores.
-HEADS = 16
-TAILS_OF_A_WIDTH = 6
-WHOLES = 24
-STACKS = 20
-FULLS = 14
+
+@dataclass(frozen=True)
+class Numbers:
+    """How many layouts of each kind, and by what their rows are multiplied to make several trials of one."""
+
+    heads: int
+    tails_of_a_width: int
+    wholes: int
+    stacks: int
+    full: int
+    factors: tuple[float, ...]
+
+
+# Together they take about half a minute on two quiet cores.
+ON_CPU = Numbers(heads=16, tails_of_a_width=6, wholes=24, stacks=20, full=14, factors=(1.0,))
+# Kernels are compiled for each layout, which takes seconds; most of them serve any number of rows.
+ON_GPU = Numbers(heads=8, tails_of_a_width=2, wholes=10, stacks=8, full=14, factors=(0.25, 1.0, 4.0))
 WIDE_TAILS = (128, 256, 512)
 MOST_PRODUCTS = 1e9
 """Multiply-adds of a trial's forward, so that one takes about a tenth of a second on a CPU. The head and full
@@ -43,17 +54,35 @@ def drawn(on_gpu: bool, most: float | None = None) -> Trials:
     """The same trials at each call; `most` is the largest number of multiply-adds of one forward."""
     if most is None:
         most = MOST_PRODUCTS_GPU if on_gpu else MOST_PRODUCTS
-    chooser = random.Random(0)
-    kinds = (_tail_trials, _whole_trials, _stack_trials)
-    parts = _head_trials(chooser, 2 * most) + [trial for kind in kinds for trial in kind(chooser, most)]
-    held_out = [trial for trial in _whole_trials(chooser, most) if trial not in parts]
-    return Trials(parts, _full_trials(chooser, 2 * most), held_out)
+    chooser, numbers = random.Random(0), ON_GPU if on_gpu else ON_CPU
+    parts = [
+        *_head_trials(chooser, 2 * most, numbers.heads),
+        *_tail_trials(chooser, most, numbers.tails_of_a_width),
+        *_whole_trials(chooser, most, numbers.wholes),
+        *_stack_trials(chooser, most, numbers.stacks),
+    ]
+    held_out = [trial for trial in _whole_trials(chooser, most, numbers.wholes) if trial not in parts]
+    return Trials(
+        _multiplied(parts, numbers.factors),
+        _full_trials(chooser, 2 * most, numbers.full),
+        _multiplied(held_out, numbers.factors),
+    )
 
 
-def _head_trials(chooser: random.Random, most: float) -> list[Trial]:
+def _multiplied(trials: list[Trial], factors: tuple[float, ...]) -> list[Trial]:
+    """Each layout with its rows multiplied by each factor; a part that has rows keeps at least one."""
+    made = [
+        replace(trial, rows=tuple(max(1, round(factor * n)) if n else 0 for n in trial.rows))
+        for trial in trials
+        for factor in factors
+    ]
+    return list(dict.fromkeys(made))
+
+
+def _head_trials(chooser: random.Random, most: float, count: int) -> list[Trial]:
     """Heads with a tail that no label is in, their shortlists spread evenly on a logarithmic axis."""
     trials = []
-    for shortlist in _spread(chooser, HEADS, 1 << 3, min(1 << 16, int(most / SMALLEST_BATCH))):
+    for shortlist in _spread(chooser, count, 1 << 3, min(1 << 16, int(most / SMALLEST_BATCH))):
 
         def trial(shortlist: int = shortlist) -> Trial:
             width, batch = _shape(chooser)
@@ -63,7 +92,7 @@ def _head_trials(chooser: random.Random, most: float) -> list[Trial]:
     return trials
 
 
-def _tail_trials(chooser: random.Random, most: float) -> list[Trial]:
+def _tail_trials(chooser: random.Random, most: float, count: int) -> list[Trial]:
     """Single tails of every width, their classes spread as the shortlists are.
 
     Behind a head of 16 columns and with many of the rows: or the head's time would hide the price of a logit.
@@ -72,7 +101,7 @@ def _tail_trials(chooser: random.Random, most: float) -> list[Trial]:
     for width in (*TAIL_WIDTHS, *WIDE_TAILS):
         # Half of what the fewest rows, 256 / 8, can afford: or no draw might be affordable.
         largest = min(1 << 18, int(most / (64 * max(width, 16))))
-        for classes in _spread(chooser, TAILS_OF_A_WIDTH, 1 << 8, largest):
+        for classes in _spread(chooser, count, 1 << 8, largest):
 
             def trial(width: int = width, classes: int = classes) -> Trial:
                 in_features, batch = _shape(chooser, at_least=width, at_most=max(256, width))
@@ -84,7 +113,7 @@ def _tail_trials(chooser: random.Random, most: float) -> list[Trial]:
     return trials
 
 
-def _whole_trials(chooser: random.Random, most: float) -> list[Trial]:
+def _whole_trials(chooser: random.Random, most: float, count: int) -> list[Trial]:
     """Layouts as users have them, with Zipf labels."""
 
     def trial() -> Trial:
@@ -101,10 +130,10 @@ def _whole_trials(chooser: random.Random, most: float) -> list[Trial]:
         rows = np.random.default_rng(chooser.getrandbits(32)).multinomial(batch, shares)
         return Trial(layout, tuple(rows.tolist()))
 
-    return [_affordable(trial, most) for _ in range(WHOLES)]
+    return [_affordable(trial, most) for _ in range(count)]
 
 
-def _stack_trials(chooser: random.Random, most: float) -> list[Trial]:
+def _stack_trials(chooser: random.Random, most: float, count: int) -> list[Trial]:
     """Several small tails of any widths: only these tell what a tail costs from what a step costs."""
 
     def trial() -> Trial:
@@ -118,13 +147,13 @@ def _stack_trials(chooser: random.Random, most: float) -> list[Trial]:
         layout = ClusterLayout(width, bounds[-1], tuple(bounds[:-1]), projection_sizes=widths)
         return Trial(layout, (batch - sum(rows), *rows))
 
-    return [_affordable(trial, most) for _ in range(STACKS)]
+    return [_affordable(trial, most) for _ in range(count)]
 
 
-def _full_trials(chooser: random.Random, most: float) -> list[FullTrial]:
+def _full_trials(chooser: random.Random, most: float, count: int) -> list[FullTrial]:
     """Full softmax over vocabularies spread evenly on a logarithmic axis."""
     trials = []
-    for n_classes in _spread(chooser, FULLS, 1 << 7, min(1 << 16, int(most / SMALLEST_BATCH))):
+    for n_classes in _spread(chooser, count, 1 << 7, min(1 << 16, int(most / SMALLEST_BATCH))):
         while True:
             width, batch = _shape(chooser)
             if batch * n_classes * width < most:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from zipfmax_bench import messages
 from zipfmax_bench.executors import WorkerProcess
@@ -16,7 +18,7 @@ from zipfmax_reference.runs.case import Case
 FAULTY = Path(__file__).parent / "faulty.py"
 CASE = Case(60, 8, 16, (10, 30), labels="zipf:1.0", task="train")
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux without a GPU")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are forked on Linux")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,15 @@ def test_forks_are_apart_from_each_other_and_end_by_themselves(server):
     assert killed.ask(messages.WarmUp()).status == "out_of_memory"
     one.close()
     assert one.pid is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_fork_computes_on_the_gpu_that_its_starter_uses(server):
+    torch.zeros(1, device="cuda")
+    one = worker(server, "zipfmax")
+    assert isinstance(one.ask(messages.PrepareCase(replace(CASE, device="cuda"))), messages.Prepared)
+    assert isinstance(one.ask(messages.WarmUp()), messages.Timed)
+    one.close()
 
 
 def test_one_that_hangs_is_ended_in_time(server):

@@ -20,6 +20,7 @@ def test_every_full_softmax_has_a_run_or_a_reason(monkeypatch):
     assert "full" in runs
     for name, note in notes.items():
         assert (name in runs) == ("settings" in note) == ("reason" not in note)
+        assert note["mode"] == "eager"
         assert note["exact"] == registry.gradients(name).exact
     for run in runs.values():
         run()
@@ -47,11 +48,26 @@ def test_every_full_contestant_is_timed():
     assert sorted(gpu_times.FULL) == sorted(family)
 
 
+def test_contestants_have_a_record_each_and_say_what_they_are(monkeypatch):
+    monkeypatch.setattr(gpu_times, "measured", lambda runs, record, **_: ({**record, "impl": name} for name in runs))
+    notes = {
+        "zipfmax 10/30 graph": {"impl": "zipfmax", "mode": "graph", "cutoffs": (10, 30)},
+        "full:quack": {"impl": "full:quack", "mode": "eager", "status": "skipped", "reason": "not installed"},
+    }
+    first, second = gpu_times.contest(({"zipfmax 10/30 graph": print}, notes), CASE, rounds=2)
+    assert (first["impl"], first["mode"], first["cutoffs"], first["batch_size"]) == ("zipfmax", "graph", (10, 30), 24)
+    assert (second["impl"], second["reason"], second["seed"]) == ("full:quack", "not installed", 0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_times_on_a_gpu_have_their_settings():
-    shape = {"n_classes": 70_001, "in_features": 64, "batch_size": 512}
-    records = list(gpu_times.full_times(shape, rounds=2))
-    assert {record["logit_std"] for record in records} == {1.0, 4.0}
-    assert len(records) == 2 * len(gpu_times.FULL)
-    timed = {record["impl"]: record for record in records if record["status"] == "ok"}
-    assert all(timed[name]["settings"] for name in timed if name != "full")
+def test_times_on_a_gpu_are_of_every_contestant_seed_and_spread(monkeypatch):
+    monkeypatch.setattr(gpu_times, "CUTOFFS", ((2_000, 9_000), (500, 2_000, 9_000)))
+    shape = Case(70_001, 64, 512, (2_000, 9_000), dtype="bfloat16", device="cuda")
+    records = list(gpu_times.against_full(shape, rounds=2))
+    assert {(one["seed"], one["logit_std"]) for one in records} == {(s, l) for s in (0, 1) for l in (1.0, 4.0)}
+    ours = [one for one in records if one["impl"] in ("zipfmax", "torch")]
+    assert len(ours) == 4 * 2 * 5
+    assert all(one["status"] == "ok" for one in ours)
+    assert {one["impl"] for one in records} == {"zipfmax", "torch", *gpu_times.FULL}
+    timed = [one for one in records if one["status"] == "ok" and one["impl"].startswith("full:")]
+    assert all(one["settings"] for one in timed)

@@ -112,9 +112,9 @@ def test_a_calibration_survives_its_record(measured):
 
 
 def test_a_calibration_on_this_machine_is_finite_positive_and_ends_in_time(monkeypatch):
-    few = {"MOST_PRODUCTS": 1e8, "HEADS": 4, "TAILS_OF_A_WIDTH": 1, "WHOLES": 3, "STACKS": 3, "FULLS": 4}
-    for name, value in few.items():
-        monkeypatch.setattr(trials, name, value)
+    few = trials.Numbers(heads=4, tails_of_a_width=1, wholes=3, stacks=3, full=4, factors=(1.0,))
+    monkeypatch.setattr(trials, "ON_CPU", few)
+    monkeypatch.setattr(trials, "MOST_PRODUCTS", 1e7)
     shares = []
     found = calibrate(budget_s=1.5, task="forward", on_sample=shares.append)
     assert found.held_out > 0
