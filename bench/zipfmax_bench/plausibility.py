@@ -25,6 +25,9 @@ FASTER_THAN_PRODUCTS = 1.5
 """Ratio to the bare products' time from which on, with all of its interval, a time cannot be."""
 LEAST_DIFFERENCE_S = 5e-5
 """Differences below it are the cost of launching products one by one."""
+FASTEST_GPU_FLOPS = {"float64": 1e14, "float32": 1.5e15, "bfloat16": 3e15, "float16": 3e15}
+"""FLOPs a second that no GPU reaches, dense, float32 as tf32. A fused kernel beats the bare products there, because it
+stores no logits; it cannot beat this rate."""
 
 UNCLAIMED_SHARE = 0.1
 """Of a claimed time: where the engine's clock saw more beyond it in every run, it is not a measurement."""
@@ -51,11 +54,13 @@ def fault(case: Case, name: str, own: Measurement, limit: Measurement | None) ->
         return None
     if registry.family(name) != "adaptive":
         return None  # the limit is that of adaptive softmax, and fused losses use operators without a count
-    return (limit_fault(own, limit) if limit is not None and limit.ok else None) or flops_fault(case, own)
+    if limit is not None and limit.ok and (found := limit_fault(case, own, limit)):
+        return found
+    return flops_fault(case, own)
 
 
-def limit_fault(own: Measurement, limit: Measurement) -> str | None:
-    """Whether an implementation is faster than its matrix products, beyond noise."""
+def limit_fault(case: Case, own: Measurement, limit: Measurement) -> str | None:
+    """Whether an implementation is faster than its matrix products can be, beyond noise."""
     theirs, ours = ({(s.process, s.round): s.seconds for s in one.samples} for one in (limit, own))
     if not all(seconds > 0 for seconds in ours.values()):
         return "a run took no time at all"
@@ -64,6 +69,8 @@ def limit_fault(own: Measurement, limit: Measurement) -> str | None:
         return None
     difference_s = median(theirs.values()) - median(ours.values())
     if difference_s < LEAST_DIFFERENCE_S:
+        return None
+    if case.device != "cpu" and median(ours.values()) > least_flops(case) / FASTEST_GPU_FLOPS[case.dtype]:
         return None
     return f"faster than its matrix products, {ratio.estimate:.3g} times (at least {ratio.low:.3g})"
 

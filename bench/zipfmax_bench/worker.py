@@ -188,7 +188,8 @@ class WorkerState:
             return None  # a replay reads the tensors that were captured
         from zipfmax_bench import work
 
-        if work.waits(self._runner.run):
+        # Twice: a run that captures a graph of its own, as ours does once a shape recurs, waits for that alone.
+        if work.waits(self._runner.run) and work.waits(self._runner.run):
             # Not tried: a broken capture leaves the process's random generator unusable.
             self._refuses_capture = True
             return None

@@ -31,6 +31,14 @@ def test_a_time_far_below_the_products_is_implausible_with_the_ratio():
     )
 
 
+@pytest.mark.parametrize(("share", "implausible"), [(0.5, True), (2, False)])
+def test_on_a_gpu_only_a_rate_that_no_gpu_reaches_is_implausible(share, implausible):
+    case = Case(100_000, 256, 4096, (7_000, 25_000), dtype="bfloat16", device="cuda")
+    least_s = plausibility.least_flops(case) / plausibility.FASTEST_GPU_FLOPS["bfloat16"]
+    found = fault(measured(*[share * least_s] * 5), case=case)
+    assert (found is not None) == implausible
+
+
 def test_one_fast_sample_among_slow_ones_convicts_nobody():
     assert fault(measured(0.001, 0.012, 0.011, 0.001, 0.010)) is None
 
