@@ -49,13 +49,20 @@ def test_every_full_contestant_is_timed():
 
 
 def test_contestants_have_a_record_each_and_say_what_they_are(monkeypatch):
-    monkeypatch.setattr(gpu_times, "measured", lambda runs, record, **_: ({**record, "impl": name} for name in runs))
+    monkeypatch.setattr(
+        gpu_times, "measured", lambda runs, record, **_: ({**record, "impl": name} for name in runs)
+    )
     notes = {
         "zipfmax 10/30 graph": {"impl": "zipfmax", "mode": "graph", "cutoffs": (10, 30)},
         "full:quack": {"impl": "full:quack", "mode": "eager", "status": "skipped", "reason": "not installed"},
     }
     first, second = gpu_times.contest(({"zipfmax 10/30 graph": print}, notes), CASE, rounds=2)
-    assert (first["impl"], first["mode"], first["cutoffs"], first["batch_size"]) == ("zipfmax", "graph", (10, 30), 24)
+    assert (first["impl"], first["mode"], first["cutoffs"], first["batch_size"]) == (
+        "zipfmax",
+        "graph",
+        (10, 30),
+        24,
+    )
     assert (second["impl"], second["reason"], second["seed"]) == ("full:quack", "not installed", 0)
 
 
@@ -64,7 +71,9 @@ def test_times_on_a_gpu_are_of_every_contestant_seed_and_spread(monkeypatch):
     monkeypatch.setattr(gpu_times, "CUTOFFS", ((2_000, 9_000), (500, 2_000, 9_000)))
     shape = Case(70_001, 64, 512, (2_000, 9_000), dtype="bfloat16", device="cuda")
     records = list(gpu_times.against_full(shape, rounds=2))
-    assert {(one["seed"], one["logit_std"]) for one in records} == {(s, l) for s in (0, 1) for l in (1.0, 4.0)}
+    assert {(one["seed"], one["logit_std"]) for one in records} == {
+        (s, l) for s in (0, 1) for l in (1.0, 4.0)
+    }
     ours = [one for one in records if one["impl"] in ("zipfmax", "torch")]
     assert len(ours) == 4 * 2 * 5
     assert all(one["status"] == "ok" for one in ours)
