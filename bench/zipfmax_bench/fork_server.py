@@ -4,8 +4,8 @@ The server imports what every worker needs, and then only forks: it starts no th
 draws no weights. Forks share the places of what is loaded, so each one first moves its own memory by a random
 distance: where tensors lie is one of the things in which replicate processes have to differ.
 
-A GPU's driver that was initialised before a fork is lost to the child, so the server never initialises it, and whether
-there is a GPU is asked of NVML in the server and in its forks.
+A GPU's driver that was initialised before a fork is lost to the child, so the server never initialises it, and
+whether there is a GPU is asked of NVML in the server and in its forks.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--socket", type=int, required=True)
     options = parser.parse_args(arguments)
     worker.live_and_die_with_the_starter()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise RuntimeError("an import initialised the GPU's driver, so no fork could use it")
     channel = socket.socket(fileno=options.socket)
     gc.collect()

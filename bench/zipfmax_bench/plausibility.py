@@ -26,8 +26,8 @@ FASTER_THAN_PRODUCTS = 1.5
 LEAST_DIFFERENCE_S = 5e-5
 """Differences below it are the cost of launching products one by one."""
 FASTEST_GPU_FLOPS = {"float64": 1e14, "float32": 1.5e15, "bfloat16": 3e15, "float16": 3e15}
-"""FLOPs a second that no GPU reaches, dense, float32 as tf32. A fused kernel beats the bare products there, because it
-stores no logits; it cannot beat this rate."""
+"""FLOPs a second that no GPU reaches, dense, float32 as tf32. A fused kernel beats the bare products there, because
+it stores no logits; it cannot beat this rate."""
 
 UNCLAIMED_SHARE = 0.1
 """Of a claimed time: where the engine's clock saw more beyond it in every run, it is not a measurement."""

@@ -23,12 +23,24 @@ class Numbers:
     stacks: int
     full: int
     factors: tuple[float, ...]
+    largest_head: int = 1 << 16
+    """Classes, of full softmax too."""
+    largest_tail: int = 1 << 18
 
 
 # Together they take about half a minute on two quiet cores.
 ON_CPU = Numbers(heads=16, tails_of_a_width=6, wholes=24, stacks=20, full=14, factors=(1.0,))
 # Kernels are compiled for each layout, which takes seconds; most of them serve any number of rows.
-ON_GPU = Numbers(heads=8, tails_of_a_width=2, wholes=10, stacks=8, full=14, factors=(0.25, 1.0, 4.0))
+ON_GPU = Numbers(
+    heads=8,
+    tails_of_a_width=3,
+    wholes=12,
+    stacks=8,
+    full=14,
+    factors=(0.25, 1.0, 4.0),
+    largest_head=1 << 18,
+    largest_tail=1 << 20,
+)
 WIDE_TAILS = (128, 256, 512)
 MOST_PRODUCTS = 1e9
 """Multiply-adds of a trial's forward, so that one takes about a tenth of a second on a CPU. The head and full
@@ -56,15 +68,15 @@ def drawn(on_gpu: bool, most: float | None = None) -> Trials:
         most = MOST_PRODUCTS_GPU if on_gpu else MOST_PRODUCTS
     chooser, numbers = random.Random(0), ON_GPU if on_gpu else ON_CPU
     parts = [
-        *_head_trials(chooser, 2 * most, numbers.heads),
-        *_tail_trials(chooser, most, numbers.tails_of_a_width),
+        *_head_trials(chooser, 2 * most, numbers),
+        *_tail_trials(chooser, most, numbers),
         *_whole_trials(chooser, most, numbers.wholes),
         *_stack_trials(chooser, most, numbers.stacks),
     ]
     held_out = [trial for trial in _whole_trials(chooser, most, numbers.wholes) if trial not in parts]
     return Trials(
         _multiplied(parts, numbers.factors),
-        _full_trials(chooser, 2 * most, numbers.full),
+        _full_trials(chooser, 2 * most, numbers),
         _multiplied(held_out, numbers.factors),
     )
 
@@ -79,10 +91,12 @@ def _multiplied(trials: list[Trial], factors: tuple[float, ...]) -> list[Trial]:
     return list(dict.fromkeys(made))
 
 
-def _head_trials(chooser: random.Random, most: float, count: int) -> list[Trial]:
+def _head_trials(chooser: random.Random, most: float, numbers: Numbers) -> list[Trial]:
     """Heads with a tail that no label is in, their shortlists spread evenly on a logarithmic axis."""
     trials = []
-    for shortlist in _spread(chooser, count, 1 << 3, min(1 << 16, int(most / SMALLEST_BATCH))):
+    for shortlist in _spread(
+        chooser, numbers.heads, 1 << 3, min(numbers.largest_head, int(most / SMALLEST_BATCH))
+    ):
 
         def trial(shortlist: int = shortlist) -> Trial:
             width, batch = _shape(chooser)
@@ -92,7 +106,7 @@ def _head_trials(chooser: random.Random, most: float, count: int) -> list[Trial]
     return trials
 
 
-def _tail_trials(chooser: random.Random, most: float, count: int) -> list[Trial]:
+def _tail_trials(chooser: random.Random, most: float, numbers: Numbers) -> list[Trial]:
     """Single tails of every width, their classes spread as the shortlists are.
 
     Behind a head of 16 columns and with many of the rows: or the head's time would hide the price of a logit.
@@ -100,8 +114,8 @@ def _tail_trials(chooser: random.Random, most: float, count: int) -> list[Trial]
     trials = []
     for width in (*TAIL_WIDTHS, *WIDE_TAILS):
         # Half of what the fewest rows, 256 / 8, can afford: or no draw might be affordable.
-        largest = min(1 << 18, int(most / (64 * max(width, 16))))
-        for classes in _spread(chooser, count, 1 << 8, largest):
+        largest = min(numbers.largest_tail, int(most / (64 * max(width, 16))))
+        for classes in _spread(chooser, numbers.tails_of_a_width, 1 << 8, largest):
 
             def trial(width: int = width, classes: int = classes) -> Trial:
                 in_features, batch = _shape(chooser, at_least=width, at_most=max(256, width))
@@ -150,10 +164,12 @@ def _stack_trials(chooser: random.Random, most: float, count: int) -> list[Trial
     return [_affordable(trial, most) for _ in range(count)]
 
 
-def _full_trials(chooser: random.Random, most: float, count: int) -> list[FullTrial]:
+def _full_trials(chooser: random.Random, most: float, numbers: Numbers) -> list[FullTrial]:
     """Full softmax over vocabularies spread evenly on a logarithmic axis."""
     trials = []
-    for n_classes in _spread(chooser, count, 1 << 7, min(1 << 16, int(most / SMALLEST_BATCH))):
+    for n_classes in _spread(
+        chooser, numbers.full, 1 << 7, min(numbers.largest_head, int(most / SMALLEST_BATCH))
+    ):
         while True:
             width, batch = _shape(chooser)
             if batch * n_classes * width < most:

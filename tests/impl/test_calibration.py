@@ -4,13 +4,15 @@ import json
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from zipfmax import trials
+from zipfmax import calibration, trials
 from zipfmax.calibration import Calibration, calibrate, calibrated
-from zipfmax.cost_model import TAIL_WIDTHS, CostModel, PartCost
+from zipfmax.clusters import ClusterLayout
+from zipfmax.cost_model import TAIL_WIDTHS, CostModel, PartCost, fit_nonnegative
 from zipfmax.steps import StepTimer, Trial
 
 PRICES = (2e-10, 9e-10, 8e-10, 7e-10, 6e-10, 5e-10, 4e-10)
@@ -54,6 +56,37 @@ def test_the_fit_recovers_a_machine_that_follows_the_model(measured):
         assert_allclose(
             getattr(found.model, part).coefficients(), getattr(MODEL, part).coefficients(), rtol=1e-4
         )
+
+
+def test_on_a_gpu_each_layout_has_several_numbers_of_rows_and_few_layouts_are_compiled():
+    drawn = trials.drawn(on_gpu=True)
+    rows = {}
+    for trial in [*drawn.parts, *drawn.held_out]:
+        rows.setdefault(trial.layout, set()).add(trial.rows)
+    assert len(rows) < 80
+    assert all(len(found) == 3 for found in rows.values())
+
+
+def test_a_gpus_trials_tell_what_the_headline_layouts_cost():
+    """A device that multiplies at 600 TFLOP/s and takes an exponential a logit: of no form that is fitted."""
+
+    def device_s(trial):
+        layout, batch = trial.layout, trial.batch_size
+        seconds = 8e-5 + batch * layout.head_size * (layout.in_features * 6 / 6e14 + 12 / 3e12)
+        for tail, n in zip(layout, trial.rows[1:], strict=True):
+            seconds += n * tail.size * (tail.projection_size * 6 / 4e14 + 2 / 3.7e12) + (1e-5 if n else 0)
+        return seconds
+
+    drawn = trials.drawn(on_gpu=True)
+    features = np.stack([calibration._features(trial) for trial in drawn.parts])
+    prices = fit_nonnegative(features, np.array([device_s(trial) for trial in drawn.parts]))
+    probabilities = 1 / np.arange(1, 267_736)
+    for cutoffs in ((20_000, 60_000), (5_000, 20_000, 100_000)):
+        for batch, width in ((16_384, 1024), (4096, 512), (1024, 256)):
+            layout = ClusterLayout(width, 267_735, cutoffs)
+            rows = tuple(round(batch * share) for share in layout.occupancy(probabilities))
+            trial = Trial(layout, rows)
+            assert calibration._features(trial) @ prices == pytest.approx(device_s(trial), rel=0.1)
 
 
 def test_the_error_is_that_of_the_steps_held_out(monkeypatch):
