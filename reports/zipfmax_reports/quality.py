@@ -119,7 +119,8 @@ def _layers_table(study: RecordedStudy) -> Table:
     rows = []
     for layer in readings.layers:
         own = study.layers.get(layer)
-        perplexity = readings.over_seeds(layer, _perplexity(readings.at_equal_time))
+        loss = readings.over_seeds(layer, readings.at_equal_time)
+        perplexity = None if loss is None else loss.mapped(math.exp)  # whose interval stays above 0
         runs = [run for run in study.runs if run.layer == layer and run.status == "ok"]
         peaks = [run.peak_bytes for run in runs if run.peak_bytes]
         rows.append(
@@ -169,14 +170,6 @@ def _times_table(study: RecordedStudy) -> Table:
         ("output layer", *headings),
         rows,
     )
-
-
-def _perplexity(loss: Callable[[Curve], float | None]) -> Callable[[Curve], float | None]:
-    def value(curve: Curve) -> float | None:
-        found = loss(curve)
-        return None if found is None else math.exp(found)
-
-    return value
 
 
 def _with_interval(value: Interval) -> str:
