@@ -10,7 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zipfmax.errors import UsageError
 from zipfmax_bench.timings import STEADY, interval_of
@@ -28,32 +30,63 @@ Key = tuple[str, str]
 """Case id and implementation."""
 
 
+_Positive = Annotated[float, Field(gt=0)]
+Ratio = tuple[_Positive, _Positive | None, _Positive | None]
+"""An estimate and the ends of its interval, if it has any."""
+
+
+class BaselineCell(BaseModel):
+    """A cell: its ratios to what was measured beside it, and the figures that were counted; only what is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    case: str
+    impl: str
+    speedup_vs_torch: Ratio | None = None
+    speedup_vs_full: Ratio | None = None
+    speedup_vs_limit: Ratio | None = None
+    peak_bytes: int | None = None
+    flops: int | None = None
+    launches: int | None = None
+    synchronisations: int | None = None
+
+    def ratio(self, reference: str) -> Ratio | None:
+        """To one of `STEADY`."""
+        found: Ratio | None = getattr(self, f"speedup_vs_{reference}")
+        return found
+
+    def counted(self) -> dict[str, int]:
+        """The counted figures that are known, by name."""
+        return {name: value for name in FIGURES if (value := getattr(self, name)) is not None}
+
+    def line(self) -> str:
+        """As the file holds it."""
+        return json.dumps(self.model_dump(exclude_none=True))
+
+
 @dataclass(frozen=True)
 class Baseline:
     """Cells by case and implementation, and what they were measured on."""
 
-    cells: Mapping[Key, Mapping[str, Any]]
+    cells: Mapping[Key, BaselineCell]
     header: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """The file's content."""
         lines = [json.dumps(dict(self.header))]
-        lines += [json.dumps(dict(self.cells[key])) for key in sorted(self.cells)]
+        lines += [self.cells[key].line() for key in sorted(self.cells)]
         return "\n".join(lines) + "\n"
 
 
-def cell_of(timing: Timing) -> dict[str, Any]:
-    """The baseline's line of a cell: [ratio, low, high] to each reference, and the counted figures."""
-    cell: dict[str, Any] = {"case": timing.case, "impl": timing.impl}
+def cell_of(timing: Timing) -> BaselineCell:
+    """The baseline's line of a cell, ratios with four decimals."""
+    known: dict[str, Any] = {name: getattr(timing, name) for name in FIGURES}
     for reference in STEADY:
-        name = f"speedup_vs_{reference}"
         values = interval_of(timing, reference)
         if timing.impl != reference and values[0] is not None:
-            cell[name] = [None if value is None else round(value, 4) for value in values]
-    for figure in FIGURES:
-        if (counted := getattr(timing, figure)) is not None:
-            cell[figure] = counted
-    return cell
+            rounded = (None if value is None else round(value, 4) for value in values)
+            known[f"speedup_vs_{reference}"] = tuple(rounded)
+    return BaselineCell(case=timing.case, impl=timing.impl, **known)
 
 
 def is_kept(timing: Timing) -> bool:
@@ -76,35 +109,26 @@ def read(file: Path) -> Baseline:
         UsageError: no such file, or none of this format.
     """
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        header = json.loads(lines[0]) if lines else None
     except FileNotFoundError:
         raise UsageError(f"no baseline {file}: write it with --update") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"baseline {file} cannot be read: {error}") from error
-    if not lines or not isinstance(lines[0], dict) or "format" not in lines[0]:
+    if not isinstance(header, dict) or "format" not in header:
         raise UsageError(f"{file} is not a baseline of zipfmax: its first line has no format")
-    if lines[0]["format"] != FORMAT:
-        raise UsageError(f"baseline {file} has format {lines[0]['format']}; this zipfmax reads {FORMAT}")
-    cells: dict[Key, Mapping[str, Any]] = {}
+    if header["format"] != FORMAT:
+        raise UsageError(f"baseline {file} has format {header['format']}; this zipfmax reads {FORMAT}")
+    cells = {}
     for number, line in enumerate(lines[1:], start=2):
-        if not isinstance(line, dict) or not {"case", "impl"} <= line.keys():
-            raise UsageError(f"baseline {file}, line {number}: a cell has a case and an impl")
-        if wrong := [name for name, value in line.items() if not _sound(name, value)]:
-            raise UsageError(f"baseline {file}, line {number}: {wrong[0]} is {line[wrong[0]]!r}")
-        cells[line["case"], line["impl"]] = line
+        try:
+            cell = BaselineCell.model_validate_json(line)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(map(str, wrong["loc"]))
+            said = f"{place}: {wrong['msg']}, got {wrong['input']!r}" if place else wrong["msg"]
+            raise UsageError(f"baseline {file}, line {number}: {said}") from None
+        cells[cell.case, cell.impl] = cell
     if not cells:
         raise UsageError(f"baseline {file} has no cell")
-    return Baseline(cells, lines[0])
-
-
-def _sound(name: str, value: object) -> bool:
-    """Whether a field of a cell is of its kind: text, a count, or a ratio with its bounds, if it has any."""
-    if name in FIGURES:
-        return isinstance(value, int)
-    if name.startswith("speedup_vs_"):
-        return (
-            isinstance(value, list)
-            and len(value) == 3
-            and all(bound is None or (isinstance(bound, int | float) and bound > 0) for bound in value)
-        )
-    return isinstance(value, str)
+    return Baseline(cells, header)

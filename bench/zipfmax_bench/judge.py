@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from zipfmax.errors import UsageError
-from zipfmax_bench.baseline import FIGURES, cell_of
+from zipfmax_bench.baseline import BaselineCell, cell_of
 from zipfmax_bench.timings import STEADY, interval_of
 from zipfmax_reference.records import Finding, Outcome, Timing
 
@@ -63,7 +62,7 @@ def _excluded(threshold: float) -> float:
     return math.log1p(2 * threshold)
 
 
-def judge(cell: Mapping[str, Any], timing: Timing | None, threshold: float = THRESHOLD) -> Finding:
+def judge(cell: BaselineCell, timing: Timing | None, threshold: float = THRESHOLD) -> Finding:
     """Judge a cell of the baseline by a run's record of it, or by its absence.
 
     Counted figures are compared exactly, in both directions. A time is judged against the reference that it
@@ -71,21 +70,20 @@ def judge(cell: Mapping[str, Any], timing: Timing | None, threshold: float = THR
     """
 
     def found(outcome: Outcome, text: str, **more: Any) -> Finding:
-        return Finding(case=cell["case"], impl=cell["impl"], outcome=outcome, text=text, **more)
+        return Finding(case=cell.case, impl=cell.impl, outcome=outcome, text=text, **more)
 
     if timing is None:
         return found("missing", "the run has no such cell")
     if timing.status != "ok":
         return found("unmeasured", f"{timing.status}: {timing.reason}")
-    now = {figure: getattr(timing, figure) for figure in FIGURES if figure in cell}
     differences = [
-        f"{figure} {cell[figure]:,} -> {_number(value)}"
-        for figure, value in now.items()
-        if value != cell[figure]
+        f"{figure} {then:,} -> {_number(now)}"
+        for figure, then in cell.counted().items()
+        if (now := getattr(timing, figure)) != then
     ]
     if differences:
-        return found("changed", "; ".join(differences), update=json.dumps(cell_of(timing)))
-    kept = [reference for reference in STEADY if f"speedup_vs_{reference}" in cell]
+        return found("changed", "; ".join(differences), update=cell_of(timing).line())
+    kept = [reference for reference in STEADY if cell.ratio(reference) is not None]
     changes = [change for reference in kept if (change := change_of(cell, timing, reference)) is not None]
     if kept and not changes:
         return found("unmeasured", f"the run lacks its reference: {' or '.join(kept)}")
@@ -157,15 +155,14 @@ def blur(timing: Timing) -> float:
     return min((_log_ratio(*known)[1] for known in intervals if None not in known), default=math.inf)
 
 
-def change_of(cell: Mapping[str, Any], timing: Timing, reference: str) -> Change | None:
+def change_of(cell: BaselineCell, timing: Timing, reference: str) -> Change | None:
     """The change of a cell's relative time, or None where either side has no interval for this reference."""
-    name = f"speedup_vs_{reference}"
-    then = cell.get(name)
+    then = cell.ratio(reference)
     now = interval_of(timing, reference)
     if then is None or None in then or None in now:
         return None
     (before, before_width), (after, after_width) = _log_ratio(*then), _log_ratio(*now)
-    floor = getattr(timing, f"{name}_floor") or 0.0
+    floor = getattr(timing, f"speedup_vs_{reference}_floor") or 0.0
     return Change(reference, before - after, math.hypot(before_width, after_width), floor)
 
 

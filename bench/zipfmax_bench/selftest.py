@@ -203,7 +203,9 @@ class Bench:
         base = {(case.id, OURS): self._measure(case, OURS, then) for case in CASES}
         keys = [(case.id, measured(kind, case)) for case in CASES]
         found = {key: self._measure(case, key[1], now) for case, key in zip(CASES, keys, strict=True)}
-        expected = {(case, name): {**cell_of(base[case, OURS]), "impl": name} for case, name in keys}
+        expected = {
+            (case, name): cell_of(base[case, OURS]).model_copy(update={"impl": name}) for case, name in keys
+        }
         if kind.renamed:
             found["renamed", OURS] = found.pop((CASES[0].id, OURS))
         findings = examine(Baseline(expected), found, judge.THRESHOLD, None, beside_ours)
