@@ -22,6 +22,7 @@ FEWEST = 3
 """Runs that make a history; two are a comparison."""
 
 LEAST_STEP = 0.05
+_TICKS = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 5.0, 10.0)
 
 
 def in_order(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, Run]]:
@@ -104,13 +105,21 @@ def drawn(rows: pd.DataFrame, found: pd.DataFrame, order: Sequence[str]) -> Figu
     place = {name: position for position, name in enumerate(order)}
     rows = rows.assign(at=rows["run"].map(place)).sort_values("at", kind="stable")
     rows["relative"] = rows["speedup"] / rows.groupby("case")["speedup"].transform("first")
+    low, high = min(float(rows["relative"].min()), 0.9), max(float(rows["relative"].max()), 1.1)
+    ticks = [value for value in _TICKS if low <= value <= high]
     stepped = {(line["case"], line["run"]) for line in found.to_dict("records")}
     rows["step"] = [(case, run) in stepped for case, run in zip(rows["case"], rows["run"], strict=True)]
     return Figure(
         "Speedup relative to the first run, a line per cell.",
         rows,
         x=Axis("at", "run", ticks={float(position): name for name, position in place.items()}),
-        y=Axis("relative", "speedup, relative to the first run", "log", "factor"),
+        y=Axis(
+            "relative",
+            "speedup, relative to the first run",
+            "log",
+            ticks={value: factor(value) for value in ticks},
+            limits=(low / 1.03, high * 1.03),
+        ),
         marks=(Marks("line", opacity=0.45, by="case"), Marks("stars", where="step")),
         rules=(ReferenceLine("y", 1.0, "first run"),),
         panels=figures.by_task(rows),
