@@ -172,6 +172,9 @@ class Use(Protocol):
     def traits(self, batch: str) -> dict[str, str]:
         """What the module and a batch's tensors are besides their values, each as text under a name for messages."""
 
+    def hooks_fault(self, batch: str) -> str | None:
+        """Which hooks of modules do not run, or do not count, in a call on a batch; None where all do."""
+
     def scribble(self, name: str) -> None:
         """Write into the results that were returned under a name."""
 
