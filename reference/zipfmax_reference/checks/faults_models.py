@@ -63,7 +63,7 @@ class HookResultsDropped(Control):
         return found
 
 
-@in_use("a call runs its own hooks only, not those of all modules", breaks=HOOKS)
+@in_use("a call runs its own hooks only, not those of all modules", breaks="hooks-of-all-modules-run")
 class HooksOfAllModulesSkipped(Control):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:

@@ -265,7 +265,7 @@ class PaddleUse(surroundings.InThisProcess):
         }
         return found | flags
 
-    def hooks_fault(self, batch: str) -> str | None:
+    def hooks_fault(self, batch: str, of_all: bool = False) -> str | None:
         """Paddle's hooks are others."""
         raise NotApplicableError("torch's hooks of modules are none of Paddle's")
 

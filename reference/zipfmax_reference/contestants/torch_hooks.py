@@ -1,4 +1,4 @@
-"""Whether a torch module runs hooks as torch.nn.Module does: those of its own, and those of all modules."""
+"""Whether a torch module runs hooks as torch.nn.Module does: its own, and those of all modules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn.modules import module as torch_module
 
 
 def fault(module: nn.Module, hidden: Tensor, target: Tensor) -> str | None:
-    """Which kind of hook does not run, or whose result does not count; None where all do.
+    """Which kind of its own hooks does not run, or whose result does not count; None where all do.
 
     Args:
         hidden: [N, d] with N > 1, a leaf that takes a gradient.
         target: [N]
     """
-    for check in (_before, _before_with_names, _after, _of_all_modules, _of_backward):
+    for check in (_before, _before_with_names, _after, _of_backward):
         if (found := check(module, hidden, target)) is not None:
             return found
     return None
@@ -44,7 +44,8 @@ def _after(module: nn.Module, hidden: Tensor, target: Tensor) -> str | None:
     return None if found is other else "what a forward hook returns does not count"
 
 
-def _of_all_modules(module: nn.Module, hidden: Tensor, target: Tensor) -> str | None:
+def fault_of_all(module: nn.Module, hidden: Tensor, target: Tensor) -> str | None:
+    """Whether the hooks of all modules do not run, as `fault` says."""
     seen: list[str] = []
 
     def note(kind: str, of: nn.Module) -> None:

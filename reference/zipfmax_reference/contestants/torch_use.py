@@ -342,9 +342,14 @@ class TorchUse(surroundings.InThisProcess):
             found[f"the hooks of {name}"] = str(len(tensor._backward_hooks or ()))
         return found
 
-    def hooks_fault(self, batch: str) -> str | None:
+    def hooks_fault(self, batch: str, of_all: bool = False) -> str | None:
         """As torch.nn.Module runs them."""
-        return torch_hooks.fault(self._module, *self._batches[batch])
+        if not of_all:
+            return torch_hooks.fault(self._module, *self._batches[batch])
+        try:
+            return torch_hooks.fault_of_all(self._module, *self._batches[batch])
+        except Exception as error:
+            raise NotPromisedError(str(error)) from error
 
     def scribble(self, name: str) -> None:
         """Past autograd."""

@@ -107,11 +107,20 @@ def a_call_leaves_the_module_and_its_inputs_as_they_are(s: CallSession) -> None:
 
 @rule()
 def hooks_of_modules_run(s: CallSession) -> None:
-    """Before and after a call and its backward, those of all modules too; and what they return counts."""
-    if (fault := s.use.hooks_fault("a")) is not None:
+    """Before and after a call and its backward; and what they return counts."""
+    _hooks_run(s, of_all=False)
+
+
+@rule(optional=True)
+def hooks_of_all_modules_run(s: CallSession) -> None:
+    """As profilers enter them. A layer that calls no submodule may refuse them."""
+    _hooks_run(s, of_all=True)
+
+
+def _hooks_run(s: CallSession, of_all: bool) -> None:
+    if (fault := s.use.hooks_fault("a", of_all)) is not None:
         s.fail(fault)
     s.called("x", "a")
-    s.use.clear()
     s.differentiated("x", "a")
 
 
