@@ -265,6 +265,10 @@ class PaddleUse(surroundings.InThisProcess):
         }
         return found | flags
 
+    def hooks_fault(self, batch: str, of_all: bool = False) -> str | None:
+        """Paddle's hooks are others."""
+        raise NotApplicableError("torch's hooks of modules are none of Paddle's")
+
     def scribble(self, name: str) -> None:
         """By set_value."""
         for result in self._results[name].values():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zipfmax_reference.contestants import surroundings
+from zipfmax_reference.contestants import surroundings, torch_hooks
 from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
 from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
@@ -341,6 +341,15 @@ class TorchUse(surroundings.InThisProcess):
             found[f"whether {name} takes a gradient"] = str(tensor.requires_grad)
             found[f"the hooks of {name}"] = str(len(tensor._backward_hooks or ()))
         return found
+
+    def hooks_fault(self, batch: str, of_all: bool = False) -> str | None:
+        """As torch.nn.Module runs them."""
+        if not of_all:
+            return torch_hooks.fault(self._module, *self._batches[batch])
+        try:
+            return torch_hooks.fault_of_all(self._module, *self._batches[batch])
+        except Exception as error:
+            raise NotPromisedError(str(error)) from error
 
     def scribble(self, name: str) -> None:
         """Past autograd."""

@@ -172,6 +172,15 @@ class Use(Protocol):
     def traits(self, batch: str) -> dict[str, str]:
         """What the module and a batch's tensors are besides their values, each as text under a name for messages."""
 
+    def hooks_fault(self, batch: str, of_all: bool = False) -> str | None:
+        """Which of the module's hooks do not run, or do not count, in a call on a batch; None where all do.
+
+        With `of_all`, hooks of all modules.
+
+        Raises:
+            NotPromisedError: the layer refuses hooks of all modules.
+        """
+
     def scribble(self, name: str) -> None:
         """Write into the results that were returned under a name."""
 

@@ -18,19 +18,20 @@ not asked: their own error is as large as a fault's."""
 
 @rule(large=True)
 def the_incoming_gradient_counts(s: CallSession) -> None:
-    """A loss that is scaled, as by gradient accumulation or a loss scaler, and one with its sign turned."""
-    large = 2.0**10 if s.case.dtype == "float16" else 2.0**20
-    for call, factor in enumerate((0.5, -3.0, large, 1.0)):
+    """A loss that is scaled up or down, as by gradient accumulation or a loss scaler, or has its sign turned."""
+    half = s.case.dtype == "float16"
+    large, small = (2.0**10, 2.0**-2) if half else (2.0**20, 2.0**-30)
+    for call, factor in enumerate((0.5, -3.0, large, small, 1.0)):
         s.called(f"call {call}", "a")
         s.differentiated(f"call {call}", "a", grad_loss=factor)
 
 
 @rule(large=True)
 def output_can_be_differentiated(s: CallSession) -> None:
-    """With a random gradient for each row."""
-    for call in "xy":
+    """With a random gradient for each row, also a large one."""
+    for call, factor in (("x", 1.0), ("y", 2.0**6)):
         s.called(call, "a")
-        s.differentiated(call, "a", s.upstream("a"), None)
+        s.differentiated(call, "a", factor * s.upstream("a"), None)
 
 
 @rule()

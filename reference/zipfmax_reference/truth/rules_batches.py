@@ -44,6 +44,20 @@ def a_batch_of_no_rows_is_a_batch(s: CallSession) -> None:
 
 
 @rule()
+def a_batch_of_one_row_is_a_batch(s: CallSession) -> None:
+    """Of a label of the shortlist, and of each tail; every method."""
+    hidden, _ = s.batches["a"]
+    layout = s.case.layout
+    labels = (0, layout.n_classes - 1, *(tail.start for tail in layout))
+    for row, label in enumerate(labels[: len(hidden)]):
+        s.batches["row"] = hidden[row : row + 1], np.array([label])
+        s.use.batch("row", *s.batches["row"])
+        s.called("x", "row")
+        s.differentiated("x", "row", s.upstream("row"), 1.0)
+        s.judge_methods("row")
+
+
+@rule()
 def weights_of_zeros_are_weights(s: CallSession) -> None:
     """Of each tail's output, as they may begin, and of everything."""
     for kind in (".1.weight", ""):
@@ -89,6 +103,25 @@ def a_call_leaves_the_module_and_its_inputs_as_they_are(s: CallSession) -> None:
         s.use.drop("new")
     if (alive := s.use.alive()) > MOST_ALIVE:
         s.fail(f"{alive} tensors of {BATCHES} batches are held for good")
+
+
+@rule()
+def hooks_of_modules_run(s: CallSession) -> None:
+    """Before and after a call and its backward; and what they return counts."""
+    _hooks_run(s, of_all=False)
+
+
+@rule(optional=True)
+def hooks_of_all_modules_run(s: CallSession) -> None:
+    """As profilers enter them. A layer that calls no submodule may refuse them."""
+    _hooks_run(s, of_all=True)
+
+
+def _hooks_run(s: CallSession, of_all: bool) -> None:
+    if (fault := s.use.hooks_fault("a", of_all)) is not None:
+        s.fail(fault)
+    s.called("x", "a")
+    s.differentiated("x", "a")
 
 
 @rule()

@@ -19,6 +19,7 @@ OTHER_KINDS = ("int32", "int16", "uint8", "float32", "bool")
 def a_target_out_of_range_raises(s: CallSession) -> None:
     """Wherever it stands, whether gradients are recorded or not, in each mode; and the next call is right."""
     n_classes = s.case.n_classes
+    before = s.use.traits("a")
     modes: tuple[CallMode, ...] = ("record", "no_grad", "inference")
     for wrong in (-1, -2, -100, -n_classes, n_classes, n_classes + 1, 2**31, 2**32, -(2**63)):
         for training in (True, False):
@@ -29,6 +30,9 @@ def a_target_out_of_range_raises(s: CallSession) -> None:
                 for mode in modes:
                     if _takes(s, "wrong", mode):
                         s.fail(f"a target of {wrong} is taken without an error, {_when(mode, training)}")
+            if not training or s.use.traits("a") == before:
+                continue
+            s.fail("a target that is refused changes the module, as its mode or its parameters")
     s.use.mode(True)
     s.called("x", "a")
     s.differentiated("x", "a")

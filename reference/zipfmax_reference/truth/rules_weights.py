@@ -30,6 +30,7 @@ def weights_put_into_data_count(s: CallSession) -> None:
         lambda weights: s.use.write(weights, "data"),
         lambda weights: s.use.write(weights, "replace"),
         lambda weights: s.use.write(weights, "turn"),
+        methods=True,
     )
 
 
@@ -116,14 +117,18 @@ def _state_is_the_weights(s: CallSession) -> None:
         s.same("the state dict's {}", s.use.weights(), s.use.state())
 
 
-def _new_weights_count(s: CallSession, *put: Callable[[Results], None]) -> None:
-    """A call and its gradients before and after other weights are put into the module, in each manner."""
+def _new_weights_count(s: CallSession, *put: Callable[[Results], None], methods: bool = False) -> None:
+    """A call, its gradients and other methods before and after other weights are put in, in each manner."""
+    if methods:
+        s.judge_methods()
     s.called("x", "a")
     s.differentiated("x", "a")
     own = s.weights
     for turn, one in enumerate(put):
         s.weights = own if turn % 2 else s.other_weights()
         one(s.weights)
+        if methods:
+            s.judge_methods()
         s.called("y", "a")
         s.differentiated("y", "a")
 
