@@ -13,6 +13,7 @@ from zipfmax_reference.checks.faults_calls import Pair
 
 HOOKS = "hooks-of-modules-run"
 ONE = "a-batch-of-one-row-is-a-batch"
+METHODS = "methods-of-modules-are-kept"
 
 
 class Without(Control):
@@ -133,3 +134,43 @@ class RefusalLeavesEvaluation(Control):
         found = super().forward(hidden, target)
         self.training = before
         return found
+
+
+@in_use("train() returns nothing", breaks=METHODS)
+class TrainReturnsNothing(Control):
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+
+@in_use("eval() reaches no submodule", breaks=METHODS)
+class EvalOfItselfAlone(Control):
+    def train(self, mode: bool = True) -> Any:
+        self.training = mode
+        return self
+
+
+@in_use("a state dict knows no prefix, so that a model's checkpoint loses it", breaks=METHODS)
+class StateWithoutPrefix(Control):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return super().state_dict()
+
+
+@in_use("a state dict holds copies, so that what is written into it is lost", breaks=METHODS)
+class StateOfCopies(Control):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().state_dict(*args, **kwargs)
+        return found if kwargs.get("keep_vars") else {name: one.clone() for name, one in found.items()}
+
+
+@in_use("an optimizer is not given the last projection", breaks=METHODS)
+class ParameterKeptBack(Control):
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        found = list(super().named_parameters(*args, **kwargs))
+        return iter(found[:-2] + found[-1:])
+
+
+@in_use("zero_grad zeroes nothing unless it may drop gradients", breaks=METHODS)
+class ZeroGradKeeps(Control):
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if set_to_none:
+            super().zero_grad(True)

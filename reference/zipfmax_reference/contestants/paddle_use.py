@@ -269,6 +269,10 @@ class PaddleUse(surroundings.InThisProcess):
         """Paddle's hooks are others."""
         raise NotApplicableError("torch's hooks of modules are none of Paddle's")
 
+    def methods_fault(self, batch: str) -> str | None:
+        """Paddle's methods are others."""
+        raise NotApplicableError("torch's methods of modules are none of Paddle's")
+
     def scribble(self, name: str) -> None:
         """By set_value."""
         for result in self._results[name].values():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zipfmax_reference.contestants import surroundings, torch_hooks
+from zipfmax_reference.contestants import surroundings, torch_hooks, torch_methods
 from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
 from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
@@ -350,6 +350,10 @@ class TorchUse(surroundings.InThisProcess):
             return torch_hooks.fault_of_all(self._module, *self._batches[batch])
         except Exception as error:
             raise NotPromisedError(str(error)) from error
+
+    def methods_fault(self, batch: str) -> str | None:
+        """Than torch.nn.Module's."""
+        return torch_methods.fault(self._module, *self._batches[batch])
 
     def scribble(self, name: str) -> None:
         """Past autograd."""

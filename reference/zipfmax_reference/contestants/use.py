@@ -181,6 +181,9 @@ class Use(Protocol):
             NotPromisedError: the layer refuses hooks of all modules.
         """
 
+    def methods_fault(self, batch: str) -> str | None:
+        """Which of the methods that the module inherits does something else than its framework's; None for none."""
+
     def scribble(self, name: str) -> None:
         """Write into the results that were returned under a name."""
 

@@ -117,6 +117,15 @@ def hooks_of_all_modules_run(s: CallSession) -> None:
     _hooks_run(s, of_all=True)
 
 
+@rule()
+def methods_of_modules_are_kept(s: CallSession) -> None:
+    """train, eval, parameters, state_dict with a prefix, zero_grad: what a larger model and its loop call."""
+    if (fault := s.use.methods_fault("a")) is not None:
+        s.fail(fault)
+    s.called("x", "a")
+    s.differentiated("x", "a")
+
+
 def _hooks_run(s: CallSession, of_all: bool) -> None:
     if (fault := s.use.hooks_fault("a", of_all)) is not None:
         s.fail(fault)
