@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--socket", type=int, required=True)
     options = parser.parse_args(arguments)
     worker.live_and_die_with_the_starter()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise RuntimeError("an import initialised the GPU's driver, so no fork could use it")
     channel = socket.socket(fileno=options.socket)
     gc.collect()

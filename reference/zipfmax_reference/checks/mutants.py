@@ -49,7 +49,7 @@ CONTROL = "control"
 AGAINST = ("definition",)
 FEW = 40
 """Cases that are judged before other processes would have started."""
-WAVES, ENOUGH = 12, 20
+WAVES, ENOUGH = 24, 4
 """More cases come in so many waves, each from all over the grid. Before each the mutants that were found wrong in so
 many cells are left out: that they are caught is known. The control is put to every cell."""
 
@@ -159,7 +159,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
         if processes > 1:
             # Spawned, because torch's threads do not survive a fork.
             pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
-            each = partial(stack.enter_context(pool).imap, chunksize=4)
+            each = partial(stack.enter_context(pool).imap, chunksize=1)
         columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))
