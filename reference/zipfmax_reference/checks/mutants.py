@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -158,7 +159,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
         each: Callable[..., Iterable[dict[str, list[Record]]]] = map
         if processes > 1:
             # Spawned, because torch's threads do not survive a fork.
-            pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
+            pool = get_context("spawn").Pool(processes, _begin_process)
             each = partial(stack.enter_context(pool).imap, chunksize=1)
         columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
@@ -170,6 +171,11 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
                     outcomes[name].note(of_mutant)
                 progress.advance(bar)
     return list(outcomes.values())
+
+
+def _begin_process() -> None:
+    torch.set_num_threads(1)
+    gc.freeze()  # the protocol's collections need not look through what is imported
 
 
 def _checked(case: Case, classes: dict[str, type[Control]]) -> dict[str, list[Record]]:

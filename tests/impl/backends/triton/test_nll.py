@@ -137,10 +137,10 @@ def test_ignored_rows_do_not_leak_whatever_they_hold(device: torch.device) -> No
 
 @pytest.mark.parametrize("bad", shapes([float("nan")], [float("inf")]))
 def test_a_row_that_is_not_finite_spoils_no_other_row(bad: float, device: torch.device) -> None:
-    weights, hidden, target = draw(SMALL, 40, torch.float32, device)
-    clean = run(triton, SMALL, weights, hidden, target)
+    weights, hidden, target = draw(LAYOUT, 40, torch.float32, device)
+    clean = run(triton, LAYOUT, weights, hidden, target)
     hidden[7] = bad
-    dirty = run(triton, SMALL, weights, hidden, target)
+    dirty = run(triton, LAYOUT, weights, hidden, target)
     rest = torch.arange(40, device=device) != 7
     assert torch.equal(clean["output"][rest], dirty["output"][rest])
     key = f"gradient 0 {tuple(hidden.shape)}"
