@@ -11,13 +11,17 @@ help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 # Two environments in one: what the report needs, and what tests and checks need besides (TensorFlow is large).
+# For the report Python compiles what is imported, a small part of what is installed, and keeps it; for all targets
+# every core compiles the whole, where pip would take one.
+unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/.report: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[harness,labels,paddle]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[harness,labels,paddle]'
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.report
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[harness,labels,dev,docs,paddle,tensorflow,triton]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[harness,labels,dev,docs,paddle,tensorflow,triton]'
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $@
 
 setup: $(VENV)/.ready  ## the environment of every other target

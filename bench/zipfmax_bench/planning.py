@@ -22,7 +22,6 @@ from zipfmax.errors import UsageError, unknown
 from zipfmax.plan_code import plan_code
 from zipfmax.planner import Plan, cost_models, plan_cutoffs
 from zipfmax.steps import TASKS
-from zipfmax_bench import rank_planning
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.presets import customary_cutoffs
@@ -371,6 +370,8 @@ def run(
     if measured:
         result["measured"] = measure(plan, options)
     if options.world:
+        from zipfmax_bench import rank_planning  # torch.distributed.tensor takes seconds to import
+
         result["over_ranks"] = rank_planning.over_ranks(
             plan, calibration, options.world, options.dtype, options.device, options.task
         )
@@ -382,7 +383,8 @@ def run(
         print_table(console, plan_table(plan, customary))
         for sentence in verdict(plan, calibration, customary):
             console.print(sentence, highlight=False)
-        rank_planning.show(result.get("over_ranks", []), console)
+        if options.world:
+            rank_planning.show(result["over_ranks"], console)
         for name, line in result.get("measured", {}).items():
             low, high = line["speedup_vs_full_low"], line["speedup_vs_full_high"]
             interval = f"{line['speedup_vs_full']:.2f}x full softmax [{low:.2f}, {high:.2f}]"

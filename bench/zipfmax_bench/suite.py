@@ -34,7 +34,11 @@ AXES = {
         policy=SamplingPolicy(seconds=0.5, least=5, budget_s=5.0),
     ),
     "full": replace(
-        presets.PRESETS["quick"], also=(), labels=("zipf:1.0", "wordfreq:en"), policy=SamplingPolicy()
+        presets.PRESETS["quick"],
+        classes=tuple(presets.LITERATURE_CUTOFFS),
+        labels=("zipf:1.0", "wordfreq:en"),
+        also=(),
+        policy=SamplingPolicy(),
     ),
 }
 # Log-probabilities of all classes, which most implementations' topk reads too, take memory that grows with

@@ -265,6 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     pipes = requests_and_answers()
     live_and_die_with_the_starter()
     torch.set_num_threads(options.threads)
+    gc.freeze()  # a collection before every case, which need not look through what is imported
     served = Served(options.name)
     serve(*pipes, served.answer, served.failure)
 

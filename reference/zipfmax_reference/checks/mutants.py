@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -50,7 +51,7 @@ CONTROL = "control"
 AGAINST = ("definition",)
 FEW = 40
 """Cases that are judged before other processes would have started."""
-WAVES, ENOUGH = 12, 20
+WAVES, ENOUGH = 24, 4
 """More cases come in so many waves, each from all over the grid. Before each the mutants that were found wrong in so
 many cells are left out: that they are caught is known. The control is put to every cell."""
 
@@ -159,8 +160,8 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
         each: Callable[..., Iterable[dict[str, list[Record]]]] = map
         if processes > 1:
             # Spawned, because torch's threads do not survive a fork.
-            pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
-            each = partial(stack.enter_context(pool).imap, chunksize=4)
+            pool = get_context("spawn").Pool(processes, _begin_process)
+            each = partial(stack.enter_context(pool).imap, chunksize=1)
         columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))
@@ -171,6 +172,11 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
                     outcomes[name].note(of_mutant)
                 progress.advance(bar)
     return list(outcomes.values())
+
+
+def _begin_process() -> None:
+    torch.set_num_threads(1)
+    gc.freeze()  # the protocol's collections need not look through what is imported
 
 
 def _checked(case: Case, classes: dict[str, type[Control]]) -> dict[str, list[Record]]:
