@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dis
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WIDE, NARROW = 1280, 380
 BATCH = 1024
+WAIT_S = 60.0
 FIRST_MARK = "document.querySelector('#figure-heat .interactive [tabindex]').getAttribute('aria-label')"
 
 
@@ -38,6 +40,14 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for a JavaScript condition. Playwright's own waiting evaluates text within the page, which forbids it."""
+    end = time.monotonic() + WAIT_S
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"not within {WAIT_S} s: {condition}"
+        page.wait_for_timeout(20)
 
 
 class Reader:
@@ -62,7 +72,7 @@ class Reader:
         page.on("request", lambda request: self._note_request(request.url, path))
         page.goto(path.as_uri() + query)
         if scripts:
-            page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+            until(page, "document.documentElement.dataset.charts === 'ready'")
         return page
 
     def _note_request(self, url: str, path: Path) -> None:
@@ -166,7 +176,7 @@ def test_the_contents_stay_in_view_and_say_where_one_is(reader: Reader, page_pat
     page = reader.open(page_path, width=width)
     page.emulate_media(reduced_motion="reduce")
     page.evaluate("document.getElementById('parity').scrollIntoView()")
-    page.wait_for_function("document.querySelector('nav [aria-current]').hash === '#parity'")
+    until(page, "document.querySelector('nav [aria-current]').hash === '#parity'")
     box = page.locator("nav").bounding_box()
     assert 0 <= box["y"] < 5
     heading = page.locator("#parity h2").bounding_box()
@@ -201,7 +211,7 @@ def test_the_choice_stands_in_the_address_and_a_link_shows_it(reader: Reader, pa
     page = reader.open(page_path)
     choose(page, "task", "a forward pass")
     choose(page, "baseline", "torch.nn's adaptive softmax")
-    page.wait_for_function(f"({FIRST_MARK}).includes('torch')")
+    until(page, f"({FIRST_MARK}).includes('torch')")
     assert page.evaluate("location.search") == "?task=forward&baseline=torch"
     shown = marks(page, "heat")
     other = reader.open(page_path, query="?task=forward&baseline=torch&unknown=1&dtype=nothing")
@@ -209,7 +219,7 @@ def test_the_choice_stands_in_the_address_and_a_link_shows_it(reader: Reader, pa
     assert other.locator("#controls select[name=task] option:checked").text_content() == "a forward pass"
     choose(page, "task", "a training step")
     choose(page, "baseline", "full softmax")
-    page.wait_for_function("location.search === ''")
+    until(page, "location.search === ''")
 
 
 def test_what_is_wider_than_a_phone_shows_that_there_is_more(reader: Reader, page_path: Path) -> None:
@@ -249,7 +259,7 @@ def test_the_controls_change_what_every_figure_shows(reader: Reader, page_path: 
     table = tables.cells(read_run(page_path.parent))
     choose(page, "task", "a forward pass")
     choose(page, "baseline", "torch.nn's adaptive softmax")
-    page.wait_for_function(f"({FIRST_MARK}).includes('torch')")
+    until(page, f"({FIRST_MARK}).includes('torch')")
     rows = tables.under(tables.ratios(table, "torch"), tables.main_condition(table))
     rows = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "forward")]
     shown = marks(page, "heat")
@@ -266,12 +276,12 @@ def test_a_choice_that_was_never_measured_says_why(reader: Reader, page_path: Pa
     page = reader.open(page_path)
     choose(page, "subject", "paddle")
     choose(page, "dtype", "bfloat16")
-    page.wait_for_function("document.querySelector('#controls-status').textContent.startsWith('No cell')")
+    until(page, "document.querySelector('#controls-status').textContent.startsWith('No cell')")
     status = page.locator("#controls-status").inner_text()
     assert "15 without a time (skipped: paddle has no bfloat16 product on a CPU)" in status
     assert marks(page, "heat") == {}
     choose(page, "dtype", "float32")
-    page.wait_for_function("document.querySelector('#controls-status').textContent.startsWith('15 cells')")
+    until(page, "document.querySelector('#controls-status').textContent.startsWith('15 cells')")
     assert page.locator("#figure-heat .interactive").is_visible()
     assert len(marks(page, "heat")) == 15
 
@@ -338,9 +348,7 @@ def test_ten_thousand_cells_fit_and_answer(
     assert len(texts(page, "skew")) == 7 * 35
     assert "labels (7 of 35)" in page.locator("#figure-vocabulary-full .interactive").inner_text()
     choose(page, "task", "a forward pass")
-    page.wait_for_function(
-        "document.querySelector('#figure-heat figcaption').textContent.includes('forward')"
-    )
+    until(page, "document.querySelector('#figure-heat figcaption').textContent.includes('forward')")
     page.focus("#figure-heat .interactive [tabindex='0']")
     page.keyboard.press("Enter")
     panel = page.locator("#detail")
@@ -366,7 +374,7 @@ def test_a_run_on_a_gpu_says_what_it_could_not_time_and_how_it_timed(
     assert len(texts(page, "heat")) == 3 * 4
     assert all("samples, each the replay of a CUDA graph" in text for text in texts(page, "heat"))
     choose(page, "baseline", "the best full softmax")
-    page.wait_for_function(f"({FIRST_MARK}).includes('the best full softmax')")
+    until(page, f"({FIRST_MARK}).includes('the best full softmax')")
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDE
 
 
@@ -381,11 +389,11 @@ def test_a_click_opens_the_cell_under_the_pointer(reader: Reader, page_path: Pat
 def test_the_switch_overrides_the_preference_and_gives_it_back(reader: Reader, page_path: Path) -> None:
     page = reader.open(page_path, "light")
     page.get_by_role("button", name="Dark").click()
-    page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+    until(page, "document.documentElement.dataset.charts === 'ready'")
     assert background(page) == rgb(DARK.surface)
     assert page.locator("#figure-vocabulary-full .interactive").inner_html().count(DARK.series[0]) > 0
     page.get_by_role("button", name="Auto").click()
-    page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+    until(page, "document.documentElement.dataset.charts === 'ready'")
     assert background(page) == rgb(LIGHT.surface)
     assert page.get_by_role("button", name="Auto").get_attribute("aria-pressed") == "true"
 

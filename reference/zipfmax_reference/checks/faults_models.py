@@ -14,6 +14,7 @@ from zipfmax_reference.checks.faults_calls import Pair
 HOOKS = "hooks-of-modules-run"
 ONE = "a-batch-of-one-row-is-a-batch"
 METHODS = "methods-of-modules-are-kept"
+LEAVES = "a-call-leaves-the-module-and-its-inputs-as-they-are"
 
 
 class Without(Control):
@@ -164,8 +165,8 @@ class StateOfCopies(Control):
 
 @in_use("an optimizer is not given the last projection", breaks=METHODS)
 class ParameterKeptBack(Control):
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        found = list(super().named_parameters(*args, **kwargs))
+    def parameters(self, recurse: bool = True) -> Any:
+        found = list(super().parameters(recurse))
         return iter(found[:-2] + found[-1:])
 
 
@@ -174,3 +175,19 @@ class ZeroGradKeeps(Control):
     def zero_grad(self, set_to_none: bool = True) -> None:
         if set_to_none:
             super().zero_grad(True)
+
+
+@in_use("every output is kept, detached, for a history that nobody reads", breaks=LEAVES)
+class OutputsKept(Control):
+    def forward(self, input: Tensor, target: Tensor) -> Any:
+        found = super().forward(input, target)
+        self.__dict__.setdefault("history", []).append(found[0].detach())
+        return found
+
+
+@in_use("every matrix of log-probabilities is kept", breaks=LEAVES)
+class LogProbsKept(Control):
+    def log_prob(self, input: Tensor) -> Tensor:
+        found = super().log_prob(input)
+        self.__dict__.setdefault("history", []).append(found.detach())
+        return found

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from zipfmax_reference.contestants import surroundings, torch_hooks, torch_methods
 from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
@@ -44,7 +45,7 @@ class TorchUse(surroundings.InThisProcess):
         self._computed: dict[str, tuple[Tensor, Array]] = {}
         self._copy: nn.Module | None = None
         self._converted = False
-        self._dropped: list[weakref.ref[Tensor]] = []
+        self._dropped: list[list[Callable[[], bool]]] = []
 
     def batch(
         self,
@@ -362,19 +363,33 @@ class TorchUse(surroundings.InThisProcess):
 
     def drop(self, batch: str) -> None:
         """Keep weak references."""
-        self._dropped += [weakref.ref(tensor) for tensor in self._batches.pop(batch)]
+        results = [value for found in self._results.values() for value in found.values()]
+        self._dropped.append([_reference(tensor) for tensor in (*self._batches.pop(batch), *results)])
         self._forget()
 
     def alive(self) -> int:
-        """Count those that refer to something."""
-        if any(reference() is not None for reference in self._dropped):
+        """Count those of which a reference refers to something."""
+
+        def count() -> int:
+            return sum(any(is_there() for is_there in references) for references in self._dropped)
+
+        if count():
             gc.collect()  # what refers to itself
-        return sum(reference() is not None for reference in self._dropped)
+        return count()
 
     def inputs(self, batch: str) -> Results:
         """A batch's tensors."""
         hidden, target = self._batches[batch]
         return {"hidden": to_array(hidden), "target": to_array(target)}
+
+
+def _reference(tensor: Tensor) -> Callable[[], bool]:
+    """Tells whether a tensor is there; on a CPU, where no graph keeps memory for later, whether its memory is."""
+    if tensor.is_cpu and type(tensor) is Tensor:
+        storage: Any = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        return lambda: not storage.expired()
+    reference = weakref.ref(tensor)
+    return lambda: reference() is not None
 
 
 def _modes() -> tuple[bool, ...]:

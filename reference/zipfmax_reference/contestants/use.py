@@ -191,7 +191,7 @@ class Use(Protocol):
         """Drop a batch, its gradient and every result."""
 
     def alive(self) -> int:
-        """How many of the dropped batches' tensors are still held by somebody."""
+        """Of how many dropped batches somebody still holds a tensor or a result."""
 
     def surroundings(self, stirred: bool = False) -> dict[str, str]:
         """Global state that is not a layer's to change; with `stirred`, once it is one that nobody sets."""
