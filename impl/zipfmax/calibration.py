@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from zipfmax import model_cache, trials
-from zipfmax.compile_ahead import compile_ahead, with_kernels
+from zipfmax.compile_ahead import compile_ahead
 from zipfmax.cost_model import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
@@ -89,12 +89,12 @@ def calibrate(
     device = torch.device(device)
     timer = StepTimer(device, dtype, task, backend)
     drawn = trials.drawn(device.type != "cpu")
-    wanted: list[Trial | FullTrial] = [*drawn.parts, *drawn.held_out, *drawn.full]
+    wanted: list[Trial | FullTrial] = [*drawn.adaptive, *drawn.full]
     done = on_sample or (lambda share: None)
     compiling = 0.0 if device.type == "cpu" else 0.5
     if compiling:
         compile_ahead(device, dtype, task, backend, on_share=lambda share: done(compiling * share))
-        for trial in with_kernels(drawn):
+        for trial in drawn.adaptive:
             timer.step(trial)()  # loads what was compiled
     began = time.monotonic()
 

@@ -17,17 +17,12 @@ from typing import Any
 import torch
 
 from zipfmax import trials
-from zipfmax.steps import StepTimer, Trial
+from zipfmax.steps import StepTimer
 
 BOUND_S = 300.0
 """Seconds after which what still compiles is stopped."""
 MOST_PROCESSES = 16
 _POLL_S = 0.5
-
-
-def with_kernels(drawn: trials.Trials) -> list[Trial]:
-    """The trials whose steps launch kernels of ours. A number of rows has variants of its own of some."""
-    return [*drawn.parts, *drawn.held_out]
 
 
 def compile_ahead(
@@ -36,14 +31,14 @@ def compile_ahead(
     task: str,
     backend: str,
     *,
-    bound_s: float = BOUND_S,
     on_share: Callable[[float], None],
 ) -> None:
-    """Compile what the steps of `trials.drawn(on_gpu=True)` launch.
+    """Compile what the steps of `trials.drawn(on_gpu=True)` launch, for `BOUND_S` at most.
+
+    What was not reached is compiled when it is measured.
 
     Args:
         device, dtype, task, backend: as `calibration.calibrate` takes them.
-        bound_s: seconds until the processes are stopped; what they did not reach is compiled when it is measured.
         on_share: called now and then with the share of the processes that are done.
 
     Raises:
@@ -70,7 +65,7 @@ def compile_ahead(
     began = time.monotonic()
     try:
         while running := [process for process in processes if process.poll() is None]:
-            if time.monotonic() - began > bound_s:
+            if time.monotonic() - began > BOUND_S:
                 break
             on_share(1 - len(running) / count)
             time.sleep(_POLL_S)
@@ -90,7 +85,7 @@ def _run_part(request: dict[str, Any]) -> None:
     timer = StepTimer(
         torch.device(request["device"]), getattr(torch, request["dtype"]), request["task"], request["backend"]
     )
-    wanted = with_kernels(trials.drawn(on_gpu=True))
+    wanted = trials.drawn(on_gpu=True).adaptive
     size = -(-len(wanted) // request["count"])
     for trial in wanted[request["part"] * size :][:size]:
         timer.step(trial)()

@@ -61,6 +61,11 @@ class Trials:
     held_out: list[Trial]
     """Layouts as users have them, none of them in `parts`."""
 
+    @property
+    def adaptive(self) -> list[Trial]:
+        """All whose steps are adaptive softmax's."""
+        return [*self.parts, *self.held_out]
+
 
 def drawn(on_gpu: bool, most: float | None = None) -> Trials:
     """The same trials at each call; `most` is the largest number of multiply-adds of one forward."""

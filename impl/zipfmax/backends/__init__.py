@@ -106,11 +106,6 @@ def load(name: str) -> Backend:
     raise ValueError(unknown("backend", name, ("auto", *BACKENDS)))
 
 
-def launches_kernels(backend: Backend) -> bool:
-    """Whether a backend launches GPU kernels of ours, and so never waits for the device: a CUDA graph can hold it."""
-    return getattr(backend, "__name__", "").endswith(".triton") and torch.cuda.is_available()
-
-
 def _unusual_tensors(hidden: Tensor, weights: Weights) -> str | None:
     """What of the tensors only plain operations serve, or None."""
     if computes_itself(hidden):
