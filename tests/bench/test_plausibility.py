@@ -88,6 +88,13 @@ def test_claimed_times_are_held_against_the_engines_clock(claimed_s, untimed_s, 
     assert (found is not None) == implausible
 
 
+def test_a_machine_that_delays_empty_answers_as_much_convicts_nobody():
+    own = measured(*[0.058] * 5, untimed_s=0.008)
+    assert plausibility.clock_fault(own) is not None
+    own.empty_trips_s[1] = 0.004
+    assert plausibility.clock_fault(own) is None
+
+
 def test_a_single_prompt_answer_clears_a_process_whose_other_answers_were_delayed():
     own = measured(*[0.01] * 5, untimed_s=0.5)
     own.samples[2] = Sample(0, 2, 0.01, 0.01, 2e-4)
