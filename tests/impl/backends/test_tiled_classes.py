@@ -29,7 +29,7 @@ def layer(request):
     return layer
 
 
-@pytest.fixture(params=[2**26, 40_000, 900, 8], ids="workspace of {}".format)
+@pytest.fixture(params=[2**26, 40_000, 900, 64], ids="workspace of {}".format)
 def workspace_bytes(request, monkeypatch):
     monkeypatch.setattr(tiled, "workspace_bytes", request.param)
 

@@ -90,7 +90,7 @@ def test_a_weight_with_gaps_is_multiplied_without_them(library, monkeypatch):
     assert handed == ([True] if library == "oneDNN" else [])
 
 
-@pytest.mark.parametrize("n_bytes", [40_000, 900, 8])
+@pytest.mark.parametrize("n_bytes", [40_000, 900, 64])
 @pytest.mark.parametrize("use", ["loss", "output and loss"])
 def test_a_step_is_right_with_either_library(library, use, n_bytes, monkeypatch):
     monkeypatch.setattr(tiled, "workspace_bytes", n_bytes)

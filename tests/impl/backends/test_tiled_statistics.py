@@ -27,8 +27,14 @@ def gradients(values, tensors):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("workspace_bytes", [8, 700, 2**12, 2**22])
-@pytest.mark.parametrize(("n", "k", "v"), [(1, 1, 1), (37, 13, 101), (64, 16, 128), (5, 0, 9), (0, 3, 4)])
+@pytest.mark.parametrize(
+    ("n", "k", "v", "workspace_bytes"),
+    [
+        *((37, 13, 101, size) for size in (64, 700, 2**12, 2**22)),
+        *((64, 16, 128, size) for size in (700, 2**12, 2**22)),
+        *((*shape, size) for shape in ((1, 1, 1), (7, 3, 9), (5, 0, 9), (0, 3, 4)) for size in (8, 2**22)),
+    ],
+)
 def test_value_and_gradients_are_torchs_at_every_size_of_workspace(n, k, v, workspace_bytes, bias):
     tensors = operands(n, k, v, bias=bias)
     target = targets(n, v)
