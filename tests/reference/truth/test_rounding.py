@@ -92,7 +92,7 @@ def test_deviations_are_finite_wherever_the_truth_is():
 
 
 def test_gradients_below_float16s_smallest_number_are_lost_together_and_the_budget_says_how_much(monkeypatch):
-    case = Case(50_000, 64, 1_024, (1_000, 5_000, 20_000), dtype="float16", labels="uniform")
+    case = Case(50_000, 64, 256, (1_000, 5_000, 20_000), dtype="float16", labels="uniform")
     inputs = draw_inputs(case)
     runner = registry.implementation("torch").build(case, inputs)
     runner.run()
@@ -101,4 +101,4 @@ def test_gradients_below_float16s_smallest_number_are_lost_together_and_the_budg
     monkeypatch.setattr(Rounding, "underflow", lambda self, values: np.zeros_like(values))
     independent = Truth.of(case, inputs).judge("grad.input", results)
     assert independent.status == "fail"
-    assert independent.share > 5
+    assert independent.share > 3
