@@ -25,6 +25,7 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no chromium on the path", allow_module_level=True)
 
+pytestmark = pytest.mark.xdist_group("browser")  # one browser, and one page for all
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
@@ -430,7 +431,7 @@ def test_print_shows_the_static_figures(reader: Reader, page_path: Path) -> None
 @pytest.mark.parametrize(
     ("theme", "width"),
     [
-        pytest.param(LIGHT, WIDE, id="light-wide"),
+        pytest.param(LIGHT, WIDE, id="light-wide", marks=pytest.mark.slow),
         pytest.param(DARK, NARROW, id="dark-narrow"),
         pytest.param(DARK, WIDE, id="dark-wide", marks=pytest.mark.slow),
         pytest.param(LIGHT, NARROW, id="light-narrow", marks=pytest.mark.slow),

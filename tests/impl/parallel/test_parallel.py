@@ -77,6 +77,7 @@ def hold(met, name):
 KERNELS = ("checks_kernels.py",)
 
 
+@pytest.mark.slow
 def test_the_kernels_over_two_ranks_of_the_interpreter(tmp_path):
     """All at once: a rank takes seconds to start, and the interpreter more."""
     met = run_ranks(tmp_path, 2, KERNELS, TRITON_INTERPRET="1")

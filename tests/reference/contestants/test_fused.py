@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ def assert_right(setting, case=CASE):
     results, truth = computed(setting, case)
     assert results.keys() == truth.keys()
     for name, values in truth.items():
-        assert results[name] == pytest.approx(values, rel=1e-4, abs=2e-7), (name, setting.text)
+        message = f"{name}, {setting.text}"
+        np.testing.assert_allclose(results[name], values, rtol=1e-4, atol=2e-7, err_msg=message)
 
 
 def install(monkeypatch, name, **attributes):

@@ -25,9 +25,22 @@ ONE_CALL = [
 REFUSED = {("torch", "protocol.autocast-keeps-to-its-precision")}
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+LAYERS = (torch_layer(), zipfmax_layer(), zipfmax_layer("eager"))
+QUICK = {("zipfmax", "float32"), ("zipfmax", "bfloat16"), ("zipfmax:eager", "float32"), ("torch", "float16")}
+
+
 @pytest.mark.parametrize(
-    "layer", [torch_layer(), zipfmax_layer(), zipfmax_layer("eager")], ids=lambda layer: layer.name
+    ("layer", "dtype"),
+    [
+        pytest.param(
+            layer,
+            dtype,
+            id=f"{layer.name}-{dtype}",
+            marks=() if (layer.name, dtype) in QUICK else pytest.mark.slow,
+        )
+        for layer in LAYERS
+        for dtype in ("float64", "float32", "bfloat16", "float16")
+    ],
 )
 def test_a_right_layer_keeps_every_rule(layer, dtype):
     one_class_clusters = replace(CASE, n_classes=40, cutoffs=(1, 39), head_bias=False, batch_size=7)
