@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from zipfmax.errors import UsageError
-from zipfmax_reports import tables
+from zipfmax_reports import elements, tables
 from zipfmax_reports.report import write_report
 from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import THEMES, factor
@@ -54,6 +54,16 @@ def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture
+def no_figure_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what a page says in words: drawing its figures takes seconds."""
+    monkeypatch.setattr(elements, "inline_svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr(elements, "draw", lambda _: None)
+
+
+undrawn = pytest.mark.usefixtures("no_figure_is_drawn")
+
+
 def test_the_command_prints_the_path_of_the_page(run_directory: Path) -> None:
     done = run_command(run_directory)
     assert done.returncode == 0
@@ -89,6 +99,7 @@ def test_the_page_names_no_file_to_load(run_directory: Path) -> None:
     assert {link[1:] for link in links} <= set(ids)
 
 
+@undrawn
 def test_skipped_and_over_budget_cells_are_listed_with_their_reasons(run_directory: Path) -> None:
     text = Text(write_report([run_directory]).read_text()).text
     assert "31 of 240 cells: 30 cannot do it, 1 over budget." in text
@@ -96,6 +107,7 @@ def test_skipped_and_over_budget_cells_are_listed_with_their_reasons(run_directo
     assert "predicted 61 s, the budget is 60 s" in text
 
 
+@undrawn
 def test_a_half_written_line_is_noted_on_the_page(run_directory: Path) -> None:
     with (run_directory / "timings.jsonl").open("a") as file:
         file.write('{"case": "tr')
@@ -122,6 +134,7 @@ def test_no_speedup_of_a_wrong_implementation_is_written_anywhere(
     assert "wrong result" in text
 
 
+@undrawn
 def test_a_run_that_only_verified_and_one_that_only_timed_have_pages(run_directory: Path) -> None:
     (run_directory / "timings.jsonl").rename(run_directory / "aside")
     assert "zipfmax sweep does" in Text(write_report([run_directory]).read_text()).text.replace("`", "")
@@ -148,6 +161,7 @@ def test_every_figure_is_written_in_both_schemes_as_svg_and_png(run_directory: P
             assert (folder / f"{name}-{theme.name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@undrawn
 def test_the_markdown_summary_holds_the_numbers_and_escapes_what_it_quotes(
     run_directory: Path, edit_lines: Edit
 ) -> None:
@@ -172,6 +186,7 @@ def test_the_markdown_summary_holds_the_numbers_and_escapes_what_it_quotes(
     assert all(width in (11, 6) for width in widths)
 
 
+@undrawn
 def test_several_runs_stand_beside_each_other_on_one_page(
     write_run: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -183,6 +198,7 @@ def test_several_runs_stand_beside_each_other_on_one_page(
     assert "run by run" in text
 
 
+@undrawn
 def test_a_run_of_one_kind_of_check_alone_has_a_page(run_directory: Path) -> None:
     for path in run_directory.glob("*.jsonl"):
         path.unlink()
@@ -193,6 +209,7 @@ def test_a_run_of_one_kind_of_check_alone_has_a_page(run_directory: Path) -> Non
     assert "the same code 200 1 0.5 % at most 1% ✓ yes" in text
 
 
+@undrawn
 def test_a_page_has_the_plan_proof_and_one_error_of_the_model_that_of_cells_nobody_fitted(
     run_directory: Path,
 ) -> None:
@@ -222,6 +239,7 @@ def test_a_page_has_the_plan_proof_and_one_error_of_the_model_that_of_cells_nobo
     assert "In each of 1 cell at least 3 of 4 calibrations made the same plan." in text
 
 
+@undrawn
 def test_reasons_that_differ_in_a_predicted_time_are_one_line_with_its_range(
     run_directory: Path, edit_lines: Edit
 ) -> None:

@@ -297,6 +297,10 @@ def test_any_layout(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights, hidden, target = draw(
-        layout, data.draw(st.integers(1, shapes([20], [70])[-1])), dtype, device, biased=data.draw(st.booleans())
+        layout,
+        data.draw(st.integers(1, shapes([20], [70])[-1])),
+        dtype,
+        device,
+        biased=data.draw(st.booleans()),
     )
     check(layout, weights, hidden, target)
