@@ -35,8 +35,10 @@ REFERENCES: Mapping[Family, tuple[str, ...]] = {
     "full": ("definition", "full"),
 }
 
-# What the float64 definition may compute for one check, and for the part of a large one.
-DEFINITION_FLOPS, PART_FLOPS = 5e9, 3e8
+# What the float64 definition may compute for one check, and for the part of a large one; and elements of the
+# gradients of a check, of which it holds ten arrays.
+DEFINITION_FLOPS, PART_FLOPS = 2e9, 3e8
+DEFINITION_ELEMENTS = 2**24
 
 ALLOWED = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Of a large cell: root mean square of a tensor's error as a share of the tensor's own, by dtype."""
@@ -106,7 +108,7 @@ class ResultJudge:
         saved = Saved(request.implementation, request.family, found, wrong)
         if whole is not None:
             return [_line(request, WHOLE, "fail", reason=whole)]
-        if product_flops(request.family, case) <= DEFINITION_FLOPS:
+        if product_flops(request.family, case) <= DEFINITION_FLOPS and _elements(request) <= DEFINITION_ELEMENTS:
             return self._oracle(case, batch, request.family).check(saved)
         if case.task not in ("forward", "train"):
             return self._some_rows(request, saved)
@@ -182,11 +184,9 @@ class ResultJudge:
             share = PART_FLOPS / product_flops(request.family, case)
             rows = np.sort(self._rng.permutation(case.batch_size)[: max(1, int(share * case.batch_size))])
             part = Inputs(inputs.hidden[rows], inputs.target[rows], inputs.weights)
-            smaller, row_weight = (
-                replace(case, batch_size=len(rows)),
-                np.full(len(rows), -1.0 / case.batch_size),
-            )
-            truth = Truth.of(smaller, part, request.family, row_weight, exactness)
+            smaller = replace(case, batch_size=len(rows))
+            row_weight = np.full(len(rows), -1.0 / case.batch_size)
+            truth = Truth.of(smaller, part, request.family, row_weight, exactness, of_weights=False)
             for tensor in by_row:
                 yield tensor, truth.judge(tensor, results[tensor][rows])
         name = f"grad.{FULL_WEIGHT}"
@@ -266,6 +266,17 @@ def _blocks(case: Case) -> Iterator[slice]:
     rows = max(1, _BLOCK_ELEMENTS // case.n_classes)
     for start in range(0, case.batch_size, rows):
         yield slice(start, start + rows)
+
+
+def _elements(request: messages.Judge) -> int:
+    """Elements of the largest gradient of a check, 0 where there is none."""
+    case = request.case
+    if case.task != "train":
+        return 0
+    if request.family == "full":
+        return case.n_classes * case.in_features
+    layout = case.layout
+    return max(layout.head_size * case.in_features, *(tail.size * tail.projection_size for tail in layout))
 
 
 def _line(

@@ -120,6 +120,14 @@ def test_a_large_peer_that_is_wrong_in_classes_absent_from_the_batch_fails(tmp_p
             assert "absent" in line["where"]
 
 
+def test_a_weight_too_large_for_the_definition_s_arrays_is_judged_in_part(tmp_path, monkeypatch):
+    assert {line["against"] for line in lines(tmp_path, LARGE, "full")} == {"definition", "full"}
+    monkeypatch.setattr(judging, "DEFINITION_ELEMENTS", 3_000 * 16 - 1)
+    assert failed(found := lines(tmp_path, LARGE, "full")) == set()
+    assert {line["against"] for line in found} == {"torch in float64"}
+    assert {line["against"] for line in lines(tmp_path, LARGE, "torch")} == {"definition", "torch"}
+
+
 def test_classes_are_drawn_from_every_decade_targets_and_absent_ones_apart():
     target = np.array([0, 3, 12, 150, 4_000])
     found = judging.drawn_classes(5_000, target, 80, np.random.default_rng(0))

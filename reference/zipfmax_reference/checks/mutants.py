@@ -51,7 +51,7 @@ CONTROL = "control"
 AGAINST = ("definition",)
 FEW = 40
 """Cases that are judged before other processes would have started."""
-WAVES, ENOUGH = 24, 4
+WAVES, ENOUGH = 24, 2
 """More cases come in so many waves, each from all over the grid. Before each the mutants that were found wrong in so
 many cells are left out: that they are caught is known. The control is put to every cell."""
 

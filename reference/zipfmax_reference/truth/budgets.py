@@ -79,7 +79,13 @@ SOME = 512
 
 
 def of_case(
-    case: Case, inputs: Inputs, family: Family, row_weight: Array, rounding: Rounding
+    case: Case,
+    inputs: Inputs,
+    family: Family,
+    row_weight: Array,
+    rounding: Rounding,
+    *,
+    of_weights: bool = True,
 ) -> tuple[Results, Results]:
     """Deviations of a task's tensors, of log_prob for "predict" and "topk"; and masks of what may overflow."""
     weights = {name: weight for name, weight in inputs.weights.items() if name != FULL_WEIGHT}
@@ -92,8 +98,10 @@ def of_case(
                 return {"log_prob": full_log_prob(matrix, hidden, r)}
             return {"log_prob": adaptive_log_prob(case.layout, weights, hidden, r)}
         if matrix is not None:
-            return full(matrix, hidden, target, row_weight, r, gradients=train)
-        return adaptive(case.layout, weights, hidden, target, row_weight, r, gradients=train)
+            return full(matrix, hidden, target, row_weight, r, gradients=train, of_weights=of_weights)
+        return adaptive(
+            case.layout, weights, hidden, target, row_weight, r, gradients=train, of_weights=of_weights
+        )
 
     deviations = evaluated(rounding)
     if rounding.largest == np.inf or all(np.isfinite(d).all() for d in deviations.values()):
@@ -111,6 +119,7 @@ def adaptive(
     rounding: Rounding,
     *,
     gradients: bool,
+    of_weights: bool = True,
 ) -> Results:
     """Standard deviations of the errors of `definition.adaptive`, under the names of its results.
 
@@ -122,6 +131,7 @@ def adaptive(
         row_weight: [N] gradient of what is differentiated with respect to each row's output.
         rounding: of the dtype.
         gradients: whether those of the gradients are wanted.
+        of_weights: whether those of the weights' gradients are.
 
     Returns:
         output [N], loss [], grad.input [N, d], grad.NAME of each weight's shape.
@@ -134,10 +144,11 @@ def adaptive(
     parts = layout.parts(target)
     slot = np.where(parts == 0, target, layout.shortlist_size + parts - 1)
     equal_rows = _most_equal_rows(hidden)
-    softmax = _over_rows(r, head, bias, hidden, slot, row_weight, gradients)
+    softmax = _over_rows(r, head, bias, hidden, slot, row_weight, gradients, of_weights)
     variance, truth, grad_hidden, input_variance, *_ = softmax
-    grad = {"head.weight": softmax.weight} | ({} if bias is None else {"head.bias": softmax.bias})
-    grad |= {name: Sum(weight.shape) for name, weight in w.items() if name.startswith("tail.")}
+    grad = dict(softmax.sums)
+    if gradients and of_weights:
+        grad |= {name: Sum(weight.shape) for name, weight in w.items() if name.startswith("tail.")}
 
     with np.errstate(all="ignore"):
         for tail in layout:
@@ -155,17 +166,19 @@ def adaptive(
                 if not gradients:
                     continue
                 ds, own, common, systematic = soft.grad_logits(r, at, g, through_q)
-                grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, systematic, q, q_variance)
+                if grad:
+                    grad[f"tail.{tail.index}.1.weight"].add(r, ds, own + common, systematic, q, q_variance)
                 dq = ds @ out
                 dq_own = r.stored(dq, own @ out**2 + r.product(ds, out))
                 of_q = np.abs(g) * ((soft.p * np.sqrt(through_q)) @ np.abs(out))
                 mean = soft.p @ out
                 lost = _lost(r, soft, ds, g, out)
                 dq_common = (g**2 * soft.row) * mean**2 + of_q**2 + lost
-                repeated = (g * soft.stagnation * mean) ** 2 + lost
-                repeated += soft.coherence(r).mean() ** 2 * (dq_own + dq_common)
-                of_rows = np.sign(g) * np.sqrt(repeated), systematic[1] @ out
-                grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, of_rows, h)
+                if grad:
+                    repeated = (g * soft.stagnation * mean) ** 2 + lost
+                    repeated += soft.coherence(r).mean() ** 2 * (dq_own + dq_common)
+                    of_rows = np.sign(g) * np.sqrt(repeated), systematic[1] @ out
+                    grad[f"tail.{tail.index}.0.weight"].add(r, dq, dq_own + dq_common, of_rows, h)
                 dh = dq @ projection
                 spread = dq_own @ projection**2 + (np.sqrt(dq_common) @ np.abs(projection)) ** 2
                 grad_hidden[rows] += dh
@@ -228,18 +241,19 @@ def full(
     rounding: Rounding,
     *,
     gradients: bool,
+    of_weights: bool = True,
 ) -> Results:
     """Standard deviations of the errors of `definition.full`: of one softmax over a weight [n_classes, d]."""
     hidden, matrix = (np.asarray(values, dtype=np.float64) for values in (hidden, weight))
-    softmax = _over_rows(rounding, matrix, None, hidden, target, row_weight, gradients)
+    softmax = _over_rows(rounding, matrix, None, hidden, target, row_weight, gradients, of_weights)
     with np.errstate(all="ignore"):
         output = np.sqrt(rounding.stored(softmax.truth, softmax.variance))
         deviations: Results = {"loss": _mean_deviation(rounding, output, softmax.truth)}
         if gradients:
             deviations["grad.input"] = np.sqrt(softmax.input_variance)
-            deviations[f"grad.{FULL_WEIGHT}"] = softmax.weight.deviation(
-                rounding, len(hidden), _most_equal_rows(hidden)
-            )
+            equal = _most_equal_rows(hidden)
+            for own in softmax.sums.values():
+                deviations[f"grad.{FULL_WEIGHT}"] = own.deviation(rounding, len(hidden), equal)
     return deviations
 
 
@@ -307,8 +321,8 @@ class _Rows(NamedTuple):
     """[N, d]"""
     input_variance: Floats
     """[N, d]"""
-    weight: Sum
-    bias: Sum
+    sums: dict[str, Sum]
+    """Of the gradients by weight and bias, under the head's names; empty where they are not wanted."""
 
 
 def _over_rows(
@@ -319,17 +333,16 @@ def _over_rows(
     label: Labels,
     row_weight: Array,
     gradients: bool,
+    of_weights: bool,
 ) -> _Rows:
     """What a softmax over weight [C, d] and bias [C] adds: the head's part, or all of full softmax."""
+    sums = {}
+    if gradients and of_weights:
+        sums["head.weight"] = Sum(weight.shape)
+        if bias is not None:
+            sums["head.bias"] = Sum(bias.shape)
     zeros = np.zeros_like(hidden)
-    found = _Rows(
-        np.zeros(len(hidden)),
-        np.zeros(len(hidden)),
-        zeros,
-        zeros.copy(),
-        Sum(weight.shape),
-        Sum(weight.shape[:1]),
-    )
+    found = _Rows(np.zeros(len(hidden)), np.zeros(len(hidden)), zeros, zeros.copy(), sums)
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(len(hidden)), len(weight)):
             h, g = hidden[rows], row_weight[rows, None]
@@ -340,9 +353,9 @@ def _over_rows(
             if not gradients:
                 continue
             ds, own, common, systematic = soft.grad_logits(r, at, g)
-            found.weight.add(r, ds, own + common, systematic, h)
-            if bias is not None:
-                found.bias.add(r, ds, own + common, systematic, np.ones((len(rows), 1)))
+            for name, own_sum in sums.items():
+                right = h if name == "head.weight" else np.ones((len(rows), 1))
+                own_sum.add(r, ds, own + common, systematic, right)
             dh = ds @ weight
             spread = (
                 own @ weight**2 + (g**2 * soft.row) * (soft.p @ weight) ** 2 + _lost(r, soft, ds, g, weight)

@@ -43,6 +43,7 @@ def adaptive(
     target: Labels,
     *,
     gradients: bool = True,
+    of_weights: bool = True,
     row_weight: Array | None = None,
     dtype: Dtype = np.float64,
 ) -> Results:
@@ -54,6 +55,7 @@ def adaptive(
         hidden: [N, d].
         target: [N], in [0, n_classes).
         gradients: whether to add `grad.input` and `grad.NAME` of every weight.
+        of_weights: whether those of the weights are wanted, which take most of the memory.
         row_weight: [N] gradient of what is differentiated with respect to each row's output; by default that
             of the mean loss, -1/N.
         dtype: what to compute in: float64, or the machine's long double, which has 64 bits of mantissa on x86.
@@ -68,7 +70,7 @@ def adaptive(
     parts = layout.parts(target)
     slot = np.where(parts == 0, target, layout.shortlist_size + parts - 1)
     output = np.zeros(n_rows, dtype=dtype)
-    grad = {name: np.zeros_like(weight) for name, weight in w.items()}
+    grad = {name: np.zeros_like(weight) for name, weight in w.items()} if gradients and of_weights else {}
     grad_hidden = np.zeros_like(hidden)
 
     with np.errstate(all="ignore"):
@@ -78,8 +80,9 @@ def adaptive(
             output[rows] = log_p[np.arange(len(rows)), slot[rows]]
             if gradients:
                 ds = _grad_logits(log_p, slot[rows], g[rows])
-                grad["head.weight"] += ds.T @ h
-                if "head.bias" in w:
+                if grad:
+                    grad["head.weight"] += ds.T @ h
+                if "head.bias" in grad:
                     grad["head.bias"] += ds.sum(axis=0)
                 grad_hidden[rows] = ds @ w["head.weight"]
 
@@ -94,8 +97,9 @@ def adaptive(
                 if gradients:
                     dt = _grad_logits(log_p, label, g[rows])
                     dq = dt @ w[out]
-                    grad[out] += dt.T @ q
-                    grad[projection] += dq.T @ h
+                    if grad:
+                        grad[out] += dt.T @ q
+                        grad[projection] += dq.T @ h
                     grad_hidden[rows] += dq @ w[projection]
 
         results: Results = {"output": output, "loss": _mean_loss(output)}
@@ -128,26 +132,33 @@ def full(
     target: Labels,
     *,
     gradients: bool = True,
+    of_weights: bool = True,
     row_weight: Array | None = None,
     dtype: Dtype = np.float64,
 ) -> Results:
-    """Full softmax over a weight [n_classes, d]: loss; with `gradients`, grad.input and grad.full.weight."""
+    """Full softmax over a weight [n_classes, d]: loss; with `gradients`, grad.input and, `of_weights`,
+    grad.full.weight.
+    """
     hidden, w = (np.asarray(values, dtype=dtype) for values in (hidden, weight))
     n_rows = len(hidden)
     g = _row_weights(row_weight, n_rows, dtype)
     output = np.zeros(n_rows, dtype=dtype)
-    grad_weight, grad_hidden = np.zeros_like(w), np.zeros_like(hidden)
+    grad_weight = np.zeros_like(w) if gradients and of_weights else None
+    grad_hidden = np.zeros_like(hidden)
     with np.errstate(all="ignore"):
         for rows in _chunks(np.arange(n_rows), len(w)):
             log_p = _log_softmax(hidden[rows] @ w.T)
             output[rows] = log_p[np.arange(len(rows)), target[rows]]
             if gradients:
                 ds = _grad_logits(log_p, target[rows], g[rows])
-                grad_weight += ds.T @ hidden[rows]
+                if grad_weight is not None:
+                    grad_weight += ds.T @ hidden[rows]
                 grad_hidden[rows] = ds @ w
         results: Results = {"loss": _mean_loss(output)}
     if gradients:
-        results |= {"grad.input": grad_hidden, f"grad.{FULL_WEIGHT}": grad_weight}
+        results["grad.input"] = grad_hidden
+    if grad_weight is not None:
+        results[f"grad.{FULL_WEIGHT}"] = grad_weight
     return results
 
 
@@ -165,9 +176,10 @@ def evaluate(
     family: Family = "adaptive",
     *,
     row_weight: Array | None = None,
+    of_weights: bool = True,
     dtype: Dtype = np.float64,
 ) -> Results:
-    """What a case's task should give, under the names of `Runner.results`; `row_weight` as in `adaptive`.
+    """What a case's task should give, under the names of `Runner.results`; the options are those of `adaptive`.
 
     "predict" gives `predict` [N], int64: the first most probable class; a row with NaN gives its first NaN.
     "topk" gives the case's k best, of equal ones the first first.
@@ -177,7 +189,7 @@ def evaluate(
     matrix = full_weight(case, inputs) if family == "full" else None
     if case.task in ("forward", "train"):
         train = case.task == "train"
-        options: dict[str, Any] = {"row_weight": row_weight, "dtype": dtype}
+        options: dict[str, Any] = {"row_weight": row_weight, "of_weights": of_weights, "dtype": dtype}
         if matrix is not None:
             return full(matrix, hidden, inputs.target, gradients=train, **options)
         return adaptive(case.layout, weights, hidden, inputs.target, gradients=train, **options)

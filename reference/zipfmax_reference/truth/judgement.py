@@ -120,6 +120,7 @@ class Truth:
         family: Family = "adaptive",
         row_weight: Values | None = None,
         precision: str | None = None,
+        of_weights: bool = True,
     ) -> Truth:
         """Evaluate the definition and its budgets.
 
@@ -130,6 +131,7 @@ class Truth:
             row_weight: [N] gradient of what is differentiated with respect to each row's output; by default
                 that of the mean loss, -1/N.
             precision: the key of `rounding.ROUNDING`; by default the case's dtype.
+            of_weights: whether the weights' gradients are wanted.
         """
         n_rows = len(inputs.target)
         if row_weight is None:
@@ -138,11 +140,15 @@ class Truth:
         rounding = ROUNDING[precision or case.dtype]
         affordable = case.batch_size * case.n_classes * case.in_features <= EXTENDED_LIMIT
         dtype = np.longdouble if case.dtype == "float64" and affordable else np.float64
-        values = definition.evaluate(case, inputs, family, row_weight=row_weight, dtype=dtype)
+        values = definition.evaluate(
+            case, inputs, family, row_weight=row_weight, of_weights=of_weights, dtype=dtype
+        )
         head = full_weight(case, inputs) if family == "full" else inputs.weights["head.weight"]
         bias = None if family == "full" else inputs.weights.get("head.bias")
         different = budgets.different_rows(rounding, head, bias, inputs.hidden)
-        deviations, overflows = budgets.of_case(case, inputs, family, row_weight, rounding)
+        deviations, overflows = budgets.of_case(
+            case, inputs, family, row_weight, rounding, of_weights=of_weights
+        )
         if case.task in ("forward", "train"):
             return cls(case, inputs.target, values, deviations, different, overflows)
         if family == "full":

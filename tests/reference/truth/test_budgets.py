@@ -291,3 +291,16 @@ def test_one_running_sum_over_classes_stays_within_the_budget_of_a_narrow_produc
     if classes > 10_000:  # and the random part would not allow for it
         random = np.sqrt(classes) * ROUNDING["float32"].summed * abs(terms).sum(axis=0)
         assert abs(error[0]) > judgement.ELEMENT * random[0]
+
+
+@pytest.mark.parametrize("family", ["adaptive", "full"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_truth_without_the_weights_gradients_is_the_same_for_the_rest(family, bias):
+    case = Case(60, 17, 24, (10, 30), task="train", head_bias=bias, dtype="bfloat16")
+    inputs = draw_inputs(case, full=True)
+    whole, rest = (Truth.of(case, inputs, family, of_weights=wanted) for wanted in (True, False))
+    assert rest.values.keys() == whole.values.keys() & {"output", "loss", "grad.input"}
+    assert rest.deviations.keys() == rest.values.keys()
+    for name, values in rest.values.items():
+        np.testing.assert_array_equal(values, whole.values[name])
+        np.testing.assert_array_equal(rest.deviations[name], whole.deviations[name])
