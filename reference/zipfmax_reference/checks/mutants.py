@@ -24,6 +24,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_calls,
     faults_forward,
     faults_hostile,
+    faults_many,
     faults_memory,
     faults_models,
     faults_modes,

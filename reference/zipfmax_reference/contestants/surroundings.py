@@ -183,6 +183,12 @@ class InThisProcess:
         return self._before
 
 
+def modes() -> tuple[bool, ...]:
+    """Whether gradients are recorded, in inference mode, and what is autocast, in this thread."""
+    autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
 def in_a_thread(call: Callable[[], Any]) -> Any:
     """What the call returns, or raises, in a thread of its own."""
     with ThreadPoolExecutor(1) as pool:

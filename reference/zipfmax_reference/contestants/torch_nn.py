@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,17 @@ class TorchModule:
 
     def use(self, case: Case, inputs: Inputs) -> TorchUse:
         """The module with the case's weights, for many calls."""
+        make = partial(self.build, replace(case, task="train"), inputs)
         before = surroundings.read()
-        return TorchUse(self.build(replace(case, task="train"), inputs).module, case, before)
+        return TorchUse(make().module, case, before, make)
+
+
+class ArgumentChangedError(RuntimeError):
+    """A constructor changed what it was given; `tensor` names the argument."""
+
+    def __init__(self, argument: str, given: object, left: object) -> None:
+        super().__init__(f"the constructor changed the caller's {argument} from {given} to {left}")
+        self.tensor = argument
 
 
 class TorchRunner:
@@ -238,10 +248,14 @@ def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
 
     Raises at build:
         TypeError: what it makes is not a torch module.
+        ArgumentChangedError: the constructor changed the caller's list of cutoffs.
     """
 
     def factory(case: Case) -> nn.Module:
-        module = constructor(*_sizes(case), **_options(case))
+        in_features, n_classes, cutoffs = _sizes(case)
+        module = constructor(in_features, n_classes, cutoffs, **_options(case))
+        if tuple(cutoffs) != case.cutoffs:
+            raise ArgumentChangedError("cutoffs", [*case.cutoffs], cutoffs)
         if not isinstance(module, nn.Module):
             raise TypeError(f"{name} makes a {type(module).__name__}, which is not a torch.nn.Module")
         return module

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from zipfmax_reference.contestants import surroundings, torch_hooks, torch_methods
+from zipfmax_reference.contestants import (
+    surroundings,
+    torch_gradients,
+    torch_hooks,
+    torch_many,
+    torch_methods,
+)
 from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
 from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
@@ -34,9 +40,11 @@ _CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
 class TorchUse(surroundings.InThisProcess):
     """A torch module in use."""
 
-    def __init__(self, module: nn.Module, case: Case, before: dict[str, str]) -> None:
+    def __init__(
+        self, module: nn.Module, case: Case, before: dict[str, str], make: Callable[[], object]
+    ) -> None:
         super().__init__(before)
-        self._module, self._case = module, case
+        self._module, self._case, self.make_again = module, case, make
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
         self._results: dict[str, dict[str, Tensor]] = {}
         self._differentiated: set[str] = set()
@@ -86,12 +94,12 @@ class TorchUse(surroundings.InThisProcess):
         for kept in (self._results, self._computed, self._differentiated, self._unrecorded):
             kept.clear()
 
-    def refill(self, name: str, hidden: Array, target: Labels) -> None:
-        """Write other values into a batch's tensors."""
+    def refill(self, name: str, hidden: Array, target: Labels, seen: bool = True) -> None:
+        """Write other values into a batch's tensors, or into .data."""
         own, labels = self._batches[name]
         with torch.no_grad():
-            own.copy_(torch.from_numpy(np.array(hidden)))
-            labels.copy_(torch.from_numpy(np.array(target)))
+            (own if seen else own.data).copy_(torch.from_numpy(np.array(hidden)))
+            (labels if seen else labels.data).copy_(torch.from_numpy(np.array(target)))
 
     def call(
         self,
@@ -125,9 +133,9 @@ class TorchUse(surroundings.InThisProcess):
         try:
             # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
             with _CONTEXTS[mode](torch.device(self._case.device).type):
-                before = _modes()
+                before = surroundings.modes()
                 found = surroundings.in_a_thread(call) if mode == "thread" else call()
-                after = _modes()
+                after = surroundings.modes()
         except Exception as error:
             if refusable or self._converted or mode == "autocast":
                 raise NotPromisedError(str(error)) from error
@@ -166,6 +174,7 @@ class TorchUse(surroundings.InThisProcess):
         grad_output: Array | float | None,
         grad_loss: float | None,
         retain: bool = False,
+        gaps: Gaps = "none",
     ) -> None:
         """One backward."""
         of_name = self._results[name]
@@ -173,7 +182,8 @@ class TorchUse(surroundings.InThisProcess):
         if grad_output is not None:
             output = of_name["output" if "output" in of_name else "log_prob"]
             results.append(output)
-            upstream.append(torch.as_tensor(grad_output).to(output).expand_as(output))
+            came = torch.as_tensor(grad_output).to(output).expand_as(output)
+            upstream.append(came if gaps == "none" else with_gaps(came, gaps))
         if grad_loss is not None:
             results.append(of_name["loss"])
             upstream.append(torch.full_like(of_name["loss"], grad_loss))
@@ -193,33 +203,28 @@ class TorchUse(surroundings.InThisProcess):
 
     def asked(self, name: str, batch: str) -> Results:
         """By torch.autograd.grad."""
-        leaves = self._leaves(batch)
-        before = {n: leaf.grad for n, leaf in leaves.items()}
-        found = torch.autograd.grad(
-            self._results[name]["loss"], [*leaves.values()], allow_unused=True, materialize_grads=True
-        )
-        for n, leaf in leaves.items():
-            if leaf.grad is not before[n]:
-                raise ValueError(
-                    f"a gradient of {n} was left in .grad, where torch.autograd.grad leaves none"
-                )
-        return {f"grad.{n}": to_array(gradient) for n, gradient in zip(leaves, found, strict=True)}
+        return torch_gradients.asked(self._results[name]["loss"], self._leaves(batch))
 
     def backward_of_sum(self, names: Sequence[str]) -> None:
         """One backward of several calls."""
         torch.autograd.backward(torch.stack([self._results[name]["loss"] for name in names]).sum())
 
-    def curvature(self, batch: str) -> Array:
+    def curvature(self, batch: str) -> Results:
         """By two backwards."""
-        hidden, target = self._batches[batch]
-        (first,) = torch.autograd.grad(self._module(hidden, target)[1], hidden, create_graph=True)
-        try:
-            (second,) = torch.autograd.grad(
-                first.square().sum() / 2, hidden, allow_unused=True, materialize_grads=True
-            )
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotPromisedError(str(error)) from error
-        return to_array(second)
+        return torch_gradients.with_penalty(self._module(*self._batches[batch])[1], self._leaves(batch))
+
+    def together(self, batches: Sequence[str], rounds: int) -> dict[str, list[Results]]:
+        """In as many threads."""
+        return torch_many.at_the_same_time(
+            self._module, {name: self._batches[name] for name in batches}, rounds
+        )
+
+    def repeat(self, batch: str, times: int, collected: bool = False) -> int:
+        """One step after another."""
+        for _ in range(times):
+            torch_many.step(self._module, *self._batches[batch])
+        gc.collect(2 if collected else 1)
+        return torch_many.bytes_held(self._case.device)
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
@@ -390,9 +395,3 @@ def _reference(tensor: Tensor) -> Callable[[], bool]:
         return lambda: not storage.expired()
     reference = weakref.ref(tensor)
     return lambda: reference() is not None
-
-
-def _modes() -> tuple[bool, ...]:
-    """Whether gradients are recorded, in inference mode, and what is autocast."""
-    autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast

@@ -52,8 +52,8 @@ class Use(Protocol):
         results.
         """
 
-    def refill(self, name: str, hidden: Array, target: Labels) -> None:
-        """Write other values into a batch's tensors."""
+    def refill(self, name: str, hidden: Array, target: Labels, seen: bool = True) -> None:
+        """Write other values into a batch's tensors, where autograd sees it or not."""
 
     def call(
         self,
@@ -90,11 +90,13 @@ class Use(Protocol):
         grad_output: Array | float | None,
         grad_loss: float | None,
         retain: bool = False,
+        gaps: Gaps = "none",
     ) -> None:
         """Differentiate a call's results, with these gradients coming in; None for a result that is left out.
 
         A recorded `log_prob` is differentiated as output is. One number for output stands for all rows, as where
-        output is summed: it is in memory once.
+        output is summed: it is in memory once. With `gaps` the gradients of output, or log_prob, do not lie side
+        by side.
 
         Raises:
             NotPromisedError: the layer refuses to be differentiated again, by a kept graph.
@@ -106,12 +108,33 @@ class Use(Protocol):
     def backward_of_sum(self, names: Sequence[str]) -> None:
         """One backward of the sum of these calls' losses."""
 
-    def curvature(self, batch: str) -> Array:
-        """Gradient by the input of half the squared norm of the loss's gradient by the input.
+    def curvature(self, batch: str) -> Results:
+        """As `gradients`, those of the loss and half the squared norm of its gradients, added up.
 
         Raises:
             NotPromisedError: the layer refuses to be differentiated twice.
         """
+
+    def together(self, batches: Sequence[str], rounds: int) -> dict[str, list[Results]]:
+        """Call the module on each batch in a thread of its own, so many times, all threads at the same time.
+
+        Results of each batch, those that are unlike bit by bit: output, loss, gradients, `log_prob` and `predict`.
+
+        Raises:
+            NotApplicableError: the framework promises nothing of calls at the same time.
+        """
+
+    def repeat(self, batch: str, times: int, collected: bool = False) -> int:
+        """So many training steps, each with `log_prob` and `predict`; bytes that the process holds after them.
+
+        0 where those are not known. With `collected` garbage of every age is collected before, which is slow.
+
+        Raises:
+            NotApplicableError: the framework does not tell what is held.
+        """
+
+    def make_again(self) -> None:
+        """Make another module as this one was made, and drop it."""
 
     def gradients(self, batch: str) -> Results:
         """grad.input of a batch and grad.NAME of every weight; zeros where none was left."""

@@ -153,6 +153,10 @@ def _of_sizes(device: str, dtype: str) -> list[Case]:
         *aimed,
         Case(12_011, 33, 523, (1_025, 4_099), 2.0, False, dtype, device),
         Case(31, 3, 66_001, (5, 12), 1.0, True, dtype, device, task="forward"),
+        *(
+            Case(31, 3, 8_209, (5, 12), 1.0, False, dtype, device, task=task)
+            for task in ("train", "log_prob", "predict")
+        ),
     ]
 
 

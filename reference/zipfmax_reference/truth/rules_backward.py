@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from zipfmax_reference.contestants.use import Gaps
+from zipfmax_reference.runs.arrays import Array
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
 
@@ -44,6 +46,19 @@ def output_can_be_summed(s: CallSession) -> None:
 
 
 @rule()
+def gradients_that_come_in_may_have_gaps(s: CallSession) -> None:
+    """As from a loss that stacks, transposes or sums up: of output, of both results, and of log_prob."""
+    for call, grad_loss in (("x", None), ("y", 0.5)):
+        s.called(call, "a")
+        s.differentiated(call, "a", s.upstream("a"), grad_loss, gaps="columns")
+    upstream = _few(s)
+    kinds: tuple[Gaps, ...] = ("columns", "rows", "turned")
+    for gaps in kinds:
+        _log_prob_differentiated(s, upstream, gaps)
+    _log_prob_differentiated(s, np.broadcast_to(0.25, upstream.shape))
+
+
+@rule()
 def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
     """In one backward, and then the loss only again."""
     s.called("x", "a")
@@ -55,12 +70,22 @@ def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
 @rule()
 def log_prob_can_be_differentiated(s: CallSession) -> None:
     """As where a model is distilled: with a gradient for each class of a few rows."""
+    _log_prob_differentiated(s, _few(s))
+
+
+def _few(s: CallSession) -> Array:
+    """Make the batch "few"; gradients of its log_prob."""
     hidden, target = s.batches["c"]
     s.batches["few"] = hidden[:FEW], target[:FEW]
     s.use.batch("few", *s.batches["few"])
-    upstream = np.random.default_rng(8).integers(-4, 5, (len(target[:FEW]), s.case.n_classes)) / 4
+    return np.random.default_rng(8).integers(-4, 5, (len(target[:FEW]), s.case.n_classes)) / 4
+
+
+def _log_prob_differentiated(s: CallSession, upstream: Array, gaps: Gaps = "none") -> None:
+    s.use.clear()
     s.use.evaluate("log_prob", "few", "few", mode="record")
-    s.use.backward("few", upstream, None)
+    same = upstream.strides == (0, 0)
+    s.use.backward("few", float(upstream[0, 0]) if same else upstream, None, gaps=gaps)
     s.judge_gradients_of_log_prob("few", upstream)
 
 
@@ -158,16 +183,21 @@ def a_graph_that_is_kept_can_be_used_twice(s: CallSession) -> None:
 
 @rule(optional=True, dtypes=tuple(CURVATURE_ERROR))
 def a_second_derivative_is_right(s: CallSession) -> None:
-    """By a difference of the definition's first derivatives."""
+    """By input and weights, of a loss with a penalty on its gradients, half their squared norm.
+
+    By a difference of the definition's first derivatives.
+    """
     found = s.use.curvature("a")
-    first = s.truth("a").values["grad.input"].astype(np.float64)
-    hidden, target = s.batches["a"]
+    first = {name: value for name, value in s.truth("a").values.items() if name.startswith("grad.")}
+    (hidden, target), weights = s.batches["a"], s.weights
     moved = []
     for sign in (1, -1):
-        s.batches["a"] = hidden + sign * STEP * first, target
-        moved.append(s.truth("a").values["grad.input"])
-    expected = ((moved[0] - moved[1]) / (2 * STEP)).astype(np.float64)
-    error = np.abs(found - expected).max()
-    allowed = CURVATURE_ERROR[s.case.dtype] * np.abs(expected).max()
-    if not error <= allowed:
-        s.fail(f"the second derivative is off by {error:.3g}, {allowed:.3g} is allowed")
+        s.batches["a"] = hidden + sign * STEP * first["grad.input"].astype(np.float64), target
+        s.weights = {n: w + sign * STEP * first[f"grad.{n}"].astype(np.float64) for n, w in weights.items()}
+        moved.append(s.truth("a").values)
+    for name, gradient in first.items():
+        second = (moved[0][name] - moved[1][name]).astype(np.float64) / (2 * STEP)
+        error = np.abs(found[name] - gradient.astype(np.float64) - second).max(initial=0)
+        allowed = CURVATURE_ERROR[s.case.dtype] * np.abs(second).max(initial=0)
+        if not error <= allowed:
+            s.fail(f"the second derivative by {name[5:]} is off by {error:.3g}, {allowed:.3g} is allowed")

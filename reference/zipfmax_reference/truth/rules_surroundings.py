@@ -84,6 +84,18 @@ def targets_of_other_kinds_are_right_or_refused(s: CallSession) -> None:
     s.differentiated("x", "a")
 
 
+def _seeds_nothing(s: CallSession) -> None:
+    """A constructor may draw numbers, but may not leave a generator where it left it the time before."""
+    left = []
+    for _ in range(2):
+        s.use.surroundings(stirred=True)
+        s.use.make_again()
+        left.append(s.use.surroundings())
+    for name, state in left[0].items():
+        if name.startswith(surroundings.RANDOM) and left[1][name] == state:
+            s.fail(f"making the layer seeds {name}")
+
+
 @rule()
 def the_surroundings_stay(s: CallSession) -> None:
     """Modes, defaults, threads, random numbers and the rest of the process are the caller's.
@@ -93,6 +105,7 @@ def the_surroundings_stay(s: CallSession) -> None:
     made = s.use.surroundings_before()
     before = s.use.surroundings()
     s.unchanged("making the layer changes {}", made, before, but=surroundings.RANDOM)
+    _seeds_nothing(s)
     if on_cpu := s.case.device == "cpu":
         s.use.batch("wrong", *_with_target(s, 0, s.case.n_classes))
     steps: dict[str, Callable[[], object]] = {

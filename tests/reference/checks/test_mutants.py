@@ -25,6 +25,7 @@ SHOWING = (
     "forward-V60-d17-N64-*-div2-bias-float64-*-strided",
     "V5021-",
     "V31-d3-N66001-",
+    "V31-d3-N8209-",
 )
 SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quick"), pattern)]
 
