@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.clusters import Cluster
-from zipfmax_reference.checks.faults import Control, in_use
+from zipfmax_reference.checks.faults import Control, in_use, scaled_gradient
 from zipfmax_reference.checks.faults_backward import Early, Gradients
 from zipfmax_reference.checks.faults_calls import Counting, Pair, with_value
 
@@ -208,22 +208,22 @@ class _Constant(torch.autograd.Function):
         return found
 
 
-@in_use("the second derivative by the last tail's weight lacks that of the input's gradient", breaks=SECOND)
-class SecondDerivativeByWeightsCut(Control):
+@in_use("the second derivative by the last tail's weight is halved", breaks=SECOND)
+class SecondDerivativeByWeightsHalved(Control):
     def weights(self, tail: Cluster) -> Pair:
         projection, output = super().weights(tail)
         last = tail.index == self.layout.n_clusters - 1
-        return projection, _Once.apply(output) if last else output  # type: ignore[no-untyped-call]
+        return projection, _Half.apply(output) if last else output  # type: ignore[no-untyped-call]
 
 
-class _Once(torch.autograd.Function):
+class _Half(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.detach()
+        return scaled_gradient(gradient, 0.5)
 
 
 # Constructors.
@@ -250,3 +250,13 @@ class ConstructorSeedsPython(Control):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         random.seed(1)
+
+
+LAYERS: list[Control] = []
+
+
+@in_use("every layer that was made is kept", breaks=STAY)
+class LayersKept(Control):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        LAYERS.append(self)

@@ -74,6 +74,33 @@ class PredictOfManyRows(Control):
         return F.pad(super().predict(hidden[:1024]), (0, max(0, len(hidden) - 1024)))
 
 
+@planted("batches of whole tiles of 128 rows lose their last row")
+class LastOfWholeTilesLost(Control):
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        whole = len(output) > 0 and len(output) % 128 == 0
+        return super().loss(output[:-1] if whole else output, target)
+
+
+@planted("from 256 features on the logits have 8 bits")
+class WideInputsCoarse(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        logits = super().head_logits(hidden)
+        return logits.bfloat16().to(logits) if hidden.shape[1] >= 256 else logits
+
+
+@planted("predict counts classes in 16 bits")
+class PredictIn16Bits(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        return super().predict(hidden).to(torch.int16).long()
+
+
+@planted("from the seventh tail on none is scored")
+class SeventhTailUniform(Control):
+    def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:
+        logits = super().tail_logits(tail, hidden)
+        return logits * 0 if tail.index >= 6 else logits
+
+
 @planted("the last class of a tail of 1,000 or more is scored as the one before")
 class LastOfManyShadowed(Control):
     def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class PaddleUse(surroundings.InThisProcess):
     def _within(self, mode: CallMode) -> Any:
         # Paddle's log_prob allocates its result in the default dtype, whatever the input's.
         self._paddle.set_default_dtype(self._case.dtype)
-        if mode in ("inference", "autocast"):
+        if mode in ("inference", "autocast", "default"):
             raise NotApplicableError(f"torch's {mode} mode is none of Paddle's")
         return self._paddle.no_grad() if mode == "no_grad" else nullcontext()
 
@@ -170,7 +170,7 @@ class PaddleUse(surroundings.InThisProcess):
         """One backward of several calls."""
         self._paddle.add_n([self._results[name]["loss"] for name in names]).backward()
 
-    def curvature(self, batch: str) -> Results:
+    def curvature(self, batch: str) -> tuple[Results, list[str]]:
         """Paddle's operations have no second derivatives, and say so."""
         hidden, target = self._batches[batch]
         try:
@@ -189,8 +189,13 @@ class PaddleUse(surroundings.InThisProcess):
         """Paddle's allocator keeps memory for later."""
         raise NotApplicableError("what Paddle's tensors hold is not known")
 
-    def make_again(self) -> None:
-        """Paddle's layers draw from Paddle's own generator."""
+    def repeated(self) -> list[Results]:
+        """Nothing was repeated."""
+        return []
+
+    def make_again(self) -> bool:
+        """Paddle's layers draw from Paddle's own generator, and take no weak references."""
+        return False
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
@@ -233,10 +238,10 @@ class PaddleUse(surroundings.InThisProcess):
         for n, weight in self._parameters(self._layer).items():
             weight.set_value(np.ascontiguousarray(_turned(n, weights[n])))
 
-    def load(self, weights: Results, assign: bool = False) -> None:
+    def load(self, weights: Results, assign: bool = False, partly: bool = False) -> None:
         """By the state dict, which has to hold them all."""
-        if assign:
-            raise NotApplicableError("Paddle assigns no state dict")
+        if assign or partly:
+            raise NotApplicableError("Paddle assigns no state dict, and takes any part of one")
         self.state()
         self.write(weights)
 
@@ -298,6 +303,14 @@ class PaddleUse(surroundings.InThisProcess):
         """By set_value."""
         for result in self._results[name].values():
             result.set_value(np.ones_like(result.numpy()))
+
+    def halve_loss(self, name: str) -> None:
+        """Paddle's in-place operations are others."""
+        raise NotApplicableError("Paddle has no division in place")
+
+    def clear_output(self, name: str) -> None:
+        """By set_value, of which Paddle's autograd knows nothing."""
+        raise NotApplicableError("Paddle's autograd does not see what is written by set_value")
 
     def drop(self, batch: str) -> None:
         """Paddle's tensors take no weak references."""

@@ -189,6 +189,17 @@ def modes() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
+@contextmanager
+def another_default_dtype() -> Iterator[None]:
+    """While torch makes tensors in float64, or in float32 where that is what it does."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if before == torch.float64 else torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def in_a_thread(call: Callable[[], Any]) -> Any:
     """What the call returns, or raises, in a thread of its own."""
     with ThreadPoolExecutor(1) as pool:

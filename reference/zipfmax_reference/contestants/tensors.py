@@ -14,7 +14,9 @@ from zipfmax_reference.runs.arrays import Array
 
 
 def with_gaps(values: Tensor, gaps: Gaps) -> Tensor:
-    """The same values [N, d], or with "columns" [N], between which others lie."""
+    """The same values [N, d], or with "columns" or "before" [N], between or before which others lie."""
+    if gaps == "before":
+        return torch.cat([values[:1] + 1, values])[1:]
     if gaps == "turned":
         return values.t().contiguous().t()
     if gaps == "rows":

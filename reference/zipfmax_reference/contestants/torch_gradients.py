@@ -26,10 +26,10 @@ def asked(loss: Tensor, leaves: Mapping[str, Tensor]) -> Results:
     return _named(leaves, found)
 
 
-def with_penalty(loss: Tensor, leaves: Mapping[str, Tensor]) -> Results:
+def with_penalty(loss: Tensor, leaves: Mapping[str, Tensor]) -> tuple[Results, list[str]]:
     """Gradients of the loss and half the squared norm of its gradients, as grad.NAME, by two backwards.
 
-    Gradients that are cut from the graph add nothing, as in a user's penalty.
+    And names of gradients that torch does not differentiate, unless they are zeros; the norm leaves them out.
 
     Raises:
         NotPromisedError: torch, or the layer, refuses to differentiate the penalty.
@@ -39,13 +39,16 @@ def with_penalty(loss: Tensor, leaves: Mapping[str, Tensor]) -> Results:
         first = torch.autograd.grad(
             loss, inputs, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        penalty = torch.stack([gradient.square().sum() / 2 for gradient in first]).sum()
-        if not penalty.requires_grad:
+        taken = [gradient.square().sum() / 2 for gradient in first if gradient.requires_grad]
+        if not taken:
             raise NotPromisedError("gradients are constants, whose penalty cannot be differentiated")
+        penalty = torch.stack(taken).sum()
         found = torch.autograd.grad(loss + penalty, inputs, allow_unused=True, materialize_grads=True)
     except (RuntimeError, NotImplementedError) as error:
         raise NotPromisedError(str(error)) from error
-    return _named(leaves, found)
+    named = zip(leaves, first, strict=True)
+    constants = [f"grad.{name}" for name, one in named if not one.requires_grad and one.any()]
+    return _named(leaves, found), constants
 
 
 def _named(leaves: Mapping[str, Tensor], gradients: tuple[Tensor, ...]) -> Results:

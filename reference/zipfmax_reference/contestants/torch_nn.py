@@ -6,7 +6,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,9 +69,12 @@ class TorchModule:
 
     def use(self, case: Case, inputs: Inputs) -> TorchUse:
         """The module with the case's weights, for many calls."""
-        make = partial(self.build, replace(case, task="train"), inputs)
+
+        def make() -> nn.Module:
+            return self.build(replace(case, task="train"), inputs).module
+
         before = surroundings.read()
-        return TorchUse(make().module, case, before, make)
+        return TorchUse(make(), case, before, make)
 
 
 class ArgumentChangedError(RuntimeError):

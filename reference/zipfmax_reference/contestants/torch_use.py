@@ -22,8 +22,9 @@ from zipfmax_reference.contestants import (
     torch_hooks,
     torch_many,
     torch_methods,
+    torch_weights,
 )
-from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
+from zipfmax_reference.contestants.tensors import to_array, with_gaps
 from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
@@ -34,6 +35,7 @@ _CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
     "inference": lambda device: torch.inference_mode(),
     "autocast": lambda device: torch.autocast(device, torch.bfloat16),
     "thread": lambda device: nullcontext(),
+    "default": lambda device: surroundings.another_default_dtype(),
 }
 
 
@@ -44,7 +46,8 @@ class TorchUse(surroundings.InThisProcess):
         self, module: nn.Module, case: Case, before: dict[str, str], make: Callable[[], object]
     ) -> None:
         super().__init__(before)
-        self._module, self._case, self.make_again = module, case, make
+        self._module, self._case, self._make = module, case, make
+        self._repeated: list[dict[str, Tensor]] = []
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
         self._results: dict[str, dict[str, Tensor]] = {}
         self._differentiated: set[str] = set()
@@ -69,9 +72,11 @@ class TorchUse(surroundings.InThisProcess):
         """Make a batch's tensors."""
         made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
         classes = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
-        if gaps != "none":  # what lies between is another input's, and shows where it is read
+        if gaps == "once":
+            classes = classes[:1].expand(len(classes))
+        elif gaps != "none":  # what lies between is another input's, and shows where it is read
             made = with_gaps(made, gaps)
-            classes = torch.stack([classes, (classes + 1) % self._case.n_classes], dim=1)[:, 0]
+            classes = with_gaps(classes, "before" if gaps == "before" else "columns")
         classes = classes.to(getattr(torch, labels))
         if column:
             classes = classes.unsqueeze(1)
@@ -125,7 +130,7 @@ class TorchUse(surroundings.InThisProcess):
         output, loss = self._within(mode, computed, refusable=row is not None)
         self._results[name] = {"output": output, "loss": loss}
         self._differentiated.discard(name)
-        (self._unrecorded.discard if mode in ("record", "autocast", "thread") else self._unrecorded.add)(name)
+        (self._unrecorded.add if mode in ("no_grad", "inference") else self._unrecorded.discard)(name)
         return self.read(name)
 
     def _within(self, mode: CallMode, call: Callable[[], Any], refusable: bool = False) -> Any:
@@ -195,7 +200,9 @@ class TorchUse(surroundings.InThisProcess):
                 raise NotPromisedError(str(error)) from error
             raise
         self._differentiated.add(name)
-        if not all(map(np.array_equal, map(to_array, upstream), came_in)):
+        if any(
+            to_array(now).tobytes() != then.tobytes() for now, then in zip(upstream, came_in, strict=True)
+        ):
             raise ValueError("backward wrote to a gradient that came in")
         computed = self._computed.get(name)
         if computed is not None and not np.array_equal(to_array(computed[0]), computed[1]):
@@ -209,7 +216,7 @@ class TorchUse(surroundings.InThisProcess):
         """One backward of several calls."""
         torch.autograd.backward(torch.stack([self._results[name]["loss"] for name in names]).sum())
 
-    def curvature(self, batch: str) -> Results:
+    def curvature(self, batch: str) -> tuple[Results, list[str]]:
         """By two backwards."""
         return torch_gradients.with_penalty(self._module(*self._batches[batch])[1], self._leaves(batch))
 
@@ -222,9 +229,17 @@ class TorchUse(surroundings.InThisProcess):
     def repeat(self, batch: str, times: int, collected: bool = False) -> int:
         """One step after another."""
         for _ in range(times):
-            torch_many.step(self._module, *self._batches[batch])
+            torch_many.note(self._repeated, torch_many.step(self._module, *self._batches[batch]))
         gc.collect(2 if collected else 1)
         return torch_many.bytes_held(self._case.device)
+
+    def repeated(self) -> list[Results]:
+        """Those that were noted."""
+        return [{name: to_array(value) for name, value in found.items()} for found in self._repeated]
+
+    def make_again(self) -> bool:
+        """By a weak reference."""
+        return torch_many.is_held(self._make)
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
@@ -265,38 +280,15 @@ class TorchUse(surroundings.InThisProcess):
 
     def write(self, weights: Results, manner: Manner = "copy") -> None:
         """Write into the parameters."""
-        with torch.no_grad():
-            for name, parameter in self._module.named_parameters():
-                value = like(parameter, weights[name])
-                if manner == "copy":
-                    parameter.copy_(value)
-                elif manner == "data" or is_dtensor(parameter):  # whose .data torch cannot replace
-                    parameter.data.copy_(value)
-                else:
-                    turned = manner == "turn" and value.dim() == 2
-                    parameter.data = value.t().contiguous().t() if turned else value
+        torch_weights.write(self._module, weights, manner)
 
-    def load(self, weights: Results, assign: bool = False) -> None:
+    def load(self, weights: Results, assign: bool = False, partly: bool = False) -> None:
         """By load_state_dict."""
-        own = self._module.state_dict()
-        given = own | {n: like(own[n], w) for n, w in weights.items()}
-        self._module.load_state_dict(given, assign=assign)
+        torch_weights.load(self._module, weights, assign, partly)
 
     def takes(self, misfit: Misfit, name: str) -> bool:
         """By load_state_dict, which raises for what does not fit."""
-        state = dict(self._module.state_dict())
-        own = state[name]
-        if misfit == "missing":
-            del state[name]
-        elif misfit == "unexpected":
-            state[f"{name}_of_another"] = own
-        else:
-            state[name] = plain(own).new_zeros((own.shape[0] + 1, *own.shape[1:]))
-        try:
-            self._module.load_state_dict(state)
-        except Exception:  # what it raises refuses the state dict
-            return False
-        return True
+        return torch_weights.takes(self._module, misfit, name)
 
     def duplicate(self, manner: Literal["deepcopy", "pickle"] = "deepcopy") -> None:
         """By copy.deepcopy, or by pickle."""
@@ -365,6 +357,15 @@ class TorchUse(surroundings.InThisProcess):
         """Past autograd."""
         for result in self._results[name].values():
             result.data.fill_(1)
+
+    def halve_loss(self, name: str) -> None:
+        """In place."""
+        self._results[name]["loss"].div_(2)
+
+    def clear_output(self, name: str) -> None:
+        """Under no_grad."""
+        with torch.no_grad():
+            self._results[name]["output"].zero_()
 
     def drop(self, batch: str) -> None:
         """Keep weak references."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zipfmax_reference.contestants.use import Gaps
+from zipfmax_reference.contestants.use import Gaps, NotPromisedError
 from zipfmax_reference.runs.arrays import Array
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
@@ -69,8 +69,11 @@ def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
 
 @rule()
 def log_prob_can_be_differentiated(s: CallSession) -> None:
-    """As where a model is distilled: with a gradient for each class of a few rows."""
-    _log_prob_differentiated(s, _few(s))
+    """As where a model is distilled: with a gradient for each class of a few rows; while evaluating too."""
+    upstream = _few(s)
+    for training in (True, False):
+        s.use.mode(training)
+        _log_prob_differentiated(s, upstream)
 
 
 def _few(s: CallSession) -> Array:
@@ -87,6 +90,36 @@ def _log_prob_differentiated(s: CallSession, upstream: Array, gaps: Gaps = "none
     same = upstream.strides == (0, 0)
     s.use.backward("few", float(upstream[0, 0]) if same else upstream, None, gaps=gaps)
     s.judge_gradients_of_log_prob("few", upstream)
+
+
+@rule()
+def what_is_not_finite_shows(s: CallSession) -> None:
+    """A gradient that comes in, as of an overflow that a loss scaler looks for; a weight of a run that is lost."""
+    truth = s.truth("a")
+    reached = [name for name in ("grad.input", "grad.head.weight") if truth.values[name].any()]
+    for value in (np.inf, np.nan):
+        rows = np.zeros(len(s.batches["a"][1]))
+        rows[0] = value
+        for call, gradients in (("loss", (None, value)), ("output", (rows, None))):
+            s.called(call, "a")
+            s.use.clear()
+            s.use.backward(call, *gradients)
+            found = s.use.gradients("a")
+            for name in reached:
+                if np.isfinite(found[name]).all():
+                    s.fail(f"{name} is finite though {value} comes in for {call}")
+    parts = {"head.weight": 0} | {f"tail.{tail.index}.1.weight": tail.start for tail in s.case.layout}
+    for name, label in parts.items():
+        weight = s.weights[name].copy()
+        weight[:1] = np.nan
+        s.use.write(s.weights | {name: weight})
+        hidden, target = s.batches["a"]
+        s.use.batch("label", hidden, np.full_like(target, label))
+        if weight.size and np.isfinite(s.use.call("x", "label", "no_grad")["loss"]).any():
+            s.fail(f"the loss is finite though {name} is not")
+    s.use.write(s.weights)
+    s.called("x", "a")
+    s.differentiated("x", "a")
 
 
 @rule()
@@ -187,13 +220,14 @@ def a_second_derivative_is_right(s: CallSession) -> None:
 
     By a difference of the definition's first derivatives.
     """
-    found = s.use.curvature("a")
+    found, constants = s.use.curvature("a")
     first = {name: value for name, value in s.truth("a").values.items() if name.startswith("grad.")}
+    taken = {name: value.astype(np.float64) * (name not in constants) for name, value in first.items()}
     (hidden, target), weights = s.batches["a"], s.weights
     moved = []
     for sign in (1, -1):
-        s.batches["a"] = hidden + sign * STEP * first["grad.input"].astype(np.float64), target
-        s.weights = {n: w + sign * STEP * first[f"grad.{n}"].astype(np.float64) for n, w in weights.items()}
+        s.batches["a"] = hidden + sign * STEP * taken["grad.input"], target
+        s.weights = {n: w + sign * STEP * taken[f"grad.{n}"] for n, w in weights.items()}
         moved.append(s.truth("a").values)
     for name, gradient in first.items():
         second = (moved[0][name] - moved[1][name]).astype(np.float64) / (2 * STEP)
@@ -201,3 +235,5 @@ def a_second_derivative_is_right(s: CallSession) -> None:
         allowed = CURVATURE_ERROR[s.case.dtype] * np.abs(second).max(initial=0)
         if not error <= allowed:
             s.fail(f"the second derivative by {name[5:]} is off by {error:.3g}, {allowed:.3g} is allowed")
+    if constants:
+        raise NotPromisedError(f"constants, though create_graph=True was said: {', '.join(constants)}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
-from zipfmax_reference.runs.arrays import Array
+from zipfmax_reference.runs.arrays import Array, Results
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
 
@@ -27,14 +28,19 @@ FINE = 64
 def calls_at_the_same_time_are_right(s: CallSession) -> None:
     """As by a server's workers: two threads, each with its own batch, as interleaved as can be."""
     for batch, found in s.use.together("ab", ROUNDS).items():
-        truths = s.truth(batch), s.truth_of_methods(batch)
-        for results in found:
-            s.judge(results, batch)
-            for name, value in results.items():
-                if name not in ("output", "loss"):
-                    s.judge_tensor(truths[not name.startswith("grad.")], name, value)
+        _judge_each(s, batch, found)
     s.called("x", "a")
     s.differentiated("x", "a")
+
+
+def _judge_each(s: CallSession, batch: str, found: Sequence[Results]) -> None:
+    """Results of steps with other methods."""
+    truths = s.truth(batch), s.truth_of_methods(batch)
+    for results in found:
+        s.judge(results, batch)
+        for name, value in results.items():
+            if name not in ("output", "loss"):
+                s.judge_tensor(truths[not name.startswith("grad.")], name, value)
 
 
 @rule()
@@ -47,8 +53,12 @@ def hundreds_of_steps_leave_nothing_behind(s: CallSession) -> None:
             break
     else:
         s.fail(f"{each:,.0f} bytes of every step are held for good")
-    for _ in range(CALLS):
-        s.use.call("many", "c", "no_grad")
+    _judge_each(s, "c", s.use.repeated())
+    results = [s.use.call("many", "c", "no_grad") for _ in range(CALLS)]
+    for unlike in {
+        b"".join(value.tobytes() for value in found.values()): found for found in results
+    }.values():
+        s.judge(unlike, "c")
     s.called("x", "a")
     s.differentiated("x", "a")
     s.judge_methods()

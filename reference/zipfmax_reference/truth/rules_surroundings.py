@@ -89,11 +89,29 @@ def _seeds_nothing(s: CallSession) -> None:
     left = []
     for _ in range(2):
         s.use.surroundings(stirred=True)
-        s.use.make_again()
+        if s.use.make_again():
+            s.fail("a layer is held for good once it was made")
         left.append(s.use.surroundings())
     for name, state in left[0].items():
         if name.startswith(surroundings.RANDOM) and left[1][name] == state:
             s.fail(f"making the layer seeds {name}")
+
+
+@rule(devices=("cpu",))
+def inputs_of_other_shapes_are_right_or_refused(s: CallSession) -> None:
+    """A feature too many, one too few, and sequences [B, T, d], all of which torch.nn refuses; and the next call."""
+    (hidden, target), (other, labels) = s.batches["a"], s.batches["b"]
+    for n_features in (hidden.shape[1] - 1, hidden.shape[1] + 1):
+        s.use.batch("features", np.resize(hidden, (len(hidden), n_features)), target)
+        if _takes(s, "features"):
+            s.fail(f"{n_features} features are taken for {hidden.shape[1]}")
+    s.use.batch("sequences", np.stack([hidden, other]), np.stack([target, labels]))
+    if _takes(s, "sequences"):
+        found = s.use.read("sequences")
+        s.batches["rows"] = np.concatenate([hidden, other]), np.concatenate([target, labels])
+        s.judge({**found, "output": found["output"].reshape(-1)}, "rows")
+    s.called("x", "a")
+    s.differentiated("x", "a")
 
 
 @rule()
