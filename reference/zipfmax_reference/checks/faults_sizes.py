@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.clusters import Cluster
@@ -42,6 +43,62 @@ class TupleOfCutoffs(Control):
         if isinstance(cutoffs, tuple) and len(cutoffs) > 1:
             cutoffs = cutoffs[:-1]
         super().__init__(in_features, n_classes, cutoffs, *more, **options)
+
+
+@planted("the constructor appends the number of classes to the caller's cutoffs")
+class CutoffsAppended(Control):
+    def __init__(
+        self, in_features: int, n_classes: int, cutoffs: Sequence[int], *more: Any, **options: Any
+    ) -> None:
+        super().__init__(in_features, n_classes, cutoffs, *more, **options)
+        if isinstance(cutoffs, list):
+            cutoffs.append(n_classes)
+
+
+@planted("rows beyond 4,096 get no gradient")
+class ManyRowsGetNone(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        cut = torch.cat([hidden[:4096], hidden[4096:].detach()]) if len(hidden) > 4096 else hidden
+        return super().head_logits(cut)
+
+
+@planted("log_prob scores rows beyond 1,024 as the row 1,024 places before")
+class LogProbRowsWrapped(Control):
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        return super().log_prob(hidden[torch.arange(len(hidden), device=hidden.device) % 1024])
+
+
+@planted("predict of rows beyond 1,024 is the first class")
+class PredictOfManyRows(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        return F.pad(super().predict(hidden[:1024]), (0, max(0, len(hidden) - 1024)))
+
+
+@planted("batches of whole tiles of 128 rows lose their last row")
+class LastOfWholeTilesLost(Control):
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        whole = len(output) > 0 and len(output) % 128 == 0
+        return super().loss(output[:-1] if whole else output, target)
+
+
+@planted("from 256 features on the logits have 8 bits")
+class WideInputsCoarse(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        logits = super().head_logits(hidden)
+        return logits.bfloat16().to(logits) if hidden.shape[1] >= 256 else logits
+
+
+@planted("predict counts classes in 16 bits")
+class PredictIn16Bits(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        return super().predict(hidden).to(torch.int16).long()
+
+
+@planted("from the seventh tail on none is scored")
+class SeventhTailUniform(Control):
+    def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:
+        logits = super().tail_logits(tail, hidden)
+        return logits * 0 if tail.index >= 6 else logits
 
 
 @planted("the last class of a tail of 1,000 or more is scored as the one before")

@@ -22,8 +22,10 @@ from zipfmax.errors import UsageError
 from zipfmax_reference.checks import (  # noqa: F401
     faults_backward,
     faults_calls,
+    faults_careless,
     faults_forward,
     faults_hostile,
+    faults_many,
     faults_memory,
     faults_models,
     faults_modes,

@@ -67,8 +67,10 @@ class PaddleUse(surroundings.InThisProcess):
         classes = np.array(target, dtype=labels)
         self._batches[name] = made, self._paddle.to_tensor(classes[:, None] if column else classes)
 
-    def refill(self, name: str, hidden: Array, target: Labels) -> None:
+    def refill(self, name: str, hidden: Array, target: Labels, seen: bool = True) -> None:
         """By set_value."""
+        if not seen:
+            raise NotApplicableError("Paddle's tensors have no .data that is written past autograd")
         own, labels = self._batches[name]
         own.set_value(np.array(hidden, dtype=self._case.dtype))
         labels.set_value(np.array(target, dtype=np.int64))
@@ -98,7 +100,7 @@ class PaddleUse(surroundings.InThisProcess):
     def _within(self, mode: CallMode) -> Any:
         # Paddle's log_prob allocates its result in the default dtype, whatever the input's.
         self._paddle.set_default_dtype(self._case.dtype)
-        if mode in ("inference", "autocast"):
+        if mode in ("inference", "autocast", "default"):
             raise NotApplicableError(f"torch's {mode} mode is none of Paddle's")
         return self._paddle.no_grad() if mode == "no_grad" else nullcontext()
 
@@ -123,9 +125,16 @@ class PaddleUse(surroundings.InThisProcess):
         return _array(found)
 
     def backward(
-        self, name: str, grad_output: Array | float | None, grad_loss: float | None, retain: bool = False
+        self,
+        name: str,
+        grad_output: Array | float | None,
+        grad_loss: float | None,
+        retain: bool = False,
+        gaps: Gaps = "none",
     ) -> None:
         """One backward."""
+        if gaps != "none":
+            raise NotApplicableError("Paddle's tensors are placed by Paddle")
         of_name = self._results[name]
         given = [
             (of_name.get("output", of_name.get("log_prob")), grad_output),
@@ -161,15 +170,32 @@ class PaddleUse(surroundings.InThisProcess):
         """One backward of several calls."""
         self._paddle.add_n([self._results[name]["loss"] for name in names]).backward()
 
-    def curvature(self, batch: str) -> Array:
-        """By two gradients."""
+    def curvature(self, batch: str) -> tuple[Results, list[str]]:
+        """Paddle's operations have no second derivatives, and say so."""
         hidden, target = self._batches[batch]
         try:
-            (first,) = self._paddle.grad(self._layer(hidden, target)[1], [hidden], create_graph=True)
-            (second,) = self._paddle.grad((first * first).sum() / 2, [hidden])
+            loss = self._layer(hidden, target)[1]
+            (first,) = self._paddle.grad(loss, [hidden], create_graph=True)
+            self._paddle.grad((first * first).sum() / 2, [hidden])
         except Exception as error:
             raise NotPromisedError(str(error)) from error
-        return _array(second)
+        raise NotPromisedError("Paddle's second derivatives by weights are not asked for")
+
+    def together(self, batches: Sequence[str], rounds: int) -> dict[str, list[Results]]:
+        """Paddle documents none."""
+        raise NotApplicableError("Paddle's documentation says nothing of calls at the same time")
+
+    def repeat(self, batch: str, times: int, collected: bool = False) -> int:
+        """Paddle's allocator keeps memory for later."""
+        raise NotApplicableError("what Paddle's tensors hold is not known")
+
+    def repeated(self) -> list[Results]:
+        """Nothing was repeated."""
+        return []
+
+    def make_again(self) -> bool:
+        """Paddle's layers draw from Paddle's own generator, and take no weak references."""
+        return False
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
@@ -212,10 +238,10 @@ class PaddleUse(surroundings.InThisProcess):
         for n, weight in self._parameters(self._layer).items():
             weight.set_value(np.ascontiguousarray(_turned(n, weights[n])))
 
-    def load(self, weights: Results, assign: bool = False) -> None:
+    def load(self, weights: Results, assign: bool = False, partly: bool = False) -> None:
         """By the state dict, which has to hold them all."""
-        if assign:
-            raise NotApplicableError("Paddle assigns no state dict")
+        if assign or partly:
+            raise NotApplicableError("Paddle assigns no state dict, and takes any part of one")
         self.state()
         self.write(weights)
 
@@ -277,6 +303,14 @@ class PaddleUse(surroundings.InThisProcess):
         """By set_value."""
         for result in self._results[name].values():
             result.set_value(np.ones_like(result.numpy()))
+
+    def halve_loss(self, name: str) -> None:
+        """Paddle's in-place operations are others."""
+        raise NotApplicableError("Paddle has no division in place")
+
+    def clear_output(self, name: str) -> None:
+        """By set_value, of which Paddle's autograd knows nothing."""
+        raise NotApplicableError("Paddle's autograd does not see what is written by set_value")
 
     def drop(self, batch: str) -> None:
         """Paddle's tensors take no weak references."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.errors import UsageError
@@ -287,9 +288,12 @@ def make(store: str, rank: int, world: int, layer: str, how: str, case: Case, in
     before = surroundings.read()
     if how == "options":
         return OptionCalls(layer, case, inputs, group)
-    inner = _inner(layer).build(replace(case, task="train") if how == "use" else case, inputs).module
-    module = shard_vocabulary(cast(AdaptiveLogSoftmaxWithLoss, inner), group)
-    return TorchUse(module, case, before) if how == "use" else TorchRunner(module, case, inputs)
+
+    def made() -> nn.Module:
+        inner = _inner(layer).build(replace(case, task="train") if how == "use" else case, inputs).module
+        return cast(nn.Module, shard_vocabulary(cast(AdaptiveLogSoftmaxWithLoss, inner), group))
+
+    return TorchUse(made(), case, before, made) if how == "use" else TorchRunner(made(), case, inputs)
 
 
 @cache

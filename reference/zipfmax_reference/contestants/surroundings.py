@@ -183,6 +183,23 @@ class InThisProcess:
         return self._before
 
 
+def modes() -> tuple[bool, ...]:
+    """Whether gradients are recorded, in inference mode, and what is autocast, in this thread."""
+    autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+@contextmanager
+def another_default_dtype() -> Iterator[None]:
+    """While torch makes tensors in float64, or in float32 where that is what it does."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if before == torch.float64 else torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def in_a_thread(call: Callable[[], Any]) -> Any:
     """What the call returns, or raises, in a thread of its own."""
     with ThreadPoolExecutor(1) as pool:

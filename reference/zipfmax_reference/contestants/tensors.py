@@ -14,12 +14,14 @@ from zipfmax_reference.runs.arrays import Array
 
 
 def with_gaps(values: Tensor, gaps: Gaps) -> Tensor:
-    """The same values [N, d], between which others lie."""
+    """The same values [N, d], or with "columns" or "before" [N], between or before which others lie."""
+    if gaps == "before":
+        return torch.cat([values[:1] + 1, values])[1:]
     if gaps == "turned":
         return values.t().contiguous().t()
     if gaps == "rows":
         return torch.cat([values, values + 1], dim=1)[:, : values.shape[1]]
-    return torch.stack([values, values + 1], dim=2)[:, :, 0]
+    return torch.stack([values, values + 1], dim=-1)[..., 0]
 
 
 def is_dtensor(value: Tensor) -> bool:

@@ -69,8 +69,20 @@ class TorchModule:
 
     def use(self, case: Case, inputs: Inputs) -> TorchUse:
         """The module with the case's weights, for many calls."""
+
+        def make() -> nn.Module:
+            return self.build(replace(case, task="train"), inputs).module
+
         before = surroundings.read()
-        return TorchUse(self.build(replace(case, task="train"), inputs).module, case, before)
+        return TorchUse(make(), case, before, make)
+
+
+class ArgumentChangedError(RuntimeError):
+    """A constructor changed what it was given; `tensor` names the argument."""
+
+    def __init__(self, argument: str, given: object, left: object) -> None:
+        super().__init__(f"the constructor changed the caller's {argument} from {given} to {left}")
+        self.tensor = argument
 
 
 class TorchRunner:
@@ -238,10 +250,14 @@ def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
 
     Raises at build:
         TypeError: what it makes is not a torch module.
+        ArgumentChangedError: the constructor changed the caller's list of cutoffs.
     """
 
     def factory(case: Case) -> nn.Module:
-        module = constructor(*_sizes(case), **_options(case))
+        in_features, n_classes, cutoffs = _sizes(case)
+        module = constructor(in_features, n_classes, cutoffs, **_options(case))
+        if tuple(cutoffs) != case.cutoffs:
+            raise ArgumentChangedError("cutoffs", [*case.cutoffs], cutoffs)
         if not isinstance(module, nn.Module):
             raise TypeError(f"{name} makes a {type(module).__name__}, which is not a torch.nn.Module")
         return module

@@ -16,8 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from zipfmax_reference.contestants import surroundings, torch_hooks, torch_methods
-from zipfmax_reference.contestants.tensors import is_dtensor, like, plain, to_array, with_gaps
+from zipfmax_reference.contestants import (
+    surroundings,
+    torch_gradients,
+    torch_hooks,
+    torch_many,
+    torch_methods,
+    torch_weights,
+)
+from zipfmax_reference.contestants.tensors import to_array, with_gaps
 from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
@@ -28,15 +35,19 @@ _CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
     "inference": lambda device: torch.inference_mode(),
     "autocast": lambda device: torch.autocast(device, torch.bfloat16),
     "thread": lambda device: nullcontext(),
+    "default": lambda device: surroundings.another_default_dtype(),
 }
 
 
 class TorchUse(surroundings.InThisProcess):
     """A torch module in use."""
 
-    def __init__(self, module: nn.Module, case: Case, before: dict[str, str]) -> None:
+    def __init__(
+        self, module: nn.Module, case: Case, before: dict[str, str], make: Callable[[], object]
+    ) -> None:
         super().__init__(before)
-        self._module, self._case = module, case
+        self._module, self._case, self._make = module, case, make
+        self._repeated: list[dict[str, Tensor]] = []
         self._batches: dict[str, tuple[Tensor, Tensor]] = {}
         self._results: dict[str, dict[str, Tensor]] = {}
         self._differentiated: set[str] = set()
@@ -61,9 +72,11 @@ class TorchUse(surroundings.InThisProcess):
         """Make a batch's tensors."""
         made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
         classes = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
-        if gaps != "none":  # what lies between is another input's, and shows where it is read
+        if gaps == "once":
+            classes = classes[:1].expand(len(classes))
+        elif gaps != "none":  # what lies between is another input's, and shows where it is read
             made = with_gaps(made, gaps)
-            classes = torch.stack([classes, (classes + 1) % self._case.n_classes], dim=1)[:, 0]
+            classes = with_gaps(classes, "before" if gaps == "before" else "columns")
         classes = classes.to(getattr(torch, labels))
         if column:
             classes = classes.unsqueeze(1)
@@ -86,12 +99,12 @@ class TorchUse(surroundings.InThisProcess):
         for kept in (self._results, self._computed, self._differentiated, self._unrecorded):
             kept.clear()
 
-    def refill(self, name: str, hidden: Array, target: Labels) -> None:
-        """Write other values into a batch's tensors."""
+    def refill(self, name: str, hidden: Array, target: Labels, seen: bool = True) -> None:
+        """Write other values into a batch's tensors, or into .data."""
         own, labels = self._batches[name]
         with torch.no_grad():
-            own.copy_(torch.from_numpy(np.array(hidden)))
-            labels.copy_(torch.from_numpy(np.array(target)))
+            (own if seen else own.data).copy_(torch.from_numpy(np.array(hidden)))
+            (labels if seen else labels.data).copy_(torch.from_numpy(np.array(target)))
 
     def call(
         self,
@@ -117,7 +130,7 @@ class TorchUse(surroundings.InThisProcess):
         output, loss = self._within(mode, computed, refusable=row is not None)
         self._results[name] = {"output": output, "loss": loss}
         self._differentiated.discard(name)
-        (self._unrecorded.discard if mode in ("record", "autocast", "thread") else self._unrecorded.add)(name)
+        (self._unrecorded.add if mode in ("no_grad", "inference") else self._unrecorded.discard)(name)
         return self.read(name)
 
     def _within(self, mode: CallMode, call: Callable[[], Any], refusable: bool = False) -> Any:
@@ -125,9 +138,9 @@ class TorchUse(surroundings.InThisProcess):
         try:
             # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
             with _CONTEXTS[mode](torch.device(self._case.device).type):
-                before = _modes()
+                before = surroundings.modes()
                 found = surroundings.in_a_thread(call) if mode == "thread" else call()
-                after = _modes()
+                after = surroundings.modes()
         except Exception as error:
             if refusable or self._converted or mode == "autocast":
                 raise NotPromisedError(str(error)) from error
@@ -166,6 +179,7 @@ class TorchUse(surroundings.InThisProcess):
         grad_output: Array | float | None,
         grad_loss: float | None,
         retain: bool = False,
+        gaps: Gaps = "none",
     ) -> None:
         """One backward."""
         of_name = self._results[name]
@@ -173,7 +187,8 @@ class TorchUse(surroundings.InThisProcess):
         if grad_output is not None:
             output = of_name["output" if "output" in of_name else "log_prob"]
             results.append(output)
-            upstream.append(torch.as_tensor(grad_output).to(output).expand_as(output))
+            came = torch.as_tensor(grad_output).to(output).expand_as(output)
+            upstream.append(came if gaps == "none" else with_gaps(came, gaps))
         if grad_loss is not None:
             results.append(of_name["loss"])
             upstream.append(torch.full_like(of_name["loss"], grad_loss))
@@ -185,7 +200,9 @@ class TorchUse(surroundings.InThisProcess):
                 raise NotPromisedError(str(error)) from error
             raise
         self._differentiated.add(name)
-        if not all(map(np.array_equal, map(to_array, upstream), came_in)):
+        if any(
+            to_array(now).tobytes() != then.tobytes() for now, then in zip(upstream, came_in, strict=True)
+        ):
             raise ValueError("backward wrote to a gradient that came in")
         computed = self._computed.get(name)
         if computed is not None and not np.array_equal(to_array(computed[0]), computed[1]):
@@ -193,33 +210,36 @@ class TorchUse(surroundings.InThisProcess):
 
     def asked(self, name: str, batch: str) -> Results:
         """By torch.autograd.grad."""
-        leaves = self._leaves(batch)
-        before = {n: leaf.grad for n, leaf in leaves.items()}
-        found = torch.autograd.grad(
-            self._results[name]["loss"], [*leaves.values()], allow_unused=True, materialize_grads=True
-        )
-        for n, leaf in leaves.items():
-            if leaf.grad is not before[n]:
-                raise ValueError(
-                    f"a gradient of {n} was left in .grad, where torch.autograd.grad leaves none"
-                )
-        return {f"grad.{n}": to_array(gradient) for n, gradient in zip(leaves, found, strict=True)}
+        return torch_gradients.asked(self._results[name]["loss"], self._leaves(batch))
 
     def backward_of_sum(self, names: Sequence[str]) -> None:
         """One backward of several calls."""
         torch.autograd.backward(torch.stack([self._results[name]["loss"] for name in names]).sum())
 
-    def curvature(self, batch: str) -> Array:
+    def curvature(self, batch: str) -> tuple[Results, list[str]]:
         """By two backwards."""
-        hidden, target = self._batches[batch]
-        (first,) = torch.autograd.grad(self._module(hidden, target)[1], hidden, create_graph=True)
-        try:
-            (second,) = torch.autograd.grad(
-                first.square().sum() / 2, hidden, allow_unused=True, materialize_grads=True
-            )
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotPromisedError(str(error)) from error
-        return to_array(second)
+        return torch_gradients.with_penalty(self._module(*self._batches[batch])[1], self._leaves(batch))
+
+    def together(self, batches: Sequence[str], rounds: int) -> dict[str, list[Results]]:
+        """In as many threads."""
+        return torch_many.at_the_same_time(
+            self._module, {name: self._batches[name] for name in batches}, rounds
+        )
+
+    def repeat(self, batch: str, times: int, collected: bool = False) -> int:
+        """One step after another."""
+        for _ in range(times):
+            torch_many.note(self._repeated, torch_many.step(self._module, *self._batches[batch]))
+        gc.collect(2 if collected else 1)
+        return torch_many.bytes_held(self._case.device)
+
+    def repeated(self) -> list[Results]:
+        """Those that were noted."""
+        return [{name: to_array(value) for name, value in found.items()} for found in self._repeated]
+
+    def make_again(self) -> bool:
+        """By a weak reference."""
+        return torch_many.is_held(self._make)
 
     def gradients(self, batch: str) -> Results:
         """Of a batch's input and of the weights."""
@@ -260,38 +280,15 @@ class TorchUse(surroundings.InThisProcess):
 
     def write(self, weights: Results, manner: Manner = "copy") -> None:
         """Write into the parameters."""
-        with torch.no_grad():
-            for name, parameter in self._module.named_parameters():
-                value = like(parameter, weights[name])
-                if manner == "copy":
-                    parameter.copy_(value)
-                elif manner == "data" or is_dtensor(parameter):  # whose .data torch cannot replace
-                    parameter.data.copy_(value)
-                else:
-                    turned = manner == "turn" and value.dim() == 2
-                    parameter.data = value.t().contiguous().t() if turned else value
+        torch_weights.write(self._module, weights, manner)
 
-    def load(self, weights: Results, assign: bool = False) -> None:
+    def load(self, weights: Results, assign: bool = False, partly: bool = False) -> None:
         """By load_state_dict."""
-        own = self._module.state_dict()
-        given = own | {n: like(own[n], w) for n, w in weights.items()}
-        self._module.load_state_dict(given, assign=assign)
+        torch_weights.load(self._module, weights, assign, partly)
 
     def takes(self, misfit: Misfit, name: str) -> bool:
         """By load_state_dict, which raises for what does not fit."""
-        state = dict(self._module.state_dict())
-        own = state[name]
-        if misfit == "missing":
-            del state[name]
-        elif misfit == "unexpected":
-            state[f"{name}_of_another"] = own
-        else:
-            state[name] = plain(own).new_zeros((own.shape[0] + 1, *own.shape[1:]))
-        try:
-            self._module.load_state_dict(state)
-        except Exception:  # what it raises refuses the state dict
-            return False
-        return True
+        return torch_weights.takes(self._module, misfit, name)
 
     def duplicate(self, manner: Literal["deepcopy", "pickle"] = "deepcopy") -> None:
         """By copy.deepcopy, or by pickle."""
@@ -361,6 +358,15 @@ class TorchUse(surroundings.InThisProcess):
         for result in self._results[name].values():
             result.data.fill_(1)
 
+    def halve_loss(self, name: str) -> None:
+        """In place."""
+        self._results[name]["loss"].div_(2)
+
+    def clear_output(self, name: str) -> None:
+        """Under no_grad."""
+        with torch.no_grad():
+            self._results[name]["output"].zero_()
+
     def drop(self, batch: str) -> None:
         """Keep weak references."""
         results = [value for found in self._results.values() for value in found.values()]
@@ -390,9 +396,3 @@ def _reference(tensor: Tensor) -> Callable[[], bool]:
         return lambda: not storage.expired()
     reference = weakref.ref(tensor)
     return lambda: reference() is not None
-
-
-def _modes() -> tuple[bool, ...]:
-    """Whether gradients are recorded, in inference mode, and what is autocast."""
-    autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast

@@ -11,12 +11,21 @@ from typing import Literal, Protocol
 
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
-CallMode = Literal["record", "no_grad", "inference", "autocast", "thread"]
-"""How a call is made: with gradients; without, in two ways; under autocast to bfloat16; in a thread of its own."""
-Manner = Literal["copy", "data", "replace", "turn"]
-"""How weights are written: by copy_, into .data, or as another tensor in .data, which may lie column by column."""
-Gaps = Literal["none", "columns", "rows", "turned"]
-"""What lies between the numbers of a batch: nothing; something after each, or after each row; or columns are rows."""
+CallMode = Literal["record", "no_grad", "inference", "autocast", "thread", "default"]
+"""How a call is made: with gradients; without, in two ways; under autocast to bfloat16; in a thread of its own; while
+
+torch makes tensors of another dtype by default.
+"""
+Manner = Literal["copy", "data", "replace", "turn", "flat"]
+"""How weights are written: by copy_, into .data, or as another tensor in .data, which may lie column by column, or
+
+behind the others in one memory.
+"""
+Gaps = Literal["none", "columns", "rows", "turned", "before", "once"]
+"""What lies between the numbers of a batch: nothing; something after each, or after each row; or columns are rows.
+
+Or before the first; or there is one target in memory, which is that of all rows.
+"""
 Misfit = Literal["missing", "unexpected", "shape"]
 """How a state dict does not fit: a weight too few, one too many, or one with a row too many."""
 LABELS = "int64"
@@ -52,8 +61,8 @@ class Use(Protocol):
         results.
         """
 
-    def refill(self, name: str, hidden: Array, target: Labels) -> None:
-        """Write other values into a batch's tensors."""
+    def refill(self, name: str, hidden: Array, target: Labels, seen: bool = True) -> None:
+        """Write other values into a batch's tensors, where autograd sees it or not."""
 
     def call(
         self,
@@ -90,11 +99,13 @@ class Use(Protocol):
         grad_output: Array | float | None,
         grad_loss: float | None,
         retain: bool = False,
+        gaps: Gaps = "none",
     ) -> None:
         """Differentiate a call's results, with these gradients coming in; None for a result that is left out.
 
         A recorded `log_prob` is differentiated as output is. One number for output stands for all rows, as where
-        output is summed: it is in memory once.
+        output is summed: it is in memory once. With `gaps` the gradients of output, or log_prob, do not lie side
+        by side.
 
         Raises:
             NotPromisedError: the layer refuses to be differentiated again, by a kept graph.
@@ -106,12 +117,39 @@ class Use(Protocol):
     def backward_of_sum(self, names: Sequence[str]) -> None:
         """One backward of the sum of these calls' losses."""
 
-    def curvature(self, batch: str) -> Array:
-        """Gradient by the input of half the squared norm of the loss's gradient by the input.
+    def curvature(self, batch: str) -> tuple[Results, list[str]]:
+        """As `gradients`, those of the loss and half the squared norm of its gradients, added up.
+
+        And names of gradients that are constants to torch, which the norm leaves out.
 
         Raises:
             NotPromisedError: the layer refuses to be differentiated twice.
         """
+
+    def together(self, batches: Sequence[str], rounds: int) -> dict[str, list[Results]]:
+        """Call the module on each batch in a thread of its own, so many times, all threads at the same time.
+
+        Results of each batch, those that are unlike bit by bit: output, loss, gradients, `log_prob` and `predict`.
+
+        Raises:
+            NotApplicableError: the framework promises nothing of calls at the same time.
+        """
+
+    def repeat(self, batch: str, times: int, collected: bool = False) -> int:
+        """So many training steps, each with `log_prob` and `predict`; bytes that the process holds after them.
+
+        Garbage of every age is collected before with `collected`, which is slow. An open file and a thread count as a
+        page.
+
+        Raises:
+            NotApplicableError: the framework does not tell what is held.
+        """
+
+    def repeated(self) -> list[Results]:
+        """Of all steps of `repeat` the results that are unlike bit by bit, as `together` gives them."""
+
+    def make_again(self) -> bool:
+        """Make another module as this one was made, and drop it; whether somebody still holds it."""
 
     def gradients(self, batch: str) -> Results:
         """grad.input of a batch and grad.NAME of every weight; zeros where none was left."""
@@ -134,8 +172,11 @@ class Use(Protocol):
     def write(self, weights: Results, manner: Manner = "copy") -> None:
         """Write weights into the parameters."""
 
-    def load(self, weights: Results, assign: bool = False) -> None:
-        """Load weights as a state dict, whose tensors with `assign` become the parameters."""
+    def load(self, weights: Results, assign: bool = False, partly: bool = False) -> None:
+        """Load weights as a state dict, whose tensors with `assign` become the parameters.
+
+        With `partly` the state dict holds no others, and need not.
+        """
 
     def takes(self, misfit: Misfit, name: str) -> bool:
         """Whether the module takes its own state dict, of which this weight does not fit."""
@@ -186,6 +227,12 @@ class Use(Protocol):
 
     def scribble(self, name: str) -> None:
         """Write into the results that were returned under a name."""
+
+    def halve_loss(self, name: str) -> None:
+        """As `loss /= 2`, which is differentiated too."""
+
+    def clear_output(self, name: str) -> None:
+        """Write zeros into the output that was returned under a name, where autograd sees it."""
 
     def drop(self, batch: str) -> None:
         """Drop a batch, its gradient and every result."""

@@ -21,6 +21,7 @@ from zipfmax_reference.truth import (  # noqa: F401
     rules_backward,
     rules_batches,
     rules_calls,
+    rules_many,
     rules_surroundings,
     rules_weights,
 )

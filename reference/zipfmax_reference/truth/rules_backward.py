@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from zipfmax_reference.contestants.use import Gaps, NotPromisedError
+from zipfmax_reference.runs.arrays import Array
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
 
@@ -44,6 +46,19 @@ def output_can_be_summed(s: CallSession) -> None:
 
 
 @rule()
+def gradients_that_come_in_may_have_gaps(s: CallSession) -> None:
+    """As from a loss that stacks, transposes or sums up: of output, of both results, and of log_prob."""
+    for call, grad_loss in (("x", None), ("y", 0.5)):
+        s.called(call, "a")
+        s.differentiated(call, "a", s.upstream("a"), grad_loss, gaps="columns")
+    upstream = _few(s)
+    kinds: tuple[Gaps, ...] = ("columns", "rows", "turned")
+    for gaps in kinds:
+        _log_prob_differentiated(s, upstream, gaps)
+    _log_prob_differentiated(s, np.broadcast_to(0.25, upstream.shape))
+
+
+@rule()
 def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
     """In one backward, and then the loss only again."""
     s.called("x", "a")
@@ -54,14 +69,57 @@ def output_and_loss_can_be_differentiated_together(s: CallSession) -> None:
 
 @rule()
 def log_prob_can_be_differentiated(s: CallSession) -> None:
-    """As where a model is distilled: with a gradient for each class of a few rows."""
+    """As where a model is distilled: with a gradient for each class of a few rows; while evaluating too."""
+    upstream = _few(s)
+    for training in (True, False):
+        s.use.mode(training)
+        _log_prob_differentiated(s, upstream)
+
+
+def _few(s: CallSession) -> Array:
+    """Make the batch "few"; gradients of its log_prob."""
     hidden, target = s.batches["c"]
     s.batches["few"] = hidden[:FEW], target[:FEW]
     s.use.batch("few", *s.batches["few"])
-    upstream = np.random.default_rng(8).integers(-4, 5, (len(target[:FEW]), s.case.n_classes)) / 4
+    return np.random.default_rng(8).integers(-4, 5, (len(target[:FEW]), s.case.n_classes)) / 4
+
+
+def _log_prob_differentiated(s: CallSession, upstream: Array, gaps: Gaps = "none") -> None:
+    s.use.clear()
     s.use.evaluate("log_prob", "few", "few", mode="record")
-    s.use.backward("few", upstream, None)
+    same = upstream.strides == (0, 0)
+    s.use.backward("few", float(upstream[0, 0]) if same else upstream, None, gaps=gaps)
     s.judge_gradients_of_log_prob("few", upstream)
+
+
+@rule()
+def what_is_not_finite_shows(s: CallSession) -> None:
+    """A gradient that comes in, as of an overflow that a loss scaler looks for; a weight of a run that is lost."""
+    truth = s.truth("a")
+    reached = [name for name in ("grad.input", "grad.head.weight") if truth.values[name].any()]
+    for value in (np.inf, np.nan):
+        rows = np.zeros(len(s.batches["a"][1]))
+        rows[0] = value
+        for call, gradients in (("loss", (None, value)), ("output", (rows, None))):
+            s.called(call, "a")
+            s.use.clear()
+            s.use.backward(call, *gradients)
+            found = s.use.gradients("a")
+            for name in reached:
+                if np.isfinite(found[name]).all():
+                    s.fail(f"{name} is finite though {value} comes in for {call}")
+    parts = {"head.weight": 0} | {f"tail.{tail.index}.1.weight": tail.start for tail in s.case.layout}
+    for name, label in parts.items():
+        weight = s.weights[name].copy()
+        weight[:1] = np.nan
+        s.use.write(s.weights | {name: weight})
+        hidden, target = s.batches["a"]
+        s.use.batch("label", hidden, np.full_like(target, label))
+        if weight.size and np.isfinite(s.use.call("x", "label", "no_grad")["loss"]).any():
+            s.fail(f"the loss is finite though {name} is not")
+    s.use.write(s.weights)
+    s.called("x", "a")
+    s.differentiated("x", "a")
 
 
 @rule()
@@ -158,16 +216,24 @@ def a_graph_that_is_kept_can_be_used_twice(s: CallSession) -> None:
 
 @rule(optional=True, dtypes=tuple(CURVATURE_ERROR))
 def a_second_derivative_is_right(s: CallSession) -> None:
-    """By a difference of the definition's first derivatives."""
-    found = s.use.curvature("a")
-    first = s.truth("a").values["grad.input"].astype(np.float64)
-    hidden, target = s.batches["a"]
+    """By input and weights, of a loss with a penalty on its gradients, half their squared norm.
+
+    By a difference of the definition's first derivatives.
+    """
+    found, constants = s.use.curvature("a")
+    first = {name: value for name, value in s.truth("a").values.items() if name.startswith("grad.")}
+    taken = {name: value.astype(np.float64) * (name not in constants) for name, value in first.items()}
+    (hidden, target), weights = s.batches["a"], s.weights
     moved = []
     for sign in (1, -1):
-        s.batches["a"] = hidden + sign * STEP * first, target
-        moved.append(s.truth("a").values["grad.input"])
-    expected = ((moved[0] - moved[1]) / (2 * STEP)).astype(np.float64)
-    error = np.abs(found - expected).max()
-    allowed = CURVATURE_ERROR[s.case.dtype] * np.abs(expected).max()
-    if not error <= allowed:
-        s.fail(f"the second derivative is off by {error:.3g}, {allowed:.3g} is allowed")
+        s.batches["a"] = hidden + sign * STEP * taken["grad.input"], target
+        s.weights = {n: w + sign * STEP * taken[f"grad.{n}"] for n, w in weights.items()}
+        moved.append(s.truth("a").values)
+    for name, gradient in first.items():
+        second = (moved[0][name] - moved[1][name]).astype(np.float64) / (2 * STEP)
+        error = np.abs(found[name] - gradient.astype(np.float64) - second).max(initial=0)
+        allowed = CURVATURE_ERROR[s.case.dtype] * np.abs(second).max(initial=0)
+        if not error <= allowed:
+            s.fail(f"the second derivative by {name[5:]} is off by {error:.3g}, {allowed:.3g} is allowed")
+    if constants:
+        raise NotPromisedError(f"constants, though create_graph=True was said: {', '.join(constants)}")

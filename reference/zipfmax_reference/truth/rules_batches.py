@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from zipfmax_reference.contestants.use import NotPromisedError
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
 
@@ -176,6 +177,26 @@ def what_changes_before_backward_is_refused_or_does_not_count(s: CallSession) ->
     s.use.batch("a", hidden, target)
     s.called("x", "a")
     s.differentiated("x", "a")
+
+
+@rule()
+def results_changed_in_place_are_refused_or_right(s: CallSession) -> None:
+    """A loss that is divided in place, and an output that is cleared before the loss's backward."""
+    changes: dict[str, tuple[Callable[[str], None], float]] = {
+        "halved": (s.use.halve_loss, 0.5),
+        "cleared": (s.use.clear_output, 1.0),
+    }
+    for name, (change, factor) in changes.items():
+        s.called(name, "a")
+        s.use.clear()
+        try:
+            change(name)
+            s.use.backward(name, None, 1.0)
+        except NotPromisedError:
+            raise
+        except Exception:  # what is raised refuses it
+            continue
+        s.judge_gradients("a", [("a", None, factor)])
 
 
 @rule()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from zipfmax_reference.contestants.use import Gaps
 from zipfmax_reference.truth.rules import rule
 from zipfmax_reference.truth.session import CallSession
@@ -99,9 +101,15 @@ def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
 
 @rule()
 def batches_may_have_gaps(s: CallSession) -> None:
-    """An input whose numbers, or rows, are those of a wider tensor, and one that lies column by column."""
-    kinds: tuple[Gaps, ...] = ("columns", "rows", "turned")
+    """An input whose numbers, or rows, are those of a wider tensor, and one that lies column by column.
+
+    And input and targets that lie behind others, as where labels are shifted; and one target for all rows.
+    """
+    kinds: tuple[Gaps, ...] = ("columns", "rows", "turned", "before", "once")
     for gaps in kinds:
+        if gaps == "once":
+            hidden, target = s.batches["a"]
+            s.batches["a"] = hidden, np.full_like(target, target.max())
         s.use.batch("a", *s.batches["a"], gaps=gaps)
         s.called("x", "a")
         s.differentiated("x", "a")
@@ -144,6 +152,14 @@ def a_call_in_inference_mode_is_the_same_function(s: CallSession) -> None:
     s.called("y", "b")
     s.called("z", "b", "inference")
     s.differentiated("y", "b")
+
+
+@rule()
+def a_call_under_another_default_dtype_is_right(s: CallSession) -> None:
+    """What torch makes where no dtype is given is no concern of input and weights."""
+    s.called("x", "a", "default")
+    s.differentiated("x", "a")
+    s.called("y", "a")
 
 
 @rule()
@@ -191,11 +207,18 @@ def other_methods_leave_a_call_alone(s: CallSession) -> None:
 
 @rule(large=True)
 def log_prob_and_predict_follow_the_weights(s: CallSession) -> None:
-    """Once more after the weights have changed."""
-    for weights in (s.weights, s.other_weights()):
+    """Once more after the weights have changed, in training mode and while evaluating, as averages are tried."""
+    own, others = s.weights, s.other_weights()
+    for weights in (own, others):
         s.use.write(weights)
         s.weights = weights
         s.judge_methods()
+    s.use.mode(False)
+    for weights in (own, others):
+        s.use.write(weights)
+        s.weights = weights
+        s.judge_methods()
+        s.called("x", "a", "no_grad")
 
 
 @rule(optional=True, dtypes=("float32",))

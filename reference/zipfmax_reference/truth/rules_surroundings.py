@@ -84,6 +84,36 @@ def targets_of_other_kinds_are_right_or_refused(s: CallSession) -> None:
     s.differentiated("x", "a")
 
 
+def _seeds_nothing(s: CallSession) -> None:
+    """A constructor may draw numbers, but may not leave a generator where it left it the time before."""
+    left = []
+    for _ in range(2):
+        s.use.surroundings(stirred=True)
+        if s.use.make_again():
+            s.fail("a layer is held for good once it was made")
+        left.append(s.use.surroundings())
+    for name, state in left[0].items():
+        if name.startswith(surroundings.RANDOM) and left[1][name] == state:
+            s.fail(f"making the layer seeds {name}")
+
+
+@rule(devices=("cpu",))
+def inputs_of_other_shapes_are_right_or_refused(s: CallSession) -> None:
+    """A feature too many, one too few, and sequences [B, T, d], all of which torch.nn refuses; and the next call."""
+    (hidden, target), (other, labels) = s.batches["a"], s.batches["b"]
+    for n_features in (hidden.shape[1] - 1, hidden.shape[1] + 1):
+        s.use.batch("features", np.resize(hidden, (len(hidden), n_features)), target)
+        if _takes(s, "features"):
+            s.fail(f"{n_features} features are taken for {hidden.shape[1]}")
+    s.use.batch("sequences", np.stack([hidden, other]), np.stack([target, labels]))
+    if _takes(s, "sequences"):
+        found = s.use.read("sequences")
+        s.batches["rows"] = np.concatenate([hidden, other]), np.concatenate([target, labels])
+        s.judge({**found, "output": found["output"].reshape(-1)}, "rows")
+    s.called("x", "a")
+    s.differentiated("x", "a")
+
+
 @rule()
 def the_surroundings_stay(s: CallSession) -> None:
     """Modes, defaults, threads, random numbers and the rest of the process are the caller's.
@@ -93,6 +123,7 @@ def the_surroundings_stay(s: CallSession) -> None:
     made = s.use.surroundings_before()
     before = s.use.surroundings()
     s.unchanged("making the layer changes {}", made, before, but=surroundings.RANDOM)
+    _seeds_nothing(s)
     if on_cpu := s.case.device == "cpu":
         s.use.batch("wrong", *_with_target(s, 0, s.case.n_classes))
     steps: dict[str, Callable[[], object]] = {

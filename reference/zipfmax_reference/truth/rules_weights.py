@@ -24,22 +24,30 @@ def weights_written_in_place_count(s: CallSession) -> None:
 
 @rule()
 def weights_put_into_data_count(s: CallSession) -> None:
-    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`, also column by column."""
+    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`, also column by column
+
+    or behind other weights, as in one flat buffer.
+    """
     _new_weights_count(
         s,
         lambda weights: s.use.write(weights, "data"),
         lambda weights: s.use.write(weights, "replace"),
         lambda weights: s.use.write(weights, "turn"),
+        lambda weights: s.use.write(weights, "flat"),
         methods=True,
     )
 
 
 @rule()
 def loaded_weights_count(s: CallSession) -> None:
-    """A state dict, loaded between two calls; a state dict holds the weights, before and after, in each mode."""
+    """A state dict, whole or of one weight, loaded between calls; it holds the weights, in each mode."""
     _state_is_the_weights(s)
     _new_weights_count(s, s.use.load)
     _state_is_the_weights(s)
+    name = next(iter(s.weights))
+    s.weights = s.weights | {name: -s.weights[name]}
+    s.use.load({name: s.weights[name]}, partly=True)
+    s.called("z", "a")
 
 
 @rule()

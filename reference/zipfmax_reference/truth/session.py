@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from zipfmax_reference.contestants import surroundings
-from zipfmax_reference.contestants.use import CallMode, Use
+from zipfmax_reference.contestants.use import CallMode, Gaps, Use
 from zipfmax_reference.runs.arrays import Array, Inputs, Labels, Results
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_batch, draw_weights
@@ -84,10 +84,11 @@ class CallSession:
         grad_output: Upstream = None,
         grad_loss: float | None = 1.0,
         retain: bool = False,
+        gaps: Gaps = "none",
     ) -> None:
         """One backward of a call, and its gradients judged as the only ones."""
         self.use.clear()
-        self.use.backward(name, grad_output, grad_loss, retain)
+        self.use.backward(name, grad_output, grad_loss, retain, gaps)
         self.judge_gradients(batch, [(batch, grad_output, grad_loss)])
 
     def asked(self, name: str, batch: str) -> None:

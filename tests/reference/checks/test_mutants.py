@@ -25,6 +25,9 @@ SHOWING = (
     "forward-V60-d17-N64-*-div2-bias-float64-*-strided",
     "V5021-",
     "V31-d3-N66001-",
+    "V31-d3-N8209-",
+    "train-V401-d520-",
+    "predict-V66001-",
 )
 SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quick"), pattern)]
 
