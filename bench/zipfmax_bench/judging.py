@@ -108,7 +108,10 @@ class ResultJudge:
         saved = Saved(request.implementation, request.family, found, wrong)
         if whole is not None:
             return [_line(request, WHOLE, "fail", reason=whole)]
-        if product_flops(request.family, case) <= DEFINITION_FLOPS and _elements(request) <= DEFINITION_ELEMENTS:
+        if (
+            product_flops(request.family, case) <= DEFINITION_FLOPS
+            and _elements(request) <= DEFINITION_ELEMENTS
+        ):
             return self._oracle(case, batch, request.family).check(saved)
         if case.task not in ("forward", "train"):
             return self._some_rows(request, saved)
