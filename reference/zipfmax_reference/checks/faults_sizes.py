@@ -88,12 +88,6 @@ class WideInputsCoarse(Control):
         return logits.bfloat16().to(logits) if hidden.shape[1] >= 256 else logits
 
 
-@planted("predict counts classes in 16 bits")
-class PredictIn16Bits(Control):
-    def predict(self, hidden: Tensor) -> Tensor:
-        return super().predict(hidden).to(torch.int16).long()
-
-
 @planted("from the seventh tail on none is scored")
 class SeventhTailUniform(Control):
     def tail_logits(self, tail: Cluster, hidden: Tensor) -> Tensor:

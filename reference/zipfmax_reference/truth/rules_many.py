@@ -14,11 +14,11 @@ from zipfmax_reference.truth.session import CallSession
 
 T = TypeVar("T", bound=np.ndarray[Any, Any])
 
-ROUNDS = 12
+ROUNDS = 8
 """Calls of each thread."""
-STEPS, MOST_BYTES = 36, 256
+STEPS, MOST_BYTES = 28, 128
 """Training steps between two looks at the memory; bytes of each that may be left. One kept tensor has more."""
-CALLS = 200
+CALLS = 180
 """Calls without gradients that follow them."""
 FINE = 64
 """Parts of one in which values are whole numbers where their sums have to be exact."""

@@ -27,7 +27,6 @@ SHOWING = (
     "V31-d3-N66001-",
     "V31-d3-N8209-",
     "train-V401-d520-",
-    "predict-V66001-",
 )
 SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quick"), pattern)]
 

@@ -25,7 +25,8 @@ def test_a_grid_has_its_size_and_no_case_twice(cases, least):
 
 
 def test_the_quick_grid_has_every_combination_that_it_names():
-    of_all = [c for c in QUICK if c.task != PROTOCOL and c.n_classes <= 2000 and c.batch_size <= 2000]
+    usual = [c for c in QUICK if c.task != PROTOCOL and c.n_classes <= 2000 and c.batch_size <= 2000]
+    of_all = [c for c in usual if c.in_features <= 64]
     found = {(c.cutoffs, c.div_value, c.head_bias, c.dtype, c.task) for c in of_all}
     axes = zip(*found, strict=True)
     assert len(found) == np.prod([len(set(axis)) for axis in axes])
