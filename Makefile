@@ -35,10 +35,10 @@ report: $(VENV)/.report  ## verify, a quick sweep, the page; prints the page's p
 	$(BIN)/zipfmax report $(OUT)
 
 test: $(VENV)/.ready  ## every test but the long trials
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'not slow' tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' tests
 
 trials: $(VENV)/.ready  ## the tests that take longest: killed and resumed runs, large pages, further shapes (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m slow tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow tests
 
 kernels: $(VENV)/.ready  ## every test of the GPU kernels, on a GPU or under the interpreter, and of compiling them (minutes)
 	ZIPFMAX_KERNEL_TESTS=all TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/impl/backends/triton

@@ -17,3 +17,18 @@ def collections_leave_imports_out() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+LONGEST = (
+    "test_triton.py",
+    "test_page_in_browser.py",
+    "test_sweep.py",
+    "test_pytest_plugin.py",
+    "test_recipe.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: `make test` gives each file to one of two processes, in this order."""
+    first = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))

@@ -28,7 +28,7 @@ TIMEOUT_S = 300.0
 
 # Cost of a verification, in FLOPs of the cell's products: up to the first every sample is verified, up to the
 # second one of each round, beyond it one of each implementation.
-EVERY_SAMPLE_FLOPS, EVERY_ROUND_FLOPS = 3e8, 1e9
+EVERY_SAMPLE_FLOPS, EVERY_ROUND_FLOPS = 3e7, 1e9
 
 
 class ParityGuard:

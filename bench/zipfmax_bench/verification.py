@@ -34,7 +34,7 @@ class Verifications:
         self._draw = 0.0
 
     def runs_of(self, round: int, name: str, going: Sequence[str], runs: int) -> Sequence[int]:
-        """Runs of a sample that are verified: none, or one and the next, in which an alternation differs."""
+        """Runs of a sample that are verified: none or one, in the common round two in a row: an alternation shows."""
         if self._verifier is None:
             return ()
         if round != self._round:
@@ -47,7 +47,7 @@ class Verifications:
         if name not in self._wanted:
             return ()
         first = int(self._draw * max(1, runs - 1))
-        return range(first, min(first + 2, runs))
+        return range(first, min(first + (2 if round == self._common else 1), runs))
 
     def fault(self, name: str, batch: int, executor: Executor) -> tuple[str, str] | None:
         """Status and reason where the last timed run is wrong."""

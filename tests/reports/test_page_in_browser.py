@@ -25,7 +25,6 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no chromium on the path", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("browser")  # one browser, and one page for all
 Edit = Callable[[Path, Callable[[dict[str, Any]], dict[str, Any]]], None]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
