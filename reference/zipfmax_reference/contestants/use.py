@@ -12,19 +12,20 @@ from typing import Literal, Protocol
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
 CallMode = Literal["record", "no_grad", "inference", "autocast", "thread", "default"]
-"""How a call is made: with gradients; without, in two ways; under autocast to bfloat16; in a thread of its own; while
+"""How a call is made.
 
-torch makes tensors of another dtype by default.
+With gradients; without, in two ways; under autocast to bfloat16; in a thread of its own; under another default dtype.
 """
 Manner = Literal["copy", "data", "replace", "turn", "flat"]
-"""How weights are written: by copy_, into .data, or as another tensor in .data, which may lie column by column, or
+"""How weights are written: by copy_, into .data, or as another tensor in .data.
 
-behind the others in one memory.
+That may lie column by column, or behind other numbers in one memory.
 """
 Gaps = Literal["none", "columns", "rows", "turned", "before", "once"]
-"""What lies between the numbers of a batch: nothing; something after each, or after each row; or columns are rows.
+"""How the numbers of a batch lie in memory.
 
-Or before the first; or there is one target in memory, which is that of all rows.
+Side by side; with others after each number, after each row, or before the first; column by column; or the targets of
+all rows are one number.
 """
 Misfit = Literal["missing", "unexpected", "shape"]
 """How a state dict does not fit: a weight too few, one too many, or one with a row too many."""

@@ -103,7 +103,7 @@ def a_result_is_a_plain_tensor_in_the_graph(s: CallSession) -> None:
 def batches_may_have_gaps(s: CallSession) -> None:
     """An input whose numbers, or rows, are those of a wider tensor, and one that lies column by column.
 
-    And input and targets that lie behind others, as where labels are shifted; and one target for all rows.
+    Input and targets that lie behind others, as where labels are shifted; one target, expanded to all rows.
     """
     kinds: tuple[Gaps, ...] = ("columns", "rows", "turned", "before", "once")
     for gaps in kinds:

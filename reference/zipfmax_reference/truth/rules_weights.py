@@ -24,9 +24,9 @@ def weights_written_in_place_count(s: CallSession) -> None:
 
 @rule()
 def weights_put_into_data_count(s: CallSession) -> None:
-    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`, also column by column
+    """Where autograd does not see it: by `p.data.copy_(weight)`, and by `p.data = weight`.
 
-    or behind other weights, as in one flat buffer.
+    Also column by column, and behind other numbers, as in one flat buffer.
     """
     _new_weights_count(
         s,
