@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
@@ -36,6 +33,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_surroundings,
     faults_use,
     faults_weights,
+    processes,
 )
 from zipfmax_reference.checks.faults import FAULTS, IN_USE, Control
 from zipfmax_reference.console import print_table, terminal
@@ -43,7 +41,6 @@ from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool, ch
 from zipfmax_reference.contestants.torch_nn import users_layer
 from zipfmax_reference.records import Mutant, RunDirectory
 from zipfmax_reference.runs import grid as grids
-from zipfmax_reference.runs import machine
 from zipfmax_reference.runs.case import PROTOCOL, Case
 from zipfmax_reference.runs.invocation import invocation
 from zipfmax_reference.truth import protocol
@@ -51,8 +48,6 @@ from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)
-FEW = 40
-"""Cases that are judged before other processes would have started."""
 WAVES, ENOUGH = 24, 2
 """More cases come in so many waves, each from all over the grid. Before each the mutants that were found wrong in so
 many cells are left out: that they are caught is known. The control is put to every cell."""
@@ -129,8 +124,8 @@ def run(
     if [outcome.mutant for outcome in known] == wanted:
         outcomes = known
     else:
-        processes = machine.usable_cores() if device == "cpu" and len(cases) > FEW else 1
-        outcomes = examine(cases, classes, processes) if world is None else examine_ranks(cases, world)
+        n_processes = processes.worth(cases, device)
+        outcomes = examine(cases, classes, n_processes) if world is None else examine_ranks(cases, world)
         if directory is not None:
             directory.write(*(Mutant(**vars(outcome)) for outcome in outcomes))
     control = next(o for o in outcomes if o.mutant == CONTROL)
@@ -147,23 +142,21 @@ def run(
     return 1 if survivors or control.caught else 0
 
 
-def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes: int = 1) -> list[Outcome]:
+def examine(cases: Sequence[Case], classes: dict[str, type[Control]], n_processes: int = 1) -> list[Outcome]:
     """Run each class on each case that is meant to show it: a fault in use on the rule that it breaks.
 
     Args:
         cases: of a grid.
         classes: by the name of the mutant.
-        processes: that share the cases; each computes with one thread where there are several. The outcomes
+        n_processes: that share the cases; each computes with one thread where there are several. The outcomes
             are the same whatever their number.
     """
     outcomes = {name: Outcome(name, cls.fault) for name, cls in classes.items()}
-    waves = [cases[start::WAVES] for start in range(WAVES)] if len(cases) > FEW else [cases]
+    waves = [cases[start::WAVES] for start in range(WAVES)] if len(cases) > processes.FEW else [cases]
     with ExitStack() as stack:
         each: Callable[..., Iterable[dict[str, list[Record]]]] = map
-        if processes > 1:
-            # Spawned, because torch's threads do not survive a fork.
-            pool = get_context("spawn").Pool(processes, _begin_process)
-            each = partial(stack.enter_context(pool).imap, chunksize=1)
+        if n_processes > 1:
+            each = stack.enter_context(processes.sharing(n_processes, _nothing)).imap
         columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))
@@ -176,9 +169,8 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], processes:
     return list(outcomes.values())
 
 
-def _begin_process() -> None:
-    torch.set_num_threads(1)
-    gc.freeze()  # the protocol's collections need not look through what is imported
+def _nothing() -> None:
+    """What a process has to do before its first case."""
 
 
 def _checked(case: Case, classes: dict[str, type[Control]]) -> dict[str, list[Record]]:

@@ -8,8 +8,10 @@ are skipped.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rich.table import Table
 
 from zipfmax import backends
 from zipfmax.errors import UsageError, unknown
+from zipfmax_reference.checks import processes
 from zipfmax_reference.checks.findings import count, lines, share
 from zipfmax_reference.console import print_table, terminal
 from zipfmax_reference.contestants import isolated, saved
@@ -100,8 +103,7 @@ def run(
     for world in options.world:
         for name in options.impl or (ONE_RANK,):
             check_ranks(world, name)
-    implementations = [isolated.implementation(name) for name in options.implementations()]
-    against = [isolated.implementation(name) for name in options.references()]
+    contestants = Contestants(options.implementations(), options.references())
     if options.matmul_precision not in PRECISIONS:
         raise UsageError(unknown("precision", options.matmul_precision, PRECISIONS))
     torch.set_float32_matmul_precision(options.matmul_precision)
@@ -110,16 +112,18 @@ def run(
         cases += grids.of_ranks(options.device)
     if options.cells is not None:
         cases = grids.matching(cases, options.cells)
-    if save_results is not None and len(implementations) != 1:
-        raise UsageError(f"--save-results keeps one implementation's results, got {len(implementations)}")
+    if save_results is not None and len(contestants.implementations) != 1:
+        n = len(contestants.implementations)
+        raise UsageError(f"--save-results keeps one implementation's results, got {n}")
     check_writable(save_results and save_results / "results.npz")
     arguments = {**vars(options), "impl": options.implementations(), "against": options.references()}
     sources = digests([*options.implementations(), *options.references()])
     directory = RunDirectory.optional(out, invocation(arguments, sources=sources), resume)
     tally = Tally()
     console = terminal()
+    shared = 1 if options.world or save_results else processes.worth(cases, options.device)
     try:
-        for record in _records(cases, implementations, against, directory, save_results):
+        for record in _records(cases, contestants, directory, save_results, shared):
             tally.add(record)
     except KeyboardInterrupt:
         hint = f"; go on with --out {out} --resume" if out is not None else ""
@@ -131,15 +135,57 @@ def run(
     return 1 if tally.failures else 0
 
 
+class Contestants:
+    """The implementations to put to the test and the references, by name.
+
+    Raises:
+        UsageError: an unknown name, or a user's class that cannot be had.
+    """
+
+    def __init__(self, implementations: Sequence[str], references: Sequence[str]) -> None:
+        self.names = tuple(implementations), tuple(references)
+        self.implementations: Mapping[str, Implementation] = {
+            name: isolated.implementation(name) for name in implementations
+        }
+        self.against = [isolated.implementation(name) for name in references]
+
+    def checked(self, task: Task, save_results: Path | None = None) -> list[tuple[str, list[Record]]]:
+        """Records of some implementations on a case."""
+        case, names = task
+        oracle = Oracle(case, self.against)
+        found = []
+        for name in names:
+            records = oracle.check(self.implementations[name])
+            if save_results is not None and all(record["tensor"] != WHOLE for record in records):
+                saved.save(save_results, case, self.implementations[name], oracle.inputs)
+            found.append((name, records))
+        return found
+
+
+Task = tuple[Case, Sequence[str]]
+"""A case, and the names of implementations to put to it."""
+_held: list[Contestants] = []
+"""Of a process that shares the cases."""
+
+
+def _begin(names: tuple[Sequence[str], Sequence[str]], precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    _held.append(Contestants(*names))
+
+
+def _checked(task: Task) -> list[tuple[str, list[Record]]]:
+    return _held[0].checked(task)
+
+
 def _records(
     cases: Sequence[Case],
-    implementations: Sequence[Implementation],
-    against: Sequence[Implementation],
+    contestants: Contestants,
     directory: RunDirectory | None,
     save_results: Path | None,
+    n_processes: int,
 ) -> Iterable[Record]:
     """Records of every cell: those that the directory already holds, then the others as they are made."""
-    wanted = {(case.id, implementation.name) for case in cases for implementation in implementations}
+    wanted = {(case.id, name) for case in cases for name in contestants.implementations}
     finished: set[tuple[str, str]] = set()
     known: list[Record] = []
     if directory is not None:
@@ -150,7 +196,7 @@ def _records(
             finished.discard((known[-1]["case"], known[-1]["impl"]))
         known = [record for record in known if (record["case"], record["impl"]) in finished]
         yield from known
-    attempts = {implementation.name: Attempts() for implementation in implementations}
+    attempts = {name: Attempts() for name in contestants.implementations}
     for (_, name), of_cell in groupby(known, key=lambda record: (record["case"], record["impl"])):
         attempts[name].note(list(of_cell))
     progress = Progress(
@@ -162,22 +208,30 @@ def _records(
         console=terminal(stderr=True),
         transient=True,
     )
-    with progress:
+
+    def tasks() -> Iterator[Task]:
+        for case in cases:
+            names = [name for name in attempts if (case.id, name) not in finished]
+            yield case, [name for name in names if not attempts[name].hopeless]
+
+    with ExitStack() as stack:
+        checked: Callable[[Iterable[Task]], Iterable[list[tuple[str, list[Record]]]]]
+        checked = partial(map, partial(contestants.checked, save_results=save_results))
+        if n_processes > 1:
+            precision = torch.get_float32_matmul_precision()
+            pool = stack.enter_context(processes.sharing(n_processes, _begin, contestants.names, precision))
+            checked = partial(pool.imap, _checked)
+        stack.enter_context(progress)
         bar = progress.add_task("verify", total=len(cases), failed=0)
         failed = 0
-        for case in cases:
-            oracle = Oracle(case, against)
-            for implementation in implementations:
-                hopeless = attempts[implementation.name].hopeless
-                if hopeless or (case.id, implementation.name) in finished:
+        for found in checked(tasks()):
+            for name, records in found:
+                if attempts[name].hopeless:  # found out while others were under way
                     continue
-                records = oracle.check(implementation)
-                if save_results is not None and all(r["tensor"] != WHOLE for r in records):
-                    saved.save(save_results, case, implementation, oracle.inputs)
                 if directory is not None:
                     directory.write(*(Parity(**record) for record in records))
                 failed += any(record["status"] == "fail" for record in records)
-                attempts[implementation.name].note(records)
+                attempts[name].note(records)
                 yield from records
             progress.update(bar, advance=1, failed=failed)
 

@@ -34,7 +34,7 @@ SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quic
 @pytest.fixture(scope="module")
 def outcomes():
     with pytest.MonkeyPatch.context() as patch:  # what was found wrong once is not asked again
-        patch.setattr(mutants, "FEW", 1)
+        patch.setattr(mutants.processes, "FEW", 1)
         patch.setattr(mutants, "ENOUGH", 1)
         found = mutants.examine(SLICE, {mutants.CONTROL: Control, **FAULTS})
     return {outcome.mutant: outcome for outcome in found}
@@ -49,11 +49,11 @@ def test_there_are_at_least_forty_faults_and_each_is_said_in_its_own_words():
 @pytest.mark.slow
 def test_processes_that_share_the_cases_find_what_one_finds():
     few = {mutants.CONTROL: Control, **{name: FAULTS[name] for name in list(FAULTS)[:3]}}
-    assert mutants.examine(SLICE, few, processes=2) == mutants.examine(SLICE, few)
+    assert mutants.examine(SLICE, few, n_processes=2) == mutants.examine(SLICE, few)
 
 
 def test_a_mutant_that_was_found_wrong_often_enough_is_left_out_and_the_control_is_not(monkeypatch):
-    monkeypatch.setattr(mutants, "FEW", 1)
+    monkeypatch.setattr(mutants.processes, "FEW", 1)
     monkeypatch.setattr(mutants, "ENOUGH", 1)
     cases = grids.matching(grids.grid("quick"), "forward-V60-*-bias-float64")
     often = "weight-stored-transposed"

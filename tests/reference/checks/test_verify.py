@@ -120,6 +120,19 @@ def test_every_record_is_left_in_the_run_directory(tmp_path):
     assert directory.meta.arguments["cells"] == CELLS
 
 
+def test_processes_that_share_the_cases_find_what_one_finds(tmp_path, monkeypatch, wrong_layer):
+    chosen = options(impl=("torch", wrong_layer), against=("definition", "torch"))
+    assert verify.run(chosen, out=tmp_path / "one") == 1
+    monkeypatch.setattr(verify.processes, "worth", lambda cases, device: 2)
+    assert verify.run(chosen, out=tmp_path / "shared") == 1
+
+    def verdicts(name):
+        records = RunDirectory(tmp_path / name).rows(Parity)
+        return [tuple(r[key] for key in ("case", "impl", "against", "tensor", "status")) for r in records]
+
+    assert verdicts("shared") == verdicts("one")
+
+
 def test_a_resumed_run_ends_with_the_cells_of_an_unbroken_one(tmp_path, monkeypatch):
     verify.run(options(), out=tmp_path / "whole")
     whole = RunDirectory(tmp_path / "whole").rows(Parity)
