@@ -19,10 +19,10 @@ from zipfmax.errors import UsageError
 from zipfmax.planner import Plan
 from zipfmax.rank_costs import CollectiveCost, predict
 from zipfmax_bench.rank_steps import PLACE
-from zipfmax_bench.threads import usable_cores
 from zipfmax_reference.contestants.ranked_layer import RankedLayer, RankPool, check_ranks
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.drawing import draw_inputs
+from zipfmax_reference.runs.machine import usable_cores
 
 SIZES = (1 << 12, 1 << 18, 1 << 23)
 """Bytes of the collectives that are measured."""

@@ -26,13 +26,13 @@ from zipfmax_bench.progress import SweepProgress
 from zipfmax_bench.split import TASKS as SPLIT_TASKS
 from zipfmax_bench.sweep_options import ResolvedSweep, SweepOptions, resolve
 from zipfmax_bench.table import show, timing_tables
-from zipfmax_bench.threads import usable_cores
 from zipfmax_bench.torchrun import Ranks
 from zipfmax_reference.console import terminal
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Timing
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.labels import vocabulary_size
+from zipfmax_reference.runs.machine import usable_cores
 
 # Their faults are shown; what is under test is the others: zipfmax, and an implementation of the user's own.
 PEERS = tuple(name for name in registry.names() if not name.startswith("zipfmax"))

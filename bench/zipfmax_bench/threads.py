@@ -5,17 +5,7 @@ from __future__ import annotations
 import os
 
 from zipfmax.errors import UsageError
-
-# Set before a worker imports anything; frameworks read them once. Importing Paddle with OMP_NUM_THREADS unset
-# would set it to 1.
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-)
+from zipfmax_reference.runs.machine import THREAD_VARIABLES, usable_cores
 
 # Intel's OpenMP keeps idle threads spinning for 200 ms, into the next worker's sample. One millisecond spans
 # the gaps within a run and is over before the next worker has drawn its batch.
@@ -24,7 +14,7 @@ _SPIN = {"KMP_BLOCKTIME": "1"}
 
 def worker_environment(threads: int) -> dict[str, str]:
     """This process's environment with the thread count of every framework set, equal for all."""
-    return {**os.environ, **_SPIN, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    return {**os.environ, **_SPIN, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
 
 
 MOST_THREADS = 4096
@@ -35,11 +25,6 @@ def checked_threads(threads: int | None) -> None:
     """Raise UsageError where a number of threads is given that no machine has."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"--threads should be from 1 to {MOST_THREADS}, got {threads}")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads() -> int:

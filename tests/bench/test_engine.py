@@ -14,9 +14,10 @@ import pytest
 from zipfmax_bench import messages
 from zipfmax_bench.engine import Engine, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
-from zipfmax_bench.threads import default_threads, usable_cores, worker_environment
+from zipfmax_bench.threads import default_threads, worker_environment
 from zipfmax_bench.timings import timing_of
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.machine import usable_cores
 
 FAULTY = Path(__file__).parent / "faulty.py"
 CASE = Case(60, 8, 16, (10, 30), labels="zipf:1.0", task="train")

@@ -270,10 +270,12 @@ class LogProbGradientOfLogits(Control):
 @in_use("the second derivative lacks the softmax's own", breaks="a-second-derivative-is-right")
 class SecondDerivativeCut(Control):
     def normalised(self, logits: Tensor) -> Tensor:
-        return _LogSoftmax.apply(logits)  # type: ignore[no-untyped-call, no-any-return]
+        return LogSoftmax.apply(logits)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _LogSoftmax(torch.autograd.Function):
+class LogSoftmax(torch.autograd.Function):
+    """log_softmax whose backward takes the probabilities for constants."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         found = torch.log_softmax(logits, dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zipfmax.clusters import Cluster
 from zipfmax_reference.checks.faults import Control, in_use, scaled_gradient
-from zipfmax_reference.checks.faults_backward import Early, Gradients
+from zipfmax_reference.checks.faults_backward import Early, Gradients, LogSoftmax
 from zipfmax_reference.checks.faults_calls import Counting, Pair, with_value
 
 # What is taken for the same because little of it is looked at.
@@ -194,18 +194,10 @@ class GradientsAreConstants(Control):
         return _Constant.apply(logits)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _Constant(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        found = torch.log_softmax(logits, dim=1)
-        ctx.p = found.exp().detach()
-        return found
-
+class _Constant(LogSoftmax):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.detach()
-        found: Tensor = gradient - ctx.p * gradient.sum(dim=1, keepdim=True)
-        return found
+        return LogSoftmax.backward(ctx, gradient.detach())
 
 
 @in_use("the second derivative by the last tail's weight is halved", breaks=SECOND)

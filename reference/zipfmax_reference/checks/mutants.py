@@ -156,7 +156,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], n_processe
     with ExitStack() as stack:
         each: Callable[..., Iterable[dict[str, list[Record]]]] = map
         if n_processes > 1:
-            each = stack.enter_context(processes.sharing(n_processes, _nothing)).imap
+            each = stack.enter_context(processes.sharing(n_processes)).imap
         columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))
@@ -167,10 +167,6 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], n_processe
                     outcomes[name].note(of_mutant)
                 progress.advance(bar)
     return list(outcomes.values())
-
-
-def _nothing() -> None:
-    """What a process has to do before its first case."""
 
 
 def _checked(case: Case, classes: dict[str, type[Control]]) -> dict[str, list[Record]]:

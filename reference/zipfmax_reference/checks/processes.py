@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from zipfmax_reference.runs.case import Case
-from zipfmax_reference.runs.machine import usable_cores
+from zipfmax_reference.runs.machine import THREAD_VARIABLES, usable_cores
 
 FEW = 40
 """Cases that are judged before other processes would have started."""
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def worth(cases: Sequence[Case], device: str) -> int:
@@ -27,15 +26,13 @@ def worth(cases: Sequence[Case], device: str) -> int:
 
 
 @contextmanager
-def sharing(processes: int, begin: Callable[..., None], *arguments: Any) -> Iterator[Pool]:
-    """A pool of processes, each of which calls `begin` first; ended with the context.
+def sharing(processes: int, begin: Callable[..., object] | None = None, *arguments: Any) -> Iterator[Pool]:
+    """A pool of processes, each of which calls `begin` first, if there is one; ended with the context.
 
     They are spawned, because torch's threads do not survive a fork. An interruption is this process's to handle.
     """
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(
-        dict.fromkeys(_THREADS, "1")
-    )  # read by NumPy's and torch's libraries when they are loaded
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         pool = get_context("spawn").Pool(processes, _begin, (begin, *arguments))
     finally:
@@ -47,8 +44,9 @@ def sharing(processes: int, begin: Callable[..., None], *arguments: Any) -> Iter
         yield pool
 
 
-def _begin(begin: Callable[..., None], *arguments: Any) -> None:
+def _begin(begin: Callable[..., object] | None, *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    begin(*arguments)
+    if begin is not None:
+        begin(*arguments)
     gc.freeze()  # the protocol's collections need not look through what is imported

@@ -149,7 +149,7 @@ class Contestants:
         }
         self.against = [isolated.implementation(name) for name in references]
 
-    def checked(self, task: Task, save_results: Path | None = None) -> list[tuple[str, list[Record]]]:
+    def checked(self, task: Task, save_results: Path | None = None) -> Found:
         """Records of some implementations on a case."""
         case, names = task
         oracle = Oracle(case, self.against)
@@ -164,6 +164,8 @@ class Contestants:
 
 Task = tuple[Case, Sequence[str]]
 """A case, and the names of implementations to put to it."""
+Found = list[tuple[str, list[Record]]]
+"""Their records, by name."""
 _held: list[Contestants] = []
 """Of a process that shares the cases."""
 
@@ -173,7 +175,7 @@ def _begin(names: tuple[Sequence[str], Sequence[str]], precision: str) -> None:
     _held.append(Contestants(*names))
 
 
-def _checked(task: Task) -> list[tuple[str, list[Record]]]:
+def _checked(task: Task) -> Found:
     return _held[0].checked(task)
 
 
@@ -215,7 +217,7 @@ def _records(
             yield case, [name for name in names if not attempts[name].hopeless]
 
     with ExitStack() as stack:
-        checked: Callable[[Iterable[Task]], Iterable[list[tuple[str, list[Record]]]]]
+        checked: Callable[[Iterable[Task]], Iterable[Found]]
         checked = partial(map, partial(contestants.checked, save_results=save_results))
         if n_processes > 1:
             precision = torch.get_float32_matmul_precision()

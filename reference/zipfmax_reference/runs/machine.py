@@ -16,6 +16,17 @@ import torch
 import zipfmax
 from zipfmax.errors import UsageError
 
+# Frameworks read them once, so they are set before anything is imported. Importing Paddle with OMP_NUM_THREADS unset
+# would set it to 1.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+)
+
 # Name shown -> names it is distributed under, first match wins. Read from metadata, so nothing is imported.
 _DISTRIBUTIONS = {
     "torch": ("torch",),

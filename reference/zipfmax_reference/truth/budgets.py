@@ -251,9 +251,10 @@ def full(
         deviations: Results = {"loss": _mean_deviation(rounding, output, softmax.truth)}
         if gradients:
             deviations["grad.input"] = np.sqrt(softmax.input_variance)
-            equal = _most_equal_rows(hidden)
-            for own in softmax.sums.values():
-                deviations[f"grad.{FULL_WEIGHT}"] = own.deviation(rounding, len(hidden), equal)
+        if gradients and of_weights:
+            deviations[f"grad.{FULL_WEIGHT}"] = softmax.sums["head.weight"].deviation(
+                rounding, len(hidden), _most_equal_rows(hidden)
+            )
     return deviations
 
 
