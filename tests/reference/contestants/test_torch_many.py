@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,7 @@ def order_of(calls, n_threads, round_):
 def test_the_order_of_turns_follows_from_the_round(round_, n_threads):
     first = order_of(200, n_threads, round_)
     assert [first.count(number) for number in range(n_threads)] == [200] * n_threads
-    assert sum(a != b for a, b in zip(first, first[1:], strict=False)) >= n_threads
+    assert sum(a != b for a, b in pairwise(first)) >= n_threads
     assert [order_of(200, n_threads, round_) for _ in range(3)] == [first] * 3
 
 
