@@ -3,7 +3,8 @@
 Three products for training (logits, gradient of the input, gradient of the weight) and one for a forward, of
 the head, of each projection and of each tail's output, at the rows that the loaded batch really gives each
 cluster; plus one exponential a logit. In the case's dtype, by torch, into memory that is at hand and warm;
-where oneDNN's product is the faster one (see `zipfmax.backends.tiled_products`), it takes that one's place.
+where oneDNN's product or float32 is the faster one (see `zipfmax.backends.tiled_products`), it takes that one's
+place.
 Nothing is gathered, reduced or normalised.
 
 The limit is a measurement like any other: it takes its turn among the implementations, in its own process.
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends.tiled_cluster import MIN_BLOCK_ROWS
-from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear
+from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear, product_dtype
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import missing_device, torch_dtype
@@ -86,7 +87,8 @@ class LimitRunner:
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self._case = case
-        self._options: dict[str, Any] = {"dtype": torch_dtype(case), "device": case.device}
+        dtype = product_dtype(torch.empty(0, dtype=torch_dtype(case), device=case.device))
+        self._options: dict[str, Any] = {"dtype": dtype, "device": case.device}
         self._generator = torch.Generator(case.device).manual_seed(case.seed)
         self._weights: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._logits = torch.empty(0, **self._options)

@@ -22,7 +22,7 @@ from zipfmax.backends.context import is_differentiated, is_traced
 from zipfmax.backends.targets import reduce_loss
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
 from zipfmax.backends.tiled_classes import log_prob_of_classes, most_probable_class
-from zipfmax.backends.tiled_cluster import statistics_dtype
+from zipfmax.backends.tiled_gradient import statistics_dtype
 from zipfmax.backends.tiled_workspace import release
 from zipfmax.clusters import ClusterLayout
 from zipfmax.gradients import Upstream

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends.targets import check_targets
-from zipfmax.backends.tiled_cluster import ClusterSoftmax, TiledWeightGradient, result_of, statistics_dtype
+from zipfmax.backends.tiled_cluster import ClusterSoftmax
+from zipfmax.backends.tiled_gradient import TiledWeightGradient, result_of, statistics_dtype
 from zipfmax.backends.tiled_products import linear
 from zipfmax.backends.tiled_workspace import empty
 from zipfmax.weights import TailWeights, Weights
@@ -108,11 +109,11 @@ def log_p_and_gradients(
     for part, tail in zip(batch.tails, weights.tails, strict=True):
         tail_wants = wants(*tail)
         collect(tail, job.tail(tail, part, tail_wants) if part is not None else [None] * 4)
-    return job.log_p, gradients
+    return 0 - job.nll, gradients
 
 
 class _Job:
-    """What head and tails add to: log p, and the gradient of the hidden states."""
+    """What head and tails add to: -log p, and the gradient of the hidden states."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class _Job:
     ) -> None:
         self._hidden, self._batch = hidden, batch
         self._workspace_bytes, self._scale = workspace_bytes, scale
-        self.log_p = hidden.new_zeros(batch.n_rows, dtype=statistics_dtype(hidden.dtype))
+        self.nll = hidden.new_zeros(batch.n_rows, dtype=statistics_dtype(hidden.dtype))
         self.grad_hidden: Tensor | None = None
         if wants_hidden:
             self.grad_hidden = empty(tuple(hidden.shape), hidden.dtype, hidden.device)
@@ -145,18 +146,19 @@ class _Job:
             wants_input=self.grad_hidden is not None,
             wants_weight=wants_weight,
             wants_bias=wants_bias,
+            narrow=True,
         )
         for block in softmax.blocks(target.shape[0]):
             if rows is None:
                 x, scale = self._hidden[block].contiguous(), self._scale
                 scale = scale[block] if isinstance(scale, Tensor) else scale
                 out = None if self.grad_hidden is None else self.grad_hidden[block]
-                self.log_p[block], _ = softmax(x, target[block], scale, out)
+                self.nll[block], _ = softmax(x, target[block], scale, out)
             else:
                 members = rows[block]
                 x, scale = self._rows(members)
-                log_p, grad = softmax(x, target[block], scale)
-                self.log_p.index_copy_(0, members, log_p)
+                nll, grad = softmax(x, target[block], scale)
+                self.nll.index_copy_(0, members, nll)
                 if grad is not None and self.grad_hidden is not None:
                     self.grad_hidden.index_copy_(0, members, grad)
         return softmax.gradients()
@@ -175,6 +177,7 @@ class _Job:
             wants_input=wants_projected,
             wants_weight=wants_output,
             wants_bias=wants_output_bias,
+            narrow=True,
         )
         projection = TiledWeightGradient(tail.projection) if wants_projection else None
         projection_bias = (
@@ -186,8 +189,8 @@ class _Job:
             members = part.rows[block]
             x, scale = self._rows(members)
             projected = linear(x, tail.projection, tail.projection_bias)
-            log_p, grad = softmax(projected, part.target[block], scale)
-            self.log_p.index_add_(0, members, log_p)
+            nll, grad = softmax(projected, part.target[block], scale)
+            self.nll.index_add_(0, members, nll)
             if grad is None:
                 continue
             if projection is not None:

@@ -5,9 +5,14 @@ With logits z = x W^T + b, p = softmax(z) and target t of a row,
     log p_t,   and for an upstream gradient g of log p_t:   dz = g (onehot(t) - p),
     dx = dz W,   dW = dz^T x,   db = sum of dz over the rows.
 
-A block of rows whose logits fit the workspace is done in one go: logits, softmax in place, and both gradient
-products from the same tile while it is in cache. Where a row's logits are too long for that, the block passes
-over tiles of the classes twice, first for the log-sum-exp and then for the gradients.
+A block of rows whose logits fit the workspace is done in one go: logits, exponentials e in place, and both
+gradient products from the same tile while it is in cache. With S the sum of a row's exponentials but the
+target's, and s that of all, nothing of the tile's size is divided:
+
+    -log p_t = log(1 + S / e_t),   f = -g / s,   e_t := -S:   dx = f (e W),   dW = e^T (f x),   db = e^T f
+
+Where a row's logits are too long for that, the block passes over tiles of the classes twice, first for the
+log-sum-exp and then for the gradients.
 """
 
 from __future__ import annotations
@@ -15,28 +20,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear, onednn_serves
-from zipfmax.backends.tiled_workspace import empty, workspace
+from zipfmax.backends.tiled_gradient import TiledWeightGradient, result_of, statistics_dtype
+from zipfmax.backends.tiled_products import (
+    add_product,
+    has_faster_linear,
+    linear,
+    onednn_serves,
+    product_dtype,
+    row_pitch,
+    write_logits,
+)
+from zipfmax.backends.tiled_workspace import workspace
 
 MIN_BLOCK_ROWS = 32
 """Below this a block's products are limited by reading the weights: tile the classes instead."""
 MAX_BLOCK_ROWS = 1024
 """Rows of a block whose classes are tiled."""
-MAX_ROUNDED_SUMS = 16
-"""Blocks summed in a reduced dtype before the sum is moved to float32."""
-
 MAX_SUMMED_CLASSES = 65_536
 """Classes summed in one product for dx. The sum holds the target's large term early on, and millions of small
 ones added to it one by one would each lose most of their digits."""
 
 _LOG2_E = 1 / math.log(2)
-# Sums of exponentials in between are exact without a maximum taken off the logits first: no term is infinite,
-# and those that vanish are less than 1e-18 of the sum each.
-_LEAST_SUM, _LARGEST_SUM = 1e-20, 1e30
+# Exponentials of the targets and sums of all in between are exact without a maximum taken off the logits first:
+# no quotient is infinite, and the terms that vanish are less than 1e-25 of their sum each.
+_LEAST, _LARGEST = 1e-13, 1e25
+_SUMMED_NARROW = 128  # exponentials whose sum is rounded to 16 bits before float32 takes it up
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,29 @@ class Tiles:
     """Classes of a tile; n_classes when a block is done in one go."""
 
     @classmethod
-    def plan(cls, n_rows: int, n_classes: int, workspace_bytes: int, dtype: torch.dtype) -> Tiles:
-        """The largest blocks that the workspace holds, of about equal size."""
+    def plan(
+        cls,
+        n_rows: int,
+        n_classes: int,
+        workspace_bytes: int,
+        dtype: torch.dtype,
+        *,
+        narrow: bool = False,
+        pitch: int = 0,
+    ) -> Tiles:
+        """The largest blocks that the workspace holds, of about equal size.
+
+        Args:
+            n_rows, n_classes: of the job.
+            workspace_bytes: of the workspace.
+            dtype: of the products.
+            narrow: whether logits of whole rows stay in that dtype, with none in the statistics' dtype beside.
+            pitch: logits from one whole row to the next; by default n_classes.
+        """
         n_rows, capacity = max(1, n_rows), max(1, workspace_bytes // _bytes_per_logit(dtype))
-        if capacity // n_classes >= min(n_rows, MIN_BLOCK_ROWS):
-            return cls(_even(n_rows, capacity // n_classes), n_classes)
+        whole_rows = (workspace_bytes // dtype.itemsize if narrow else capacity) // (pitch or n_classes)
+        if whole_rows >= min(n_rows, MIN_BLOCK_ROWS):
+            return cls(_even(n_rows, whole_rows), n_classes)
         rows = _even(n_rows, min(MAX_BLOCK_ROWS, max(1, math.isqrt(capacity))))
         return cls(rows, _even(n_classes, max(1, capacity // rows)))
 
@@ -68,72 +99,28 @@ def spans(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of maxima, sums and logarithms: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _bytes_per_logit(dtype: torch.dtype) -> int:
     statistics = statistics_dtype(dtype)
     return statistics.itemsize + (dtype.itemsize if dtype != statistics else 0)
 
 
-class TiledWeightGradient:
-    """A sum of products of blocks, written straight into the tensor that autograd will hand out.
+class _Exponentials(NamedTuple):
+    """Of the logits of a block of whole rows, or multiples of them by row."""
 
-    In a reduced dtype each added block rounds the sum once; after `MAX_ROUNDED_SUMS` blocks it is moved to
-    a float32 total, so that a long batch loses no more than a short one.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self._sum = empty(tuple(like.shape), like.dtype, like.device)
-        self._total: Tensor | None = None
-        self._reduced = like.dtype != statistics_dtype(like.dtype)
-        self._blocks = 0
-
-    def start_block(self) -> None:
-        """Announce the next block: `add` and `add_product` may then be called once for each slice."""
-        if self._reduced and self._blocks == MAX_ROUNDED_SUMS:
-            self._flush()
-        self._blocks += 1
-
-    def add_product(self, left: Tensor, right: Tensor, alpha: float, start: int = 0) -> None:
-        """Add alpha * left @ right to the rows from `start`."""
-        out = self._sum[start : start + left.shape[0]]
-        add_product(out, left, right, alpha=alpha, beta=int(self._blocks > 1))
-
-    def add(self, term: Tensor, start: int = 0) -> None:
-        """Add a vector to the elements from `start`."""
-        out = self._sum[start : start + term.shape[0]]
-        if self._blocks > 1:
-            out.add_(term)
-        else:
-            out.copy_(term)
-
-    def result(self) -> Tensor:
-        """The gradient; zeros where no block was added."""
-        if self._total is not None:
-            self._flush()
-            self._sum.copy_(self._total)
-        elif self._blocks == 0:
-            self._sum.zero_()
-        return self._sum
-
-    def _flush(self) -> None:
-        if self._total is None:
-            self._total = self._sum.to(statistics_dtype(self._sum.dtype))
-        else:
-            self._total.add_(self._sum)
-        self._blocks = 0
-
-
-def result_of(gradient: TiledWeightGradient | None) -> Tensor | None:
-    """The gradient that was summed, or None where none was wanted."""
-    return None if gradient is None else gradient.result()
+    e: Tensor
+    """[n, V]; without meaning at the targets."""
+    nll: Tensor
+    """-log p of the targets, [n], in the statistics' dtype."""
+    total: Tensor
+    """Sum of each row, [n], in that dtype too."""
+    of_target: Tensor
+    """e minus the sum, at the targets: [n], in the dtype of e."""
+    targets: tuple[Tensor, Tensor]
+    """All elements of e in one row, and the numbers of the targets' among them, [n]."""
 
 
 class ClusterSoftmax:
-    """log p of targets under softmax(x W^T + b), and gradients on the way, block after block of rows.
+    """-log p of targets under softmax(x W^T + b), and gradients on the way, block after block of rows.
 
     Args:
         weight: [V, K].
@@ -141,6 +128,8 @@ class ClusterSoftmax:
         n_rows: how many rows will come.
         workspace_bytes: size of the logits' buffer, for all rows and classes together.
         wants_input, wants_weight, wants_bias: which gradients to take.
+        narrow: whether logits of whole rows may stay in bfloat16, as calls of this have use for; `logits` and
+            what is built on them have not.
     """
 
     def __init__(
@@ -153,13 +142,20 @@ class ClusterSoftmax:
         wants_input: bool = False,
         wants_weight: bool = False,
         wants_bias: bool = False,
+        narrow: bool = False,
     ) -> None:
         self.weight, self.bias = weight, bias
         self.n_classes = weight.shape[0]
         self.statistics_dtype = statistics_dtype(weight.dtype)
+        self.product_dtype = product_dtype(weight)
         if onednn_serves(weight):  # its tiles are new tensors, beside which parts of gradients are held
             workspace_bytes = workspace_bytes * 3 // 4
-        self.tiles = Tiles.plan(n_rows, self.n_classes, workspace_bytes, weight.dtype)
+        narrow = narrow and self.product_dtype == torch.bfloat16  # whose range is float32's
+        self._pitch = row_pitch(self.n_classes, weight)
+        self.tiles = Tiles.plan(
+            n_rows, self.n_classes, workspace_bytes, self.product_dtype, narrow=narrow, pitch=self._pitch
+        )
+        self.narrow = narrow and self.tiles.classes == self.n_classes
         self.wants_input = wants_input
         self.weight_gradient = TiledWeightGradient(weight) if wants_weight else None
         self.bias_gradient = TiledWeightGradient(bias) if wants_bias and bias is not None else None
@@ -182,17 +178,18 @@ class ClusterSoftmax:
             out: [n, K] to write the gradient of x to.
 
         Returns:
-            log p [n] in the statistics' dtype, and the gradient of x where it is wanted.
+            -log p [n] in the statistics' dtype, and the gradient of x where it is wanted.
         """
         for gradient in (self.weight_gradient, self.bias_gradient):
             if gradient is not None and scale is not None:
                 gradient.start_block()
         if self.tiles.classes >= self.n_classes:
-            return self._whole_rows(x, target.unsqueeze(1), scale, out)
-        log_p, log_sum_exp = self._log_p_by_tiles(x, target)
+            return self._whole_rows(x, target, scale, out)
+        log_sum_exp, picked = self.statistics(x, target)
+        nll = (log_sum_exp - picked).squeeze(1)
         if scale is None:
-            return log_p, None
-        return log_p, self._gradients_by_tiles(x, target, log_sum_exp, scale, out)
+            return nll, None
+        return nll, self._gradients_by_tiles(x, target, log_sum_exp, scale, out)
 
     def logits(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Classes and their logits [n, classes] of one block, tile after tile.
@@ -269,40 +266,57 @@ class ClusterSoftmax:
     def _whole_rows(
         self, x: Tensor, target: Tensor, scale: float | Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        made = self._probabilities(x, target, normalised=scale is not None) if self._moderate_logits else None
+        made = self._exponentials(x, target) if self._moderate_logits else None
         if made is None:
             self._moderate_logits = False  # the next block's are likely to be as large
-            p = self._logits(x, 0, self.n_classes)
-            torch.log_softmax(p, dim=1, out=p)
-            log_p = p.gather(1, target)
-            if scale is not None:
-                p.mul_(_LOG2_E).exp2_()
-        else:
-            p, log_p = made
+            made = self._probabilities(x, target)
+        e, nll, total, of_target, (elements, at) = made
         if scale is None:
-            return log_p.squeeze(1), None
-        p.scatter_(1, target, log_p.expm1())
-        return log_p.squeeze(1), self._gradients(p, x, 0, scale, out, beta=0)
+            return nll, None
+        elements.index_copy_(0, at, of_target)
+        return nll, self._gradients_of_rows(e, x, total.reciprocal_().mul_(-scale).unsqueeze(1), out)
 
-    def _probabilities(self, x: Tensor, target: Tensor, *, normalised: bool) -> tuple[Tensor, Tensor] | None:
-        """Probabilities [n, V], or a multiple of each row's, and log p of the targets [n, 1].
-
-        Takes no maximum off the logits; None where that matters.
-        """
-        p = self._logits(x, 0, self.n_classes, factor=_LOG2_E)
-        log2_p = p.gather(1, target)
-        total = p.exp2_().sum(dim=1, keepdim=True)
-        if not bool(((total > _LEAST_SUM) & (total < _LARGEST_SUM)).all()):
+    def _exponentials(self, x: Tensor, target: Tensor) -> _Exponentials | None:
+        """Takes no maximum off the logits; None where that matters."""
+        e = self._logits(x, 0, self.n_classes, factor=_LOG2_E, narrow=self.narrow, pitch=self._pitch)
+        elements, at = _elements(e, target)
+        of_target = elements.index_select(0, at).to(self.statistics_dtype).exp2_()
+        elements.index_fill_(0, at, -torch.inf)
+        others = _row_sums(e.exp2_())
+        total = others + of_target
+        if not (of_target.amin().item() > _LEAST and total.amax().item() < _LARGEST):
             return None
-        p_target = p.gather(1, target).div_(total)
-        log_p = log2_p.sub_(total.log2()).div_(_LOG2_E)
-        log_p = torch.where(p_target > 0.5, p_target.log(), log_p)  # which is exact for a class alone
-        return p.div_(total) if normalised else p, log_p
+        nll = (others / of_target).log1p_()
+        return _Exponentials(e, nll, total, others.neg_().to(e.dtype), (elements, at))
 
-    def _log_p_by_tiles(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """log p of the targets, [n], and log-sum-exp of all classes, [n, 1]."""
-        log_sum_exp, picked = self.statistics(x, target)
-        return (picked - log_sum_exp).squeeze(1), log_sum_exp
+    def _probabilities(self, x: Tensor, target: Tensor) -> _Exponentials:
+        """The same for logits of any size: e are probabilities, and their sum is 1."""
+        p = self._logits(x, 0, self.n_classes, narrow=self.narrow)
+        torch.log_softmax(p, dim=1, out=p)
+        elements, at = _elements(p, target)
+        log_p = elements.index_select(0, at)
+        p.mul_(_LOG2_E).exp2_()
+        nll = 0 - log_p.to(self.statistics_dtype)
+        return _Exponentials(p, nll, torch.ones_like(nll), log_p.expm1_(), (elements, at))
+
+    def _gradients_of_rows(self, e: Tensor, x: Tensor, factor: Tensor, out: Tensor | None) -> Tensor | None:
+        """Gradients of whole rows from e with the target's element replaced, and f, `factor` [n, 1]."""
+        if e.dtype != self.product_dtype:  # float16, whose range asks for values that are scaled
+            return self._gradients(e.mul_(factor), x, 0, -1.0, out, beta=0)
+        if self.bias_gradient is not None:
+            self.bias_gradient.add(torch.mv(e.t(), factor.squeeze(1).to(e.dtype)))
+        if self.weight_gradient is not None:
+            self.weight_gradient.add_product(e.t(), (x * factor).to(e.dtype), 1.0)
+        if not self.wants_input:
+            return None
+        if out is None:
+            out = torch.empty_like(x)
+        if e.dtype == x.dtype:
+            self._add_input_gradient(out, e, 0, 1.0, beta=0)
+            return out.mul_(factor)
+        wide = e.new_empty(x.shape)
+        self._add_input_gradient(wide, e, 0, 1.0, beta=0)
+        return out.copy_(wide.mul_(factor))
 
     def _gradients_by_tiles(
         self, x: Tensor, target: Tensor, log_sum_exp: Tensor, scale: float | Tensor, out: Tensor | None
@@ -316,21 +330,29 @@ class ClusterSoftmax:
             del p, z
         return gradient
 
-    def _logits(self, x: Tensor, start: int, stop: int, factor: float = 1.0) -> Tensor:
-        """Logits of the classes from start to stop times a factor, in the statistics' dtype.
+    def _logits(
+        self,
+        x: Tensor,
+        start: int,
+        stop: int,
+        factor: float = 1.0,
+        *,
+        narrow: bool = False,
+        pitch: int | None = None,
+    ) -> Tensor:
+        """Logits of the classes from start to stop times a factor, in the statistics' dtype, or the products'.
 
-        A view of the workspace, or a tile of its own.
+        A view of the workspace with rows `pitch` apart, or a tile of its own.
         """
         weight, bias = self.weight[start:stop], None if self.bias is None else self.bias[start:stop]
         if has_faster_linear(x, stop - start):
             logits = linear(x, weight, bias)
             return logits if factor == 1 else logits.mul_(factor)
-        logits = self._tile(0, x.dtype, x.shape[0], stop - start)
-        late = factor if x.dtype == torch.float16 else 1.0  # whose range has nothing to spare
-        early = factor / late
-        added, beta = (logits, 0.0) if bias is None else (bias, early)
-        torch.addmm(added, x, weight.t(), beta=beta, alpha=early, out=logits)
-        if self.statistics_dtype != x.dtype:
+        product = self.product_dtype
+        logits = self._tile(0, product, x.shape[0], stop - start, pitch)
+        late = factor if product == torch.float16 else 1.0  # whose range has nothing to spare
+        write_logits(logits, x.to(product), weight, bias, factor / late)
+        if not narrow and self.statistics_dtype != product:
             logits = self._tile(1, self.statistics_dtype, *logits.shape).copy_(logits)
         return logits if late == 1 else logits.mul_(late)
 
@@ -345,32 +367,43 @@ class ClusterSoftmax:
             alpha = -scale
         if self.bias_gradient is not None:
             self.bias_gradient.add(p.sum(dim=0).mul_(alpha), start)
-        dz = p if p.dtype == x.dtype else self._tile(0, x.dtype, *p.shape).copy_(p)
+        product = self.product_dtype
+        dz = p if p.dtype == product else self._tile(0, product, *p.shape).copy_(p)
         if self.weight_gradient is not None:
-            self.weight_gradient.add_product(dz.t(), x, alpha, start)
+            self.weight_gradient.add_product(dz.t(), x.to(product), alpha, start)
         if not self.wants_input:
             return None
         if out is None:
             out = torch.empty_like(x)
-        weight = self.weight[start : start + p.shape[1]]
-        if p.shape[1] <= MAX_SUMMED_CLASSES or dz.dtype != self.statistics_dtype:
-            add_product(out, dz, weight, alpha=alpha, beta=beta)
-            return out
-        if not beta:
-            out.zero_()
-        for classes in spans(p.shape[1], MAX_SUMMED_CLASSES):
-            out.add_(linear(dz[:, classes], weight[classes].t()), alpha=alpha)
+        self._add_input_gradient(out, dz, start, alpha, beta)
         return out
 
-    def _tile(self, which: int, dtype: torch.dtype, n_rows: int, n_classes: int) -> Tensor:
+    def _add_input_gradient(self, out: Tensor, dz: Tensor, start: int, alpha: float, beta: int) -> None:
+        """out = beta out + alpha dz W, of the classes from `start`."""
+        n_classes = dz.shape[1]
+        weight = self.weight[start : start + n_classes]
+        if n_classes <= MAX_SUMMED_CLASSES or weight.dtype != self.statistics_dtype:
+            add_product(out, dz, weight, alpha=alpha, beta=beta)
+            return
+        if not beta:
+            out.zero_()
+        for classes in spans(n_classes, MAX_SUMMED_CLASSES):
+            out.add_(linear(dz[:, classes], weight[classes].t()), alpha=alpha)
+
+    def _tile(
+        self, which: int, dtype: torch.dtype, n_rows: int, n_classes: int, pitch: int | None = None
+    ) -> Tensor:
         """A view of the workspace: tile 0 lies behind tile 1, which is the wider of the two."""
-        n_logits = self.tiles.rows * self.tiles.classes
+        is_whole = self.tiles.classes >= self.n_classes
+        n_logits = self.tiles.rows * (self._pitch if is_whole else self.tiles.classes)
+        n_bytes = self.product_dtype.itemsize if self.narrow else _bytes_per_logit(self.product_dtype)
         if self._buffer is None:
-            self._buffer = workspace(n_logits * _bytes_per_logit(self.weight.dtype), self.weight.device)
-        offset = 0 if which else (_bytes_per_logit(dtype) - dtype.itemsize) * n_logits
-        n_bytes = n_rows * n_classes * dtype.itemsize
-        tile: Tensor = self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, n_classes)
-        return tile
+            self._buffer = workspace(n_logits * n_bytes, self.weight.device)
+        pitch = pitch or n_classes
+        offset = 0 if which else (n_bytes - dtype.itemsize) * n_logits
+        n_bytes = n_rows * pitch * dtype.itemsize
+        tile = self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, pitch)
+        return tile[:, :n_classes]
 
 
 def _rows_in(target: Tensor, classes: slice) -> Tensor:
@@ -383,3 +416,29 @@ def _log_sum_exp_(z: Tensor) -> Tensor:
     highest = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
     z.sub_(highest).mul_(_LOG2_E).exp2_()
     return z.sum(dim=1, keepdim=True).log_().add_(highest)
+
+
+def _elements(tile: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """All elements of a tile [n, V] in one row, and the numbers of the targets' among them, [n].
+
+    torch's scatter in bfloat16 converts the whole tile, at the price of its exponentials.
+    """
+    (n_rows, n_classes), pitch = tile.shape, tile.stride(0)
+    first = torch.arange(0, n_rows * pitch, pitch, device=tile.device)
+    return tile.as_strided(((n_rows - 1) * pitch + n_classes,), (1,)), first.add_(target)
+
+
+def _row_sums(tile: Tensor) -> Tensor:
+    """Sum of each row, [n], in the statistics' dtype.
+
+    Of 16 bits a few at a time: torch.sum in another dtype would convert the tile first.
+    """
+    dtype = statistics_dtype(tile.dtype)
+    if tile.dtype == dtype:
+        return tile.sum(dim=1)
+    even = tile.shape[1] // _SUMMED_NARROW * _SUMMED_NARROW
+    total = tile[:, even:].sum(dim=1, dtype=dtype)
+    if even:
+        parts = tile[:, :even].view(tile.shape[0], -1, _SUMMED_NARROW)
+        total += parts.sum(dim=2).sum(dim=1, dtype=dtype)
+    return total

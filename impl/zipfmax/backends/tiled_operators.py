@@ -17,7 +17,7 @@ from torch import Tensor
 from zipfmax.backends import eager
 from zipfmax.backends.context import is_differentiated
 from zipfmax.backends.tiled_batch import Batch, log_p_and_gradients
-from zipfmax.backends.tiled_cluster import statistics_dtype
+from zipfmax.backends.tiled_gradient import statistics_dtype
 from zipfmax.weights import TailWeights, Weights
 
 

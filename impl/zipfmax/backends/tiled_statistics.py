@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipfmax.backends.context import is_differentiated
-from zipfmax.backends.tiled_cluster import ClusterSoftmax, statistics_dtype
+from zipfmax.backends.tiled_cluster import ClusterSoftmax
+from zipfmax.backends.tiled_gradient import statistics_dtype
 
 
 def linear_statistics(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax.backends.tiled_cluster import statistics_dtype
+from zipfmax.backends.tiled_gradient import statistics_dtype
 from zipfmax.decoding import TopK, best_of
 from zipfmax.parallel.collectives import gather_together
 from zipfmax.parallel.shard import Shard, Span

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
-from zipfmax.backends import eager, tiled
+from zipfmax.backends import eager, tiled, tiled_products
 from zipfmax.backends.tiled_cluster import Tiles
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
@@ -108,12 +108,49 @@ def test_values_and_gradients_equal_eagers(layout, use, reduction, n_rows):
     assert_agrees(layout, weights_of(layout), hidden, target, use, reduction=reduction)
 
 
+@pytest.fixture(params=["in 16 bits", "in float32"])
+def products_of_16_bits(request, monkeypatch):
+    """Whichever is the faster on this processor."""
+    monkeypatch.setattr(tiled_products, "_float32_is_faster", lambda dtype: request.param == "in float32")
+
+
+NARROWER = [torch.float32, torch.bfloat16, torch.float16]
+
+
 @LAYOUTS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", NARROWER, ids=str)
 @pytest.mark.parametrize("use", ["loss", "output"])
-def test_narrower_dtypes_are_within_their_roundings(layout, dtype, use, n_rows):
+def test_narrower_dtypes_are_within_their_roundings(layout, dtype, use, n_rows, products_of_16_bits):
     hidden, target = batch_of(layout, n_rows, dtype)
     assert_agrees(layout, weights_of(layout, dtype), hidden, target, use)
+
+
+@pytest.mark.parametrize("dtype", NARROWER, ids=str)
+@pytest.mark.parametrize("part_bytes", [4096, 2**23])
+@pytest.mark.parametrize("shortlist", [256, 300])
+def test_rows_that_are_padded_and_summed_in_parts(
+    dtype, part_bytes, shortlist, products_of_16_bits, monkeypatch
+):
+    monkeypatch.setattr(tiled_products, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(tiled, "workspace_bytes", 40 * 1200 * 4)
+    layout = ClusterLayout(24, 1300, (shortlist, 301), 3.0)
+    hidden, target = batch_of(layout, 90, dtype)
+    target[:3] = torch.tensor([0, shortlist - 1, 1299])
+    weights = weights_of(layout, dtype).map(lambda tensor: tensor * 0.3)
+    assert_agrees(layout, weights, hidden, target, "output and loss")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_sure_rows_loss_is_as_exact_as_its_logits(dtype, products_of_16_bits):
+    """1 - p is 300 e^-14, which a sum in 16 bits that holds the target itself would lose whole."""
+    layout = ClusterLayout(1, 301, (300,), 1.0)
+    weights = weights_of(layout, dtype, biases=False).map(torch.zeros_like)
+    weights.head[7] = 14.0
+    hidden, target = torch.ones(5, 1, dtype=dtype), torch.full((5,), 7)
+    output, _ = tiled.nll(layout, weights, hidden, target, dtype=torch.float32)
+    exact = -torch.log1p(300 * torch.exp(torch.tensor(-14.0, dtype=torch.float64)))
+    rounding_of_logits = 14 * torch.finfo(dtype).eps
+    torch.testing.assert_close(output.double(), exact.expand(5), rtol=rounding_of_logits, atol=0)
 
 
 @pytest.mark.parametrize("use", ["loss", "output and loss"])
@@ -206,14 +243,22 @@ def test_classes_at_the_edge_of_a_tile(width, offset, monkeypatch):
     n_rows=st.integers(0, 5000),
     n_classes=st.integers(1, 300_000),
     workspace=st.integers(1, 2**26),
+    padding=st.integers(0, 40),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    narrow=st.booleans(),
 )
-def test_tiles_fit_the_workspace_and_cover_at_least_one_logit(n_rows, n_classes, workspace, dtype):
-    tiles = Tiles.plan(n_rows, n_classes, workspace, dtype)
+def test_tiles_fit_the_workspace_and_cover_at_least_one_logit(
+    n_rows, n_classes, workspace, padding, dtype, narrow
+):
+    pitch = n_classes + padding
+    tiles = Tiles.plan(n_rows, n_classes, workspace, dtype, narrow=narrow, pitch=pitch)
     bytes_per_logit = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 6}[dtype]
     assert tiles.rows >= 1
     assert 1 <= tiles.classes <= n_classes
-    assert tiles.rows * tiles.classes * bytes_per_logit <= max(workspace, bytes_per_logit)
+    if tiles.classes == n_classes and narrow:
+        bytes_per_logit = dtype.itemsize
+    columns = pitch if tiles.classes == n_classes and tiles.rows > 1 else tiles.classes
+    assert tiles.rows * columns * bytes_per_logit <= max(workspace, bytes_per_logit)
 
 
 @pytest.mark.parametrize("use", ["loss", "output", "output and loss"])

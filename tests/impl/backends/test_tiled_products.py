@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zipfmax.backends import eager, tiled
 from zipfmax.backends import tiled_products as products
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=["oneDNN", "torch.mm"])
 def library(request, monkeypatch):
     """Every float32 product by one library, whatever the processor and the size."""
-    monkeypatch.setattr(products, "_mkl_lags_behind", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: request.param == "oneDNN")
     for name in ("MIN_MULTIPLICATIONS", "MIN_SIDE", "MIN_COLUMNS"):
         monkeypatch.setattr(products, name, 1)
     monkeypatch.setattr(products, "_MIN_SUMMED_ROWS", ((products._NARROW - 1, 1),))
@@ -100,7 +103,7 @@ def test_a_step_is_right_with_either_library(library, use, n_bytes, monkeypatch)
 
 
 def test_a_step_at_the_sizes_that_choose_onednn_by_themselves(monkeypatch):
-    monkeypatch.setattr(products, "_mkl_lags_behind", lambda: True)
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
     layout = ClusterLayout(256, 3000, (200, 1000), 4.0)
     weights = weights_of(layout, torch.float32).map(lambda tensor: tensor * 0.2)
     hidden, target = batch_of(layout, 300, torch.float32)
@@ -112,7 +115,7 @@ def test_a_step_at_the_sizes_that_choose_onednn_by_themselves(monkeypatch):
 
 
 def test_small_products_other_dtypes_and_a_disabled_onednn_have_torch_mm(monkeypatch):
-    monkeypatch.setattr(products, "_mkl_lags_behind", lambda: True)
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
     x = normal(256, 256)
     assert products.has_faster_linear(x, 256)
     assert not products.has_faster_linear(x, 8)
@@ -138,7 +141,7 @@ def test_small_products_other_dtypes_and_a_disabled_onednn_have_torch_mm(monkeyp
     ],
 )
 def test_a_narrow_weights_gradient_is_onednns_from_few_rows_on(n_rows, columns, is_turned, monkeypatch):
-    monkeypatch.setattr(products, "_mkl_lags_behind", lambda: True)
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
     asked, onednn = [], products._onednn
     monkeypatch.setattr(products, "_onednn", lambda *given: asked.append(given) or onednn(*given))
     tile, x, out = normal(n_rows, 8192), normal(n_rows, columns, seed=1), torch.empty(8192, columns)
@@ -148,17 +151,86 @@ def test_a_narrow_weights_gradient_is_onednns_from_few_rows_on(n_rows, columns, 
 
 
 @pytest.mark.parametrize(
-    ("processor", "lags"),
+    ("other_s", "usual_s", "is_faster"),
     [
-        ({"cpu_name": "AMD EPYC", "avx512_f": True}, torch.backends.mkl.is_available()),
-        ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
-        ({"cpu_name": "Intel Xeon Processor", "avx512_f": True}, False),
-        ({}, False),
+        ([9.0, 1.0], [9.0, 1.3], True),
+        ([9.0, 1.0], [9.0, 1.2], False),
+        ([0.1, 1.3], [9.0, 1.3], False),  # the first is no more than a start
+        ([9.0, 1.0, 7.0], [9.0, 8.0, 1.3], True),  # a busy machine makes one slower, none faster
+        ([9.0, 8.0, 1.2], [9.0, 1.3, 9.0], False),
     ],
 )
-def test_mkl_lags_behind_where_it_keeps_avx512_to_intel(processor, lags, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
-    assert products._mkl_lags_behind.__wrapped__() == lags
+def test_another_way_is_taken_where_it_is_faster_by_the_margin(other_s, usual_s, is_faster, monkeypatch):
+    clock = 0.0
+
+    def product(seconds):
+        remaining = iter(seconds)
+
+        def run():
+            nonlocal clock
+            clock += next(remaining)
+
+        return run
+
+    monkeypatch.setattr(products, "_TRIALS", len(other_s) - 1)
+    monkeypatch.setattr(products.time, "perf_counter", lambda: clock)
+    assert products._is_faster(product(other_s), product(usual_s)) == is_faster
+
+
+@pytest.mark.parametrize(
+    "mode", [FakeTensorMode, torch.inference_mode, lambda: torch.device("meta"), torch.no_grad], ids=str
+)
+def test_the_first_use_may_lie_in_any_mode(mode):
+    with mode():
+        assert products._float32_is_faster.__wrapped__(torch.bfloat16) in (True, False)
+        assert products._onednn_is_faster.__wrapped__() in (True, False)
+
+
+def test_products_of_16_bits_are_taken_in_float32_on_a_cpu_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr(products, "_float32_is_faster", lambda dtype: dtype == torch.bfloat16)
+    asked = {dtype: torch.empty(1, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.float64)}
+    assert {dtype: products.product_dtype(tensor) for dtype, tensor in asked.items()} == {
+        torch.bfloat16: torch.float32,
+        torch.float16: torch.float16,
+        torch.float64: torch.float64,
+    }
+    assert products.product_dtype(torch.empty(1, dtype=torch.bfloat16, device="meta")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("part_bytes", [1, 3000, 2**23])
+@pytest.mark.parametrize("beta", [0, 1])
+@pytest.mark.parametrize("shape", [(33, 150, 20), (150, 33, 20), (1, 1, 1)])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+def test_a_product_with_a_narrow_operand_is_rounded_once(shape, beta, part_bytes, out_dtype, monkeypatch):
+    monkeypatch.setattr(products, "_PART_BYTES", part_bytes)
+    m, n, k = shape
+    left, right = normal(m, n), normal(n, k, seed=1).bfloat16()
+    out = normal(m, k, seed=2).to(out_dtype)
+    exact = -0.3 * (left.double() @ right.double()) + beta * out.double()
+    products.add_product(out, left, right, alpha=-0.3, beta=beta)
+    torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(out_dtype).eps, atol=2e-5)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 3000, 2**23])
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_narrow_weights_are_float32s(bias, part_bytes, monkeypatch):
+    monkeypatch.setattr(products, "_PART_BYTES", part_bytes)
+    x, weight = normal(33, 24), normal(150, 24, seed=1).bfloat16()
+    added = normal(150, seed=2).bfloat16() if bias else None
+    out = torch.full((33, 160), torch.nan)[:, :150]
+    products.write_logits(out, x, weight, added, 1.5)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
+    assert_close(out, 1.5 * exact)
+
+
+@given(n_columns=st.integers(1, 300_000))
+def test_rows_of_a_result_begin_at_a_cache_line_and_not_all_at_a_page(n_columns):
+    pitch = products.row_pitch(n_columns, torch.empty(1))
+    assert n_columns <= pitch < n_columns + 32
+    assert products.row_pitch(n_columns, torch.empty(1, dtype=torch.float64)) == n_columns
+    if n_columns >= products.PADDED_COLUMNS:
+        assert pitch * 4 % 64 == 0
+        assert pitch * 4 % 4096 != 0
 
 
 def test_the_flop_counter_sees_either_librarys_products(library):
