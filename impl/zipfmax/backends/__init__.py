@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends.context import is_traced, plain_operations_only
+from zipfmax.backends.tiled_products import product_dtype
 from zipfmax.clusters import ClusterLayout
 from zipfmax.errors import unknown
 from zipfmax.gradients import Upstream
@@ -25,11 +26,14 @@ BACKENDS = ("triton", "tiled", "eager")
 REDUCTIONS = ("mean", "sum", "none")
 
 # Logits on a CPU up to which the plain operations are at least as fast as tiles: of a loss or of all classes'
-# log-probabilities, and of the most probable class. Measured with one thread, 5,000 to 200,000 classes, d 64 and 512.
-# The times of a loss meet between 0.6 and 2 million logits (float32 on an Intel Xeon and an AMD EPYC, bfloat16 on the
-# EPYC); of log_prob between 0.5 and 2 million in float32, in bfloat16 they are within a tenth of each other; of
-# predict from 4 million in float32 and from 1 to 4 million in bfloat16. Fewer than the tiled workspace holds.
-SMALL_LOSS, SMALL_CLASSES = 2**20, 2**22
+# log-probabilities, and of the most probable class. Measured with one thread, 2,000 to 200,000 classes, d 64 to 768.
+# The times of a loss meet at 0.5 million logits (float32 on an AMD EPYC of the Zen 3 generation); of log_prob between
+# 0.5 and 2 million in float32, in bfloat16 they are within a tenth of each other; of predict from 4 million in
+# float32 and from 1 to 4 million in bfloat16. Fewer than the tiled workspace holds.
+SMALL_LOSS, SMALL_CLASSES = 2**19, 2**22
+# That many times fewer where a 16-bit product is slow and tiles take it in float32: there the times of a loss meet
+# between 5,000 logits (d 768) and 25,000 (d 64).
+_SLOW_16_BITS = 2**5
 
 
 class Backend(Protocol):
@@ -121,17 +125,19 @@ def _is_small(hidden: Tensor, weights: Weights, target: Tensor | None, distribut
     """Whether a call on a CPU computes so few logits that plain operations are the fastest."""
     if hidden.device.type != "cpu" or is_traced(hidden):
         return False
+    slower = _SLOW_16_BITS if product_dtype(hidden) != hidden.dtype else 1
+    small_loss, small_classes = SMALL_LOSS // slower, SMALL_CLASSES // slower
     rows, head_size = hidden.shape[0], weights.head.shape[0]
     sizes = [tail.output.shape[0] for tail in weights.tails]
     most = rows * (head_size + sum(sizes))
     if target is None:
-        return most <= (SMALL_LOSS if distribution else SMALL_CLASSES)
-    if most <= SMALL_LOSS or rows * head_size > SMALL_LOSS:
-        return most <= SMALL_LOSS
+        return most <= (small_loss if distribution else small_classes)
+    if most <= small_loss or rows * head_size > small_loss:
+        return most <= small_loss
     ends = torch.tensor([head_size - len(sizes), *sizes]).cumsum(0)  # of the shortlist and of each tail
     parts = torch.bucketize(target.contiguous(), ends, right=True)
     members = torch.bincount(parts, minlength=len(ends))[1 : len(ends)]
-    return rows * head_size + int((members * torch.tensor(sizes)).sum()) <= SMALL_LOSS
+    return rows * head_size + int((members * torch.tensor(sizes)).sum()) <= small_loss
 
 
 def select(

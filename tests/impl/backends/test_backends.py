@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss, backends
+from zipfmax.backends import tiled_products
 
 SHORTLIST, CLASSES = 10, 1000
 
@@ -56,6 +57,18 @@ def test_auto_serves_all_classes_by_plain_operations_up_to_a_number_of_logits(
         few(monkeypatch, **{bound: limit})
         taken.clear()
         getattr(layer, method)(torch.randn(7, 8))
+        assert taken[-1] == expected
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_fewer_logits_are_few_where_products_of_16_bits_are_slow(monkeypatch, taken, slow):
+    monkeypatch.setattr(tiled_products, "_float32_is_faster", lambda dtype: slow)
+    layer = AdaptiveLogSoftmaxWithLoss(8, CLASSES, [SHORTLIST, 300], dtype=torch.bfloat16)
+    hidden, target = torch.randn(3, 8, dtype=torch.bfloat16), torch.tensor([0, 3, 9])
+    for limit, expected in ((36, "tiled" if slow else "eager"), (36 * 32, "eager")):
+        few(monkeypatch, loss=limit)
+        taken.clear()
+        layer(hidden, target)
         assert taken[-1] == expected
 
 
