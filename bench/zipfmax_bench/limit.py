@@ -2,9 +2,9 @@
 
 Three products for training (logits, gradient of the input, gradient of the weight) and one for a forward, of
 the head, of each projection and of each tail's output, at the rows that the loaded batch really gives each
-cluster; plus one exponential a logit. In the case's dtype, by torch, into memory that is at hand and warm;
-where oneDNN's product or float32 is the faster one (see `zipfmax.backends.tiled_products`), it takes that one's
-place.
+cluster; plus one exponential a logit. In the case's dtype, by torch, into memory that is at hand and warm, with
+rows where `torch.mm` is the fastest; where oneDNN's product or one in float32 is faster (see
+`zipfmax.backends.tiled_products`), it takes that one's place.
 Nothing is gathered, reduced or normalised.
 
 The limit is a measurement like any other: it takes its turn among the implementations, in its own process.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zipfmax.backends.tiled_cluster import MIN_BLOCK_ROWS
-from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear, product_dtype
+from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear, product_dtype, row_pitch
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import missing_device, torch_dtype
@@ -104,7 +104,8 @@ class LimitRunner:
         layout = self._case.layout
         rows = np.bincount(layout.parts(target), minlength=1 + layout.n_clusters)
         self._products = products(layout, rows)
-        largest = max(product.rows * product.outputs for product in self._products)
+        empty = self._logits[:0]
+        largest = max(product.rows * row_pitch(product.outputs, empty) for product in self._products)
         # A GPU's allocator has memory at hand anyway, and a buffer kept would be missing to other workers.
         if self._logits.device.type == "cpu" and self._logits.numel() < largest:
             self._logits = torch.empty(0, **self._options)  # frees the smaller one first
@@ -140,7 +141,8 @@ class LimitRunner:
                 rows = slice(start, start + block)
                 z = self._product(x[rows], weight)
                 if product.makes_logits:
-                    for chunk in torch.split(z.view(-1), _CHUNK_ELEMENTS):
+                    logits = z.as_strided((z.numel(),), (1,))  # as many numbers as there are logits
+                    for chunk in torch.split(logits, _CHUNK_ELEMENTS):
                         torch.exp2(chunk, out=self._exponentials[: chunk.numel()])
                 if self._case.task == "train":
                     add_product(grad_x[rows], z, weight, alpha=1.0, beta=0)
@@ -152,7 +154,8 @@ class LimitRunner:
             return linear(x, weight)
         if x.device.type != "cpu":
             return torch.mm(x, weight.t())
-        z = self._logits[: x.shape[0] * weight.shape[0]].view(x.shape[0], weight.shape[0])
+        pitch = row_pitch(weight.shape[0], x)
+        z = self._logits[: x.shape[0] * pitch].view(x.shape[0], pitch)[:, : weight.shape[0]]
         return torch.mm(x, weight.t(), out=z)
 
     def results(self) -> Results:

@@ -12,7 +12,7 @@ from zipfmax_reference.records import Timing
 WHOLE = ((10_000, 50_000, 267_735), tiled_grid.SKEWS, ("float32", "bfloat16"), ("train", "forward"))
 
 
-def lines_of(case, ours_s, torch_s, paddle_s=None, peak=3 * 2**20):
+def lines_of(case, ours_s, torch_s, paddle_s=None, peak=3 * 2**20, verdict=None):
     def line(name, seconds):
         return Timing(
             **case.to_fields(),
@@ -23,6 +23,7 @@ def lines_of(case, ours_s, torch_s, paddle_s=None, peak=3 * 2**20):
             limit_s=0.004,
             efficiency=0.004 / seconds if seconds else None,
             peak_bytes=peak if name == OURS else 30 * 2**20,
+            speedup_vs_torch_verdict=verdict,
         )
 
     found = [line(OURS, ours_s), line("torch", torch_s)]
@@ -65,6 +66,22 @@ def test_the_summary_is_the_geometric_mean_and_the_extremes():
     assert "train float32 against torch: 2.00x in the geometric mean of 3 cells, 1.00x to 4.00x" in said
     assert "train float32 efficiency for d >= 512: 0.40 to 0.80" in said
     assert "train float32, torch / limit: 3.97 in the geometric mean, 2.50 to 10.00" in said
+
+
+def test_held_out_shapes_are_summed_up_by_themselves_and_slower_cells_are_named():
+    tuned = some_cases()[0]
+    (held_out,) = cases((33_000,), (1.0,), ("float32",), ("train",))
+    assert (held_out.cutoffs, held_out.in_features, held_out.batch_size) == ((1000, 5000, 15_000), 300, 1000)
+    found = lines_of(tuned, 0.010, 0.020, verdict="FASTER") + lines_of(
+        held_out, 0.010, 0.009, verdict="SLOWER"
+    )
+    said = summary(rows(found))
+    assert "train float32 against torch: 2.00x in the geometric mean of 1 cells, 2.00x to 2.00x" in said
+    assert (
+        "train float32, held out against torch: 0.90x in the geometric mean of 1 cells, 0.90x to 0.90x"
+        in said
+    )
+    assert said[-2:] == ["slower than torch beyond the 95 % interval: 1 of 2 cells", held_out.id]
 
 
 def test_an_unknown_vocabulary_is_wrong_use(tmp_path):
