@@ -3,7 +3,8 @@
 Logits live in one workspace of bounded size, reused from call to call; a tensor of all logits never exists.
 The backward is hand-written. Where gradients will be wanted, those of the mean or summed loss are taken
 during the forward, from each tile of probabilities while it is in cache, so a training step costs three
-products a cluster. Gradients of any other function of the results are taken by doing the tiles again.
+products a cluster; so where all rows weigh the same, as in `-output.mean()`. Gradients of any other function of
+the results are taken by doing the tiles again.
 
 What a call leaves for the next is the workspace, one a thread: see `workspace_bytes` and `release_workspace`.
 """
@@ -143,7 +144,6 @@ class _Nll(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         hidden, target, *tensors = ctx.saved_tensors
         job, batch = ctx.job, ctx.batch
-        job.upstream.learn(from_output=grad_output is not None)
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
         if is_differentiated(grad_output, grad_loss):
             gradients = eager.gradients(
@@ -159,18 +159,30 @@ class _Nll(torch.autograd.Function):
             return None, gradients[0], None, *gradients[1:]
 
         weights = job.weights.with_tensors(tensors)
-        scale = _loss_scale(job, batch) if grad_output is None else None
-        if scale is None:
-            gradients = None
+        scale = _loss_scale(job, batch)
+        factor = None if scale is None else _factor(scale, grad_output, grad_loss)
+        job.upstream.learn(from_output=grad_output is not None and factor is None)
+        if scale is None or factor is None:
             row_scale = _row_scale(job, batch, grad_output, grad_loss)
             _, gradients = log_p_and_gradients(weights, hidden, batch, workspace_bytes, row_scale, ctx.wanted)
-        else:
-            if gradients is None:  # a second backward through a retained graph
-                _, gradients = log_p_and_gradients(weights, hidden, batch, workspace_bytes, scale, ctx.wanted)
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(grad_loss)
+            return None, gradients[0], None, *gradients[1:]
+        if gradients is None:  # a second backward through a retained graph, or none was expected
+            _, gradients = log_p_and_gradients(weights, hidden, batch, workspace_bytes, scale, ctx.wanted)
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(factor)
         return None, gradients[0], None, *gradients[1:]
+
+
+def _factor(scale: float, grad_output: Tensor | None, grad_loss: Tensor | None) -> Tensor | None:
+    """What the gradients of sum(scale * log p) are multiplied by; None where rows weigh differently."""
+    if grad_output is None:
+        return grad_loss
+    first = grad_output[:1]
+    if not bool((grad_output == first).all()):
+        return None
+    factor = first.sum().to(statistics_dtype(first.dtype)) / scale
+    return factor if grad_loss is None else factor + grad_loss
 
 
 def _loss_scale(job: _Job, batch: Batch) -> float | None:

@@ -344,6 +344,41 @@ def test_a_frozen_layer_and_input_need_no_graph_and_no_products_of_a_backward():
     assert flops(True) == 3 * flops(False)
 
 
+EVEN = {
+    "mean of output": lambda output, loss: -output.mean(),
+    "sum of output": lambda output, loss: 2 * output.sum(),
+    "both": lambda output, loss: 3 * loss - 0.5 * output.sum(),
+    "output times 0": lambda output, loss: loss + (0 * output).sum(),
+}
+
+
+@pytest.mark.parametrize("scalar", EVEN.values(), ids=EVEN)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("ignore_index", [None, 3])
+def test_rows_that_weigh_the_same_have_eagers_gradients_at_the_products_of_the_loss(
+    scalar, reduction, ignore_index
+):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    weights, (hidden, target) = weights_of(LAYOUT), batch_of(LAYOUT, 40)
+
+    def taken(backend, scalar):
+        leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *weights.tensors())]
+        counter = FlopCounterMode(display=False)
+        with counter:
+            held = weights.with_tensors(leaves[1:])
+            found = backend.nll(
+                LAYOUT, held, leaves[0], target, reduction=reduction, ignore_index=ignore_index
+            )
+            gradients = torch.autograd.grad(scalar(*found), leaves)
+        return gradients, counter.get_total_flops()
+
+    ours, flops = taken(tiled, scalar)
+    torch.testing.assert_close(ours, taken(eager, scalar)[0], rtol=1e-11, atol=1e-12)
+    assert flops == taken(tiled, lambda output, loss: loss)[1]
+    assert flops < taken(tiled, lambda output, loss: output.square().sum())[1]
+
+
 @pytest.mark.parametrize("frozen", ["hidden", "weights"])
 def test_what_is_frozen_saves_its_products(frozen):
     from torch.utils.flop_counter import FlopCounterMode
