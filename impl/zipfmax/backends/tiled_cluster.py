@@ -40,7 +40,7 @@ from zipfmax.backends.tiled_workspace import workspace
 MIN_BLOCK_ROWS = 32
 """Below this a block's products are limited by reading the weights: tile the classes instead."""
 MAX_BLOCK_ROWS = 1024
-"""Rows of a block whose classes are tiled."""
+"""Rows of a block at most. More make no product faster, and what is held of each of their inputs grows."""
 MAX_SUMMED_CLASSES = 65_536
 """Classes summed in one product for dx. The sum holds the target's large term early on, and millions of small
 ones added to it one by one would each lose most of their digits."""
@@ -72,7 +72,7 @@ class Tiles:
         narrow: bool = False,
         pitch: int = 0,
     ) -> Tiles:
-        """The largest blocks that the workspace holds, of about equal size.
+        """The largest blocks that the workspace holds, of about equal size, up to `MAX_BLOCK_ROWS`.
 
         Args:
             n_rows, n_classes: of the job.
@@ -84,9 +84,12 @@ class Tiles:
         n_rows, capacity = max(1, n_rows), max(1, workspace_bytes // _bytes_per_logit(dtype))
         whole_rows = (workspace_bytes // dtype.itemsize if narrow else capacity) // (pitch or n_classes)
         if whole_rows >= min(n_rows, MIN_BLOCK_ROWS):
-            return cls(_even(n_rows, whole_rows), n_classes)
+            return cls(_even(n_rows, min(MAX_BLOCK_ROWS, whole_rows)), n_classes)
         rows = _even(n_rows, min(MAX_BLOCK_ROWS, max(1, math.isqrt(capacity))))
-        return cls(rows, _even(n_classes, max(1, capacity // rows)))
+        classes = _even(n_classes, max(1, capacity // rows))
+        if classes == n_classes:  # whole rows after all, which may be padded
+            rows = min(rows, max(1, capacity // (pitch or n_classes)))
+        return cls(rows, classes)
 
 
 def _even(total: int, largest: int) -> int:

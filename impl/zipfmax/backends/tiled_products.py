@@ -39,7 +39,8 @@ _LINE, _PAGE = 64, 4096  # bytes
 _NARROW = 192  # columns of a weight's gradient below which its transpose is the faster product
 # Rows to sum from which a transpose pays, by the columns that a product has at most.
 _MIN_SUMMED_ROWS = ((8, 20), (15, 48), (_NARROW - 1, 128))
-_PART_BYTES = 8 * 2**20  # of a product on its way to where it is added, and of a weight in float32
+_PART_BYTES = 8 * 2**20  # of a product on its way to where it is added
+_WIDE_BYTES = 2 * 2**20  # of that in float32 for 16 bits, and of a weight
 _TRIALS = 5
 _TRIAL = 128, 256, 1040  # rows, inputs and outputs of the product that is timed
 
@@ -140,7 +141,7 @@ def _add_in_parts(out: Tensor, left: Tensor, right: Tensor, alpha: float, beta: 
         _write(out, total, alpha, beta)
         return
     right = right.to(left.dtype)
-    step = max(MIN_SIDE, _PART_BYTES // max(1, right.shape[1] * right.element_size()))
+    step = max(MIN_SIDE, _WIDE_BYTES // max(1, right.shape[1] * right.element_size()))
     for start in range(0, left.shape[0], step):
         _write(out[start : start + step], left[start : start + step] @ right, alpha, beta)
 
@@ -153,11 +154,11 @@ def _write(out: Tensor, term: Tensor, alpha: float, beta: int) -> None:
 
 
 def _parts(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a weight in another dtype, as many as fit `_PART_BYTES`; all of them where it has that dtype."""
+    """Rows of a weight in another dtype, as many as fit `_WIDE_BYTES`; all of them where it has that dtype."""
     if weight.dtype == dtype:
         yield slice(0, weight.shape[0]), weight
         return
-    step = max(MIN_SIDE, _PART_BYTES // max(1, weight.shape[1] * dtype.itemsize))
+    step = max(MIN_SIDE, _WIDE_BYTES // max(1, weight.shape[1] * dtype.itemsize))
     for start in range(0, weight.shape[0], step):
         rows = slice(start, min(start + step, weight.shape[0]))
         yield rows, weight[rows].to(dtype)

@@ -131,7 +131,7 @@ def test_narrower_dtypes_are_within_their_roundings(layout, dtype, use, n_rows, 
 def test_rows_that_are_padded_and_summed_in_parts(
     dtype, part_bytes, shortlist, products_of_16_bits, monkeypatch
 ):
-    monkeypatch.setattr(tiled_products, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(tiled_products, "_WIDE_BYTES", part_bytes)
     monkeypatch.setattr(tiled, "workspace_bytes", 40 * 1200 * 4)
     layout = ClusterLayout(24, 1300, (shortlist, 301), 3.0)
     hidden, target = batch_of(layout, 90, dtype)

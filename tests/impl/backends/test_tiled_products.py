@@ -202,7 +202,7 @@ def test_products_of_16_bits_are_taken_in_float32_on_a_cpu_where_that_is_faster(
 @pytest.mark.parametrize("shape", [(33, 150, 20), (150, 33, 20), (1, 1, 1)])
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
 def test_a_product_with_a_narrow_operand_is_rounded_once(shape, beta, part_bytes, out_dtype, monkeypatch):
-    monkeypatch.setattr(products, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(products, "_WIDE_BYTES", part_bytes)
     m, n, k = shape
     left, right = normal(m, n), normal(n, k, seed=1).bfloat16()
     out = normal(m, k, seed=2).to(out_dtype)
@@ -214,7 +214,7 @@ def test_a_product_with_a_narrow_operand_is_rounded_once(shape, beta, part_bytes
 @pytest.mark.parametrize("part_bytes", [1, 3000, 2**23])
 @pytest.mark.parametrize("bias", [False, True])
 def test_logits_of_narrow_weights_are_float32s(bias, part_bytes, monkeypatch):
-    monkeypatch.setattr(products, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(products, "_WIDE_BYTES", part_bytes)
     x, weight = normal(33, 24), normal(150, 24, seed=1).bfloat16()
     added = normal(150, seed=2).bfloat16() if bias else None
     out = torch.full((33, 160), torch.nan)[:, :150]
