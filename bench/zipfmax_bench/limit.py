@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zipfmax.backends.tiled_cluster import MIN_BLOCK_ROWS
 from zipfmax.backends.tiled_products import add_product, has_faster_linear, linear, product_dtype, row_pitch
+from zipfmax.backends.tiled_tiles import MIN_BLOCK_ROWS
 from zipfmax.clusters import ClusterLayout
 from zipfmax_reference.contestants.implementation import Family
 from zipfmax_reference.contestants.torch_nn import missing_device, torch_dtype

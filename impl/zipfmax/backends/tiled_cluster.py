@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,76 +34,22 @@ from zipfmax.backends.tiled_products import (
     row_pitch,
     write_logits,
 )
+from zipfmax.backends.tiled_tiles import Tiles, bytes_per_logit, spans
 from zipfmax.backends.tiled_workspace import workspace
 
-MIN_BLOCK_ROWS = 32
-"""Below this a block's products are limited by reading the weights: tile the classes instead."""
-MAX_BLOCK_ROWS = 1024
-"""Rows of a block at most. More make no product faster, and what is held of each of their inputs grows."""
 MAX_SUMMED_CLASSES = 65_536
 """Classes summed in one product for dx. The sum holds the target's large term early on, and millions of small
 ones added to it one by one would each lose most of their digits."""
 
 _LOG2_E = 1 / math.log(2)
-# Exponentials of the targets and sums of all in between are exact without a maximum taken off the logits first:
-# no quotient is infinite, and the terms that vanish are less than 1e-25 of their sum each.
-_LEAST, _LARGEST = 1e-13, 1e25
+# Sums of exponentials in between are exact without a maximum taken off the logits first: no term is infinite, and
+# those that vanish are less than 1e-18 of the sum each.
+_LEAST_SUM, _LARGEST_SUM = 1e-20, 1e25
+_LEAST_OF_TARGET, _LARGEST_RATIO = (
+    1e-37,
+    1e38,
+)  # within float32's range, as is the quotient of a sum and a target
 _SUMMED_NARROW = 128  # exponentials whose sum is rounded to 16 bits before float32 takes it up
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How a job of `n_rows` x `n_classes` logits is cut."""
-
-    rows: int
-    """Rows of a block."""
-    classes: int
-    """Classes of a tile; n_classes when a block is done in one go."""
-
-    @classmethod
-    def plan(
-        cls,
-        n_rows: int,
-        n_classes: int,
-        workspace_bytes: int,
-        dtype: torch.dtype,
-        *,
-        narrow: bool = False,
-        pitch: int = 0,
-    ) -> Tiles:
-        """The largest blocks that the workspace holds, of about equal size, up to `MAX_BLOCK_ROWS`.
-
-        Args:
-            n_rows, n_classes: of the job.
-            workspace_bytes: of the workspace.
-            dtype: of the products.
-            narrow: whether logits of whole rows stay in that dtype, with none in the statistics' dtype beside.
-            pitch: logits from one whole row to the next; by default n_classes.
-        """
-        n_rows, capacity = max(1, n_rows), max(1, workspace_bytes // _bytes_per_logit(dtype))
-        whole_rows = (workspace_bytes // dtype.itemsize if narrow else capacity) // (pitch or n_classes)
-        if whole_rows >= min(n_rows, MIN_BLOCK_ROWS):
-            return cls(_even(n_rows, min(MAX_BLOCK_ROWS, whole_rows)), n_classes)
-        rows = _even(n_rows, min(MAX_BLOCK_ROWS, max(1, math.isqrt(capacity))))
-        classes = _even(n_classes, max(1, capacity // rows))
-        if classes == n_classes:  # whole rows after all, which may be padded
-            rows = min(rows, max(1, capacity // (pitch or n_classes)))
-        return cls(rows, classes)
-
-
-def _even(total: int, largest: int) -> int:
-    """Size of a part when `total` is cut into as few parts of at most `largest` as can be, evenly."""
-    return math.ceil(total / math.ceil(total / largest))
-
-
-def spans(total: int, size: int) -> Iterator[slice]:
-    """Consecutive parts of `size`; the last may be shorter."""
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
-
-
-def _bytes_per_logit(dtype: torch.dtype) -> int:
-    statistics = statistics_dtype(dtype)
-    return statistics.itemsize + (dtype.itemsize if dtype != statistics else 0)
 
 
 class _Exponentials(NamedTuple):
@@ -287,7 +232,7 @@ class ClusterSoftmax:
         elements.index_fill_(0, at, -torch.inf)
         others = _row_sums(e.exp2_())
         total = others + of_target
-        if not (of_target.amin().item() > _LEAST and total.amax().item() < _LARGEST):
+        if not _is_moderate(total, of_target):
             return None
         nll = (others / of_target).log1p_()
         return _Exponentials(e, nll, total, others.neg_().to(e.dtype), (elements, at))
@@ -399,7 +344,7 @@ class ClusterSoftmax:
         """A view of the workspace: tile 0 lies behind tile 1, which is the wider of the two."""
         is_whole = self.tiles.classes >= self.n_classes
         n_logits = self.tiles.rows * (self._pitch if is_whole else self.tiles.classes)
-        n_bytes = self.product_dtype.itemsize if self.narrow else _bytes_per_logit(self.product_dtype)
+        n_bytes = self.product_dtype.itemsize if self.narrow else bytes_per_logit(self.product_dtype)
         if self._buffer is None:
             self._buffer = workspace(n_logits * n_bytes, self.weight.device)
         pitch = pitch or n_classes
@@ -419,6 +364,13 @@ def _log_sum_exp_(z: Tensor) -> Tensor:
     highest = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
     z.sub_(highest).mul_(_LOG2_E).exp2_()
     return z.sum(dim=1, keepdim=True).log_().add_(highest)
+
+
+def _is_moderate(total: Tensor, of_target: Tensor) -> bool:
+    """Whether exponentials without a maximum taken off are exact, given their sums and those of the targets, [n]."""
+    least, most = (bound.item() for bound in total.aminmax())  # NaN is in no range
+    of_targets = max(_LEAST_OF_TARGET, most / _LARGEST_RATIO)
+    return bool(least > _LEAST_SUM and most < _LARGEST_SUM and of_target.amin().item() > of_targets)
 
 
 def _elements(tile: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from zipfmax import AdaptiveLogSoftmaxWithLoss
 from zipfmax.backends import eager, tiled, tiled_products
-from zipfmax.backends.tiled_cluster import Tiles
+from zipfmax.backends.tiled_tiles import Tiles
 from zipfmax.clusters import ClusterLayout
 from zipfmax.weights import TailWeights, Weights
 from zipfmax_bench.memory import peak_temporary_bytes
