@@ -90,7 +90,7 @@ def row_pitch(n_columns: int, tensor: Tensor) -> int:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [n, K] times weight [V, K] transposed, plus bias [V], in a new tensor of x's dtype."""
     if product_dtype(x) != x.dtype:
-        logits = torch.empty(x.shape[0], weight.shape[0])
+        logits = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32, device=x.device)
         write_logits(logits, x.float(), weight, bias)
         return logits.to(x.dtype)
     return _onednn(x, weight, bias) if has_faster_linear(x, weight.shape[0]) else F.linear(x, weight, bias)

@@ -211,6 +211,21 @@ def test_a_product_with_a_narrow_operand_is_rounded_once(shape, beta, part_bytes
     torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(out_dtype).eps, atol=2e-5)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_a_narrow_linear_takes_no_notice_of_the_default_dtype(default, monkeypatch):
+    monkeypatch.setattr(products, "_float32_is_faster", lambda dtype: True)
+    x, weight = normal(33, 24).bfloat16(), normal(37, 24, seed=1).bfloat16()
+    exact = x.double() @ weight.double().t()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = products.linear(x, weight)
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+    assert found.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("part_bytes", [1, 3000, 2**23])
 @pytest.mark.parametrize("bias", [False, True])
 def test_logits_of_narrow_weights_are_float32s(bias, part_bytes, monkeypatch):
