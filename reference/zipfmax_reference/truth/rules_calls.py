@@ -155,8 +155,8 @@ def a_call_in_inference_mode_is_the_same_function(s: CallSession) -> None:
 
 
 @rule()
-def a_call_under_another_default_dtype_is_right(s: CallSession) -> None:
-    """What torch makes where no dtype is given is no concern of input and weights."""
+def a_call_under_other_defaults_is_right(s: CallSession) -> None:
+    """The dtype and device of what torch makes where none is given are no concern of input and weights."""
     s.called("x", "a", "default")
     s.differentiated("x", "a")
     s.called("y", "a")
