@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zipfmax_reference.checks.faults import Control, in_use, scaled_gradient
 from zipfmax_reference.checks.faults_backward import Early, Gradients
-from zipfmax_reference.checks.faults_calls import Pair
+from zipfmax_reference.checks.faults_calls import Pair, with_value
 
 # Settings of the process.
 
@@ -57,6 +57,16 @@ class CoarseProducts(Control):
 class RowsOnTheDefaultDevice(Control):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return super().loss(output[torch.arange(len(output))], target)
+
+
+@in_use(
+    "while evaluating under autocast the head's logits have 4 bits", breaks="autocast-keeps-to-its-precision"
+)
+class EvaluationCoarseUnderAutocast(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        logits = super().head_logits(hidden)
+        coarse = torch.is_autocast_enabled("cpu") and not self.training
+        return logits.detach().mul(4).round().div(4) - logits.detach() + logits if coarse else logits
 
 
 # Checkpoints, computed weights, parameters, hooks.
@@ -233,6 +243,25 @@ class BalancedTakenForNone(Early):
         if grad_output is not None and not grad_output.sum():
             grad_output = torch.zeros_like(grad_output)
         return super().combined(step, grad_output, grad_loss)
+
+
+WHOLE = "log-prob-of-a-whole-batch-can-be-differentiated"
+
+
+@in_use("log_prob of rows beyond 64 cannot be differentiated", breaks=WHOLE)
+class LogProbOfManyRowsCut(Control):
+    large = True
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        log_prob = super().log_prob(hidden)
+        return torch.cat([log_prob[:64], log_prob[64:].detach()])
+
+
+@in_use("a log_prob that can be differentiated is softened", breaks=WHOLE)
+class RecordedLogProbSoftened(Control):
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        log_prob = super().log_prob(hidden)
+        return with_value(log_prob, 0.99 * log_prob.detach()) if log_prob.requires_grad else log_prob
 
 
 @in_use("weights of clusters without targets share one memory of zeros", breaks="gradients-accumulate")

@@ -24,7 +24,7 @@ SETTINGS: dict[Setting, Callable[[], object]] = {
     # Which also fills memory that nobody has written to with NaN.
     "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
-    "threads": lambda: torch.set_num_threads(3),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "coarse": lambda: torch.set_float32_matmul_precision("medium"),
     "exact": lambda: torch.set_float32_matmul_precision("highest"),
 }

@@ -31,7 +31,7 @@ parameter; and in a checkpoint, which makes the call again in backward.
 Setting = Literal["deterministic", "anomaly", "threads", "coarse", "exact"]
 """What a user sets for the whole process.
 
-Deterministic algorithms; the search for anomalies in backward; three threads; products of lower precision, or exact.
+Deterministic algorithms; the search for anomalies in backward; a thread more; products of lower precision, or exact.
 """
 Manner = Literal["copy", "data", "replace", "turn", "flat"]
 """How weights are written: by copy_, into .data, or as another tensor in .data.

@@ -141,9 +141,9 @@ def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
 
 
 def _of_sizes(device: str, dtype: str) -> list[Case]:
-    """More classes and rows than blocks and tiles have, labels beside each cutoff, which `predict` finds."""
+    """More classes and rows than tiles have, labels beside each cutoff and tile, which `predict` finds."""
     layout = ClusterLayout(67, 5_021, (515, 840), 1.0)
-    labels = beside_cutoffs(layout)
+    labels = _beside_tiles(layout)
     aimed = [
         Case(5_021, 67, 263, layout.cutoffs, 1.0, True, dtype, device, labels, task=task, hidden="aimed")
         for task in TASKS
@@ -255,6 +255,18 @@ def beside_cutoffs(layout: ClusterLayout) -> str:
     """Labels at every cutoff and beside it, and the first and last class."""
     near = {c + shift for c in layout.cutoffs for shift in (-1, 0, 1)} | {0, layout.n_classes - 1}
     return "only:" + ",".join(str(label) for label in sorted(near) if label < layout.n_classes)
+
+
+def _beside_tiles(layout: ClusterLayout) -> str:
+    """Labels of `beside_cutoffs`, and the last and first ones of tiles of 128 to 4,096 classes of each cluster."""
+    clusters = [(0, layout.shortlist_size), *((tail.start, tail.stop) for tail in layout)]
+    pairs = [
+        f"{start + size - 1}-{start + size}"
+        for start, stop in clusters
+        for size in (128, 256, 512, 1024, 4096)
+        if start + size < stop
+    ]
+    return ",".join([beside_cutoffs(layout), *pairs])
 
 
 def one_cluster(layout: ClusterLayout) -> str:

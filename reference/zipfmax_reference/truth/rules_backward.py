@@ -82,6 +82,18 @@ def log_prob_can_be_differentiated(s: CallSession) -> None:
         _log_prob_differentiated(s, upstream)
 
 
+@rule(large=True)
+def log_prob_of_a_whole_batch_can_be_differentiated(s: CallSession) -> None:
+    """With a gradient for the class of each row's label: those of the outputs; and it is the same log_prob."""
+    upstream, labels = s.upstream("a"), s.batches["a"][1]
+    of_classes = np.zeros((len(labels), s.case.n_classes))
+    of_classes[np.arange(len(labels)), labels] = upstream
+    found = s.use.evaluate("log_prob", "a", "x", mode="record")
+    s.judge_tensor(s.truth_of_methods("a"), "log_prob", found)
+    s.use.backward("x", of_classes, None)
+    s.judge_gradients("a", [("a", upstream, None)])
+
+
 def _few(s: CallSession) -> Array:
     """Make the batch "few"; gradients of its log_prob."""
     hidden, target = s.batches["c"]
