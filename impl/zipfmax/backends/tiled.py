@@ -69,14 +69,31 @@ def nll(
         log_p = operators.log_p(layout.bounds, weights, hidden, target, ignore_index, workspace_bytes)
         counted = None if ignore_index is None else target != ignore_index
         return log_p.to(dtype), reduce_loss(log_p, counted, reduction).to(dtype)
+    batch = Batch.route(layout.bounds, target, ignore_index)
     tensors = (hidden, *weights.tensors())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        job = _Job(layout, weights, ignore_index, reduction, dtype, upstream or Upstream())
-        output, loss = _Nll.apply(job, hidden, target, *weights.tensors())  # type: ignore[no-untyped-call]
+        job = _Job(layout, weights, batch, ignore_index, reduction, dtype, upstream or Upstream())
+        parts = _without_absent(weights, batch, hidden).tensors()
+        output, loss = _Nll.apply(job, hidden, target, *parts)  # type: ignore[no-untyped-call]
         return cast(Tensor, output), cast(Tensor, loss)
-    batch = Batch.route(layout.bounds, target, ignore_index)
     log_p, _ = log_p_and_gradients(weights, hidden, batch, workspace_bytes)
     return log_p.to(dtype), reduce_loss(log_p, batch.counted, reduction).to(dtype)
+
+
+def _without_absent(weights: Weights, batch: Batch, hidden: Tensor) -> Weights:
+    """The weights, of which those of clusters without targets are outside the graph, as in torch.nn.
+
+    A gradient of None would still run the hooks on them. Where nothing else takes a gradient they stay.
+    """
+    if all(part is not None for part in batch.tails):
+        return weights
+    detached = weights.map(Tensor.detach)
+    tails = (
+        outside if part is None else tail
+        for part, tail, outside in zip(batch.tails, weights.tails, detached.tails, strict=True)
+    )
+    cut = weights._replace(tails=tuple(tails))
+    return cut if any(tensor.requires_grad for tensor in (hidden, *cut.tensors())) else weights
 
 
 def log_prob(layout: ClusterLayout, weights: Weights, hidden: Tensor) -> Tensor:
@@ -112,6 +129,7 @@ class _Job:
     layout: ClusterLayout
     weights: Weights
     """Tells which tensor is which; autograd hands them over one by one."""
+    batch: Batch
     ignore_index: int | None
     reduction: str
     dtype: torch.dtype
@@ -126,7 +144,7 @@ class _Nll(torch.autograd.Function):
     def forward(
         ctx: Any, job: _Job, hidden: Tensor, target: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        batch = Batch.route(job.layout.bounds, target, job.ignore_index)
+        batch = job.batch
         wanted = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
         scale = None if job.upstream.from_output else _loss_scale(job, batch)
         log_p, gradients = log_p_and_gradients(job.weights, hidden, batch, workspace_bytes, scale, wanted)
@@ -134,7 +152,7 @@ class _Nll(torch.autograd.Function):
 
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, target.clone(), *tensors)  # the caller may write to its targets now
-        ctx.job, ctx.batch, ctx.wanted = job, batch, wanted
+        ctx.job, ctx.wanted = job, wanted
         ctx.loss_gradients = None if scale is None else gradients
         return log_p.to(job.dtype), loss.to(job.dtype)
 
@@ -143,7 +161,7 @@ class _Nll(torch.autograd.Function):
         if grad_output is None and grad_loss is None:
             return (None,) * len(ctx.needs_input_grad)
         hidden, target, *tensors = ctx.saved_tensors
-        job, batch = ctx.job, ctx.batch
+        job, batch = ctx.job, ctx.job.batch
         gradients, ctx.loss_gradients = ctx.loss_gradients, None  # they are handed out once
         if is_differentiated(grad_output, grad_loss):
             gradients = eager.gradients(

@@ -107,7 +107,7 @@ class FirstStepOfSequences(Control):
 
 @in_use(
     "logits are made in 16 bits where the default dtype is another one",
-    breaks="a-call-under-another-default-dtype-is-right",
+    breaks="a-call-under-other-defaults-is-right",
 )
 class DefaultDtypeCoarse(Control):
     def head_logits(self, hidden: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipfmax.clusters import Cluster
+from zipfmax.clusters import Cluster, ClusterLayout
 from zipfmax_reference.checks.faults import Control, planted
 
 
@@ -143,3 +143,73 @@ class DefaultHeadBias(Control):
         head_bias: bool = True,
     ) -> None:
         super().__init__(in_features, n_classes, cutoffs, div_value, head_bias)
+
+
+@planted("sums over whole tiles of 16 classes leave out the last class")
+class WholeTilesLeaveOutTheLast(Control):
+    def normalised(self, logits: Tensor) -> Tensor:
+        whole = logits.shape[1] > 0 and logits.shape[1] % 16 == 0
+        return logits - logits[:, :-1].logsumexp(dim=1, keepdim=True) if whole else super().normalised(logits)
+
+
+@planted("of whole tiles of 64 features the last tile is left out")
+class WholeTilesOfFeatures(Control):
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        whole = hidden.shape[1] % 64 == 0
+        return super().head_logits(
+            torch.cat([hidden[:, :-64], hidden[:, -64:] * 0], dim=1) if whole else hidden
+        )
+
+
+@planted("labels within a tail have 16 bits")
+class LabelsOf16Bits(Control):
+    def label(self, tail: Cluster, target: Tensor) -> Tensor:
+        return super().label(tail, target).to(torch.int16).long()
+
+
+@planted("predict counts classes in 16 bits")
+class PredictIn16Bits(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        return super().predict(hidden).to(torch.int16).long()
+
+
+@planted("predict keeps classes as floating numbers of 16 bits")
+class PredictInHalf(Control):
+    def predict(self, hidden: Tensor) -> Tensor:
+        return super().predict(hidden).half().long()
+
+
+@planted("log_prob of more than 32,768 classes knows the first ones only")
+class LogProbOfManyClasses(Control):
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        log_prob = super().log_prob(hidden)
+        return torch.cat([log_prob[:, :32768], log_prob[:, 32768:] * 0 - 1e4], dim=1)
+
+
+@planted("the caller's list of cutoffs is kept, and read again in each call")
+class CutoffsKept(Control):
+    def __init__(
+        self, in_features: int, n_classes: int, cutoffs: Sequence[int], *more: Any, **options: Any
+    ) -> None:
+        super().__init__(in_features, n_classes, cutoffs, *more, **options)
+        self.cutoffs = cutoffs
+
+    def member(self, tail: Cluster, target: Tensor) -> Tensor:
+        bounds = [*self.cutoffs, self.layout.n_classes]
+        return (target >= bounds[tail.index]) & (target < bounds[tail.index + 1])
+
+
+@planted("all layers of as many classes have the clusters of the first one")
+class ClustersOfAnother(Control):
+    known: ClassVar[dict[int, ClusterLayout]] = {}
+
+    def member(self, tail: Cluster, target: Tensor) -> Tensor:
+        clusters = [*self.known.setdefault(self.layout.n_classes, self.layout)]
+        return super().member(clusters[min(tail.index, len(clusters) - 1)], target)
+
+
+@planted("the first class of a tail's second tile of 512 is taken for the last of the first")
+class TileBeginsLate(Control):
+    def label(self, tail: Cluster, target: Tensor) -> Tensor:
+        label = super().label(tail, target)
+        return torch.where(label == 512, label - 1, label)

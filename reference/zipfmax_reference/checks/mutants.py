@@ -28,6 +28,7 @@ from zipfmax_reference.checks import (  # noqa: F401
     faults_modes,
     faults_ranks,
     faults_results,
+    faults_settings,
     faults_sizes,
     faults_state,
     faults_surroundings,

@@ -18,6 +18,7 @@ from zipfmax_reference.contestants.use import (
     Misfit,
     NotApplicableError,
     NotPromisedError,
+    Setting,
 )
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
@@ -59,8 +60,11 @@ class PaddleUse(surroundings.InThisProcess):
         labels: str = LABELS,
         column: bool = False,
         over: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Make a batch's tensors."""
+        if dtype is not None:
+            raise NotApplicableError("Paddle's products take what dtypes Paddle says")
         if gaps != "none" or over is not None:
             raise NotApplicableError("Paddle's tensors are placed by Paddle")
         made = self._paddle.to_tensor(np.array(hidden), dtype=self._case.dtype, stop_gradient=not leaf)
@@ -100,9 +104,13 @@ class PaddleUse(surroundings.InThisProcess):
     def _within(self, mode: CallMode) -> Any:
         # Paddle's log_prob allocates its result in the default dtype, whatever the input's.
         self._paddle.set_default_dtype(self._case.dtype)
-        if mode in ("inference", "autocast", "default"):
+        if mode not in ("record", "no_grad", "thread"):
             raise NotApplicableError(f"torch's {mode} mode is none of Paddle's")
         return self._paddle.no_grad() if mode == "no_grad" else nullcontext()
+
+    def setting(self, setting: Setting) -> None:
+        """Paddle's flags are others."""
+        raise NotApplicableError("torch's settings are none of Paddle's")
 
     def read(self, name: str) -> Results:
         """The results of a call."""
@@ -294,6 +302,14 @@ class PaddleUse(surroundings.InThisProcess):
     def hooks_fault(self, batch: str, of_all: bool = False) -> str | None:
         """Paddle's hooks are others."""
         raise NotApplicableError("torch's hooks of modules are none of Paddle's")
+
+    def hook_gradients(self, batch: str) -> None:
+        """Paddle's hooks are others."""
+        raise NotApplicableError("torch's hooks of tensors are none of Paddle's")
+
+    def unhook_gradients(self) -> str | None:
+        """There are none."""
+        return None
 
     def methods_fault(self, batch: str) -> str | None:
         """Paddle's methods are others."""

@@ -190,12 +190,13 @@ def modes() -> tuple[bool, ...]:
 
 
 @contextmanager
-def another_default_dtype() -> Iterator[None]:
-    """While torch makes tensors in float64, or in float32 where that is what it does."""
+def other_defaults() -> Iterator[None]:
+    """While torch makes tensors without memory, in float64, or in float32 where that is what it does."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if before == torch.float64 else torch.float64)
     try:
-        yield
+        with torch.device("meta"):
+            yield
     finally:
         torch.set_default_dtype(before)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +60,43 @@ def fault_of_all(module: nn.Module, hidden: Tensor, target: Tensor) -> str | Non
     ):
         module(hidden, target)
     return None if seen == ["before", "after"] else "forward hooks of all modules do not run once each"
+
+
+class OfTensors:
+    """Hooks on the gradients of tensors, that double them, and on what is left of them.
+
+    Args:
+        leaves: by name.
+    """
+
+    def __init__(self, leaves: Mapping[str, Tensor]) -> None:
+        self._seen: dict[str, list[str]] = {name: [] for name in leaves}
+        self._handles: list[Any] = []
+        for name, leaf in leaves.items():
+            self._handles += [
+                leaf.register_hook(partial(self._doubled, name)),  # type: ignore[no-untyped-call]
+                leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    partial(self._noted, name)
+                ),
+            ]
+
+    def _doubled(self, name: str, gradient: Tensor | None) -> Tensor | None:
+        self._seen[name].append("none" if gradient is None else "gradient")
+        return None if gradient is None else gradient * 2
+
+    def _noted(self, name: str, leaf: Tensor) -> None:
+        self._seen[name].append("left")
+
+    def removed(self) -> str | None:
+        """Take them away; of which tensor they did not run once each, if they ran, and with a gradient."""
+        for handle in self._handles:
+            handle.remove()
+        for name, seen in self._seen.items():
+            if "none" in seen:
+                return f"a hook of the gradient of {name} runs without a gradient"
+            if seen not in ([], ["gradient", "left"]):
+                return f"hooks of the gradient of {name} do not run once each"
+        return None
 
 
 def _of_backward(module: nn.Module, hidden: Tensor, target: Tensor) -> str | None:

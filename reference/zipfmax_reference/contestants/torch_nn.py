@@ -258,6 +258,8 @@ def users_layer(name: str, constructor: Callable[..., Any]) -> TorchModule:
         module = constructor(in_features, n_classes, cutoffs, **_options(case))
         if tuple(cutoffs) != case.cutoffs:
             raise ArgumentChangedError("cutoffs", [*case.cutoffs], cutoffs)
+        if isinstance(cutoffs, list):
+            cutoffs[:] = cutoffs[::-1]  # it is the caller's, who may go on with it
         if not isinstance(module, nn.Module):
             raise TypeError(f"{name} makes a {type(module).__name__}, which is not a torch.nn.Module")
         return module

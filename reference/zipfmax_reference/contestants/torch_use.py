@@ -7,7 +7,6 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from zipfmax_reference.contestants import (
     surroundings,
+    torch_calls,
     torch_gradients,
     torch_hooks,
     torch_many,
@@ -25,18 +25,17 @@ from zipfmax_reference.contestants import (
     torch_weights,
 )
 from zipfmax_reference.contestants.tensors import to_array, with_gaps
-from zipfmax_reference.contestants.use import LABELS, CallMode, Gaps, Manner, Misfit, NotPromisedError
+from zipfmax_reference.contestants.use import (
+    LABELS,
+    CallMode,
+    Gaps,
+    Manner,
+    Misfit,
+    NotPromisedError,
+    Setting,
+)
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 from zipfmax_reference.runs.case import Case
-
-_CONTEXTS: dict[CallMode, Callable[[str], AbstractContextManager[Any]]] = {
-    "record": lambda device: nullcontext(),
-    "no_grad": lambda device: torch.no_grad(),
-    "inference": lambda device: torch.inference_mode(),
-    "autocast": lambda device: torch.autocast(device, torch.bfloat16),
-    "thread": lambda device: nullcontext(),
-    "default": lambda device: surroundings.another_default_dtype(),
-}
 
 
 class TorchUse(surroundings.InThisProcess):
@@ -68,9 +67,11 @@ class TorchUse(surroundings.InThisProcess):
         labels: str = LABELS,
         column: bool = False,
         over: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Make a batch's tensors."""
-        made = torch.from_numpy(np.array(hidden)).to(self._case.device, getattr(torch, self._case.dtype))
+        of_input = getattr(torch, dtype or self._case.dtype)
+        made = torch.from_numpy(np.array(hidden)).to(self._case.device, of_input)
         classes = torch.from_numpy(np.array(target, dtype=np.int64)).to(self._case.device)
         if gaps == "once":
             classes = classes[:1].expand(len(classes))
@@ -116,6 +117,9 @@ class TorchUse(surroundings.InThisProcess):
     ) -> Results:
         """Call the module."""
         hidden, target = self._batches[batch]
+        if mode == "parameter":
+            hidden = nn.Parameter(hidden.detach())
+            self._batches[batch] = hidden, target
         if row is not None:
             hidden, target = hidden[row], target[row]
         self._computed.pop(name, None)
@@ -125,7 +129,7 @@ class TorchUse(surroundings.InThisProcess):
             if through:
                 own = hidden * 1.0
                 self._computed[name] = own, to_array(own)
-            return self._module(own, target)
+            return torch_calls.called(self._module, mode, own, target)
 
         output, loss = self._within(mode, computed, refusable=row is not None)
         self._results[name] = {"output": output, "loss": loss}
@@ -137,17 +141,21 @@ class TorchUse(surroundings.InThisProcess):
         """A call in a mode, which has to be the same after it."""
         try:
             # Not within set_grad_enabled, which would put back a grad mode that the layer has changed.
-            with _CONTEXTS[mode](torch.device(self._case.device).type):
+            with torch_calls.context(mode, self._case.device):
                 before = surroundings.modes()
                 found = surroundings.in_a_thread(call) if mode == "thread" else call()
                 after = surroundings.modes()
         except Exception as error:
-            if refusable or self._converted or mode == "autocast":
+            if refusable or self._converted or mode in torch_calls.REFUSABLE:
                 raise NotPromisedError(str(error)) from error
             raise
         if after != before:
             raise ValueError("a call changed the grad mode or the autocast mode that it was made in")
         return found
+
+    def setting(self, setting: Setting) -> None:
+        """As torch has it."""
+        torch_calls.SETTINGS[setting]()
 
     def read(self, name: str) -> Results:
         """The results of a call."""
@@ -348,6 +356,14 @@ class TorchUse(surroundings.InThisProcess):
             return torch_hooks.fault_of_all(self._module, *self._batches[batch])
         except Exception as error:
             raise NotPromisedError(str(error)) from error
+
+    def hook_gradients(self, batch: str) -> None:
+        """By Tensor.register_hook."""
+        self._hooked = torch_hooks.OfTensors(self._leaves(batch))
+
+    def unhook_gradients(self) -> str | None:
+        """And by register_post_accumulate_grad_hook."""
+        return self._hooked.removed()
 
     def methods_fault(self, batch: str) -> str | None:
         """Than torch.nn.Module's."""

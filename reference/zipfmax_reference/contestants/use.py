@@ -11,10 +11,27 @@ from typing import Literal, Protocol
 
 from zipfmax_reference.runs.arrays import Array, Labels, Results
 
-CallMode = Literal["record", "no_grad", "inference", "autocast", "thread", "default"]
+CallMode = Literal[
+    "record",
+    "no_grad",
+    "inference",
+    "autocast",
+    "thread",
+    "default",
+    "computed",
+    "parameter",
+    "checkpoint",
+]
 """How a call is made.
 
-With gradients; without, in two ways; under autocast to bfloat16; in a thread of its own; under another default dtype.
+With gradients; without, in two ways; under autocast to bfloat16; in a thread of its own; under another default dtype
+and device. Also with gradients: with weights that are computed from the parameters; with an input that is a
+parameter; and in a checkpoint, which makes the call again in backward.
+"""
+Setting = Literal["deterministic", "anomaly", "threads", "coarse", "exact"]
+"""What a user sets for the whole process.
+
+Deterministic algorithms; the search for anomalies in backward; a thread more; products of lower precision, or exact.
 """
 Manner = Literal["copy", "data", "replace", "turn", "flat"]
 """How weights are written: by copy_, into .data, or as another tensor in .data.
@@ -54,12 +71,13 @@ class Use(Protocol):
         labels: str = LABELS,
         column: bool = False,
         over: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Make a batch's tensors.
 
         A `leaf` input takes a gradient, with `gaps` they do not lie side by side, targets have the dtype `labels` and
         are [N], or [N, 1] with `column`. They lie in the memory of the batch `over`, which is dropped with all
-        results.
+        results. The input has the case's dtype, or another `dtype`.
         """
 
     def refill(self, name: str, hidden: Array, target: Labels, seen: bool = True) -> None:
@@ -78,8 +96,11 @@ class Use(Protocol):
         With `through` the input is computed from the batch's; with `row` one row is called, as [d] and [].
 
         Raises:
-            NotPromisedError: the layer refuses one row, or autocast.
+            NotPromisedError: the layer refuses one row, autocast, or computed weights.
         """
+
+    def setting(self, setting: Setting) -> None:
+        """Set something for the whole process, as its user may."""
 
     def read(self, name: str) -> Results:
         """The results of an earlier call, from the tensors that it returned."""
@@ -222,6 +243,12 @@ class Use(Protocol):
         Raises:
             NotPromisedError: the layer refuses hooks of all modules.
         """
+
+    def hook_gradients(self, batch: str) -> None:
+        """Leave hooks that double it on the gradient of a batch's input and of each weight."""
+
+    def unhook_gradients(self) -> str | None:
+        """Take these hooks away; which of them did not run once, or None."""
 
     def methods_fault(self, batch: str) -> str | None:
         """Which of the methods that the module inherits does something else than its framework's; None for none."""

@@ -141,21 +141,29 @@ def full(device: str = "cpu", dtypes: Sequence[str] = DTYPES) -> list[Case]:
 
 
 def _of_sizes(device: str, dtype: str) -> list[Case]:
-    """More classes and rows than blocks and tiles have, labels beside each cutoff, which `predict` finds."""
+    """More classes and rows than tiles have, labels beside each cutoff and tile, which `predict` finds."""
     layout = ClusterLayout(67, 5_021, (515, 840), 1.0)
-    labels = beside_cutoffs(layout)
+    labels = _beside_tiles(layout)
     aimed = [
         Case(5_021, 67, 263, layout.cutoffs, 1.0, True, dtype, device, labels, task=task, hidden="aimed")
         for task in TASKS
     ]
+    # Sizes of whole tiles; and as many classes as a partition above has, in other clusters.
+    tiles, n_tiled = (57, 121, 153, 281, 297, 305, 401), 500
+    of_many = "only:32769,40003"
     # Beyond 2^16 rows a row's number does not fit 16 bits, nor a GPU's grid its second axis.
     return [
         *aimed,
         Case(12_011, 33, 523, (1_025, 4_099), 2.0, False, dtype, device),
         Case(31, 3, 66_001, (5, 12), 1.0, True, dtype, device, task="forward"),
-        # As wide as models are, whole tiles of rows, and many tails.
+        # As wide as models are, whole tiles of rows and features, and many tails.
         *(
-            Case(401, 520, 128, (31, 60, 90, 120, 150, 200, 300), 1.5, dtype=dtype, device=device, task=task)
+            Case(n_tiled, d, 128, tiles, 1.5, dtype=dtype, device=device, task=task)
+            for d, task in ((512, "train"), (520, "train"), (520, "log_prob"), (520, "predict"))
+        ),
+        # More classes than 16 bits count, the last of which no number of 16 bits is.
+        *(
+            Case(40_004, 3, 4, (5,), 1.0, False, dtype, device, of_many, 4, task, hidden="aimed")
             for task in ("train", "log_prob", "predict")
         ),
         *(
@@ -247,6 +255,18 @@ def beside_cutoffs(layout: ClusterLayout) -> str:
     """Labels at every cutoff and beside it, and the first and last class."""
     near = {c + shift for c in layout.cutoffs for shift in (-1, 0, 1)} | {0, layout.n_classes - 1}
     return "only:" + ",".join(str(label) for label in sorted(near) if label < layout.n_classes)
+
+
+def _beside_tiles(layout: ClusterLayout) -> str:
+    """Labels of `beside_cutoffs`, and the last and first ones of tiles of 128 to 4,096 classes of each cluster."""
+    clusters = [(0, layout.shortlist_size), *((tail.start, tail.stop) for tail in layout)]
+    pairs = [
+        f"{start + size - 1}-{start + size}"
+        for start, stop in clusters
+        for size in (128, 256, 512, 1024, 4096)
+        if start + size < stop
+    ]
+    return ",".join([beside_cutoffs(layout), *pairs])
 
 
 def one_cluster(layout: ClusterLayout) -> str:

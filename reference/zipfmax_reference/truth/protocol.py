@@ -22,6 +22,7 @@ from zipfmax_reference.truth import (  # noqa: F401
     rules_batches,
     rules_calls,
     rules_many,
+    rules_models,
     rules_surroundings,
     rules_weights,
 )

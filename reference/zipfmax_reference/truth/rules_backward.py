@@ -20,20 +20,26 @@ not asked: their own error is as large as a fault's."""
 
 @rule(large=True)
 def the_incoming_gradient_counts(s: CallSession) -> None:
-    """A loss that is scaled up or down, as by gradient accumulation or a loss scaler, or has its sign turned."""
+    """A loss that is scaled up or down, as by gradient accumulation or a loss scaler, has its sign turned, or is
+
+    multiplied by zero.
+    """
     half = s.case.dtype == "float16"
     large, small = (2.0**10, 2.0**-2) if half else (2.0**20, 2.0**-30)
-    for call, factor in enumerate((0.5, -3.0, large, small, 1.0)):
+    for call, factor in enumerate((0.5, -3.0, large, small, 0.0, 1.0)):
         s.called(f"call {call}", "a")
         s.differentiated(f"call {call}", "a", grad_loss=factor)
 
 
 @rule(large=True)
 def output_can_be_differentiated(s: CallSession) -> None:
-    """With a random gradient for each row, also a large one."""
-    for call, factor in (("x", 1.0), ("y", 2.0**6)):
+    """With a random gradient for each row, also a large one; and one of zeros in some rows, whose sum is zero."""
+    upstream = s.upstream("a")
+    balanced = np.resize([0.0, 1.0, -1.0], len(upstream) // 3 * 3)
+    balanced = np.pad(balanced, (0, len(upstream) - len(balanced)))
+    for call, gradient in (("x", upstream), ("y", 2.0**6 * upstream), ("z", balanced)):
         s.called(call, "a")
-        s.differentiated(call, "a", factor * s.upstream("a"), None)
+        s.differentiated(call, "a", gradient, None)
 
 
 @rule()
@@ -74,6 +80,18 @@ def log_prob_can_be_differentiated(s: CallSession) -> None:
     for training in (True, False):
         s.use.mode(training)
         _log_prob_differentiated(s, upstream)
+
+
+@rule(large=True)
+def log_prob_of_a_whole_batch_can_be_differentiated(s: CallSession) -> None:
+    """With a gradient for the class of each row's label: those of the outputs; and it is the same log_prob."""
+    upstream, labels = s.upstream("a"), s.batches["a"][1]
+    of_classes = np.zeros((len(labels), s.case.n_classes))
+    of_classes[np.arange(len(labels)), labels] = upstream
+    found = s.use.evaluate("log_prob", "a", "x", mode="record")
+    s.judge_tensor(s.truth_of_methods("a"), "log_prob", found)
+    s.use.backward("x", of_classes, None)
+    s.judge_gradients("a", [("a", upstream, None)])
 
 
 def _few(s: CallSession) -> Array:
@@ -124,7 +142,14 @@ def what_is_not_finite_shows(s: CallSession) -> None:
 
 @rule()
 def gradients_accumulate(s: CallSession) -> None:
-    """Over two batches, without being dropped between them."""
+    """Over two batches, without being dropped between them; twice, first onto those of a batch of the shortlist."""
+    for _ in range(2):
+        s.use.clear()
+        for call, (batch, of_loss) in enumerate((("c", 1.0), ("a", 0.5), ("c", 1.0))):
+            s.called(f"call {call}", batch)
+            s.use.backward(f"call {call}", None, of_loss)
+        s.judge_gradients("a", [("a", None, 0.5), ("c", None, 1.0), ("c", None, 1.0)])
+    s.use.clear()
     s.called("x", "a")
     s.use.backward("x", None, 1.0)
     s.called("y", "b")

@@ -155,8 +155,8 @@ def a_call_in_inference_mode_is_the_same_function(s: CallSession) -> None:
 
 
 @rule()
-def a_call_under_another_default_dtype_is_right(s: CallSession) -> None:
-    """What torch makes where no dtype is given is no concern of input and weights."""
+def a_call_under_other_defaults_is_right(s: CallSession) -> None:
+    """The dtype and device of what torch makes where none is given are no concern of input and weights."""
     s.called("x", "a", "default")
     s.differentiated("x", "a")
     s.called("y", "a")
@@ -223,10 +223,14 @@ def log_prob_and_predict_follow_the_weights(s: CallSession) -> None:
 
 @rule(optional=True, dtypes=("float32",))
 def autocast_keeps_to_its_precision(s: CallSession) -> None:
-    """Under autocast to bfloat16 a result is as exact as rounded weights and input allow, or more."""
-    results = s.use.call("x", "a", "autocast")
-    s.use.backward("x", None, 1.0)
-    s.judge_autocast(results, "a")
+    """Under autocast to bfloat16 a result is as exact as rounded weights and input allow, or more; in each mode."""
+    for training in (True, False):
+        s.use.mode(training)
+        results = s.use.call("x", "a", "autocast")
+        s.use.clear()
+        s.use.backward("x", None, 1.0)
+        s.judge_autocast(results, "a")
+    s.use.mode(True)
     s.called("y", "b")
     s.use.clear()
     s.differentiated("y", "b")
@@ -234,6 +238,8 @@ def autocast_keeps_to_its_precision(s: CallSession) -> None:
 
 @rule(optional=True, dtypes=("float32",))
 def log_prob_and_predict_keep_to_the_precision_of_autocast(s: CallSession) -> None:
-    """Under it, and as exact as ever after it."""
-    s.judge_methods_under_autocast("a")
+    """Under it in each mode, and as exact as ever after it."""
+    for training in (True, False):
+        s.use.mode(training)
+        s.judge_methods_under_autocast("a")
     s.judge_methods()

@@ -114,6 +114,19 @@ def inputs_of_other_shapes_are_right_or_refused(s: CallSession) -> None:
     s.differentiated("x", "a")
 
 
+@rule(devices=("cpu",), dtypes=("float32",))
+def an_input_of_another_dtype_is_right_or_refused(s: CallSession) -> None:
+    """Of 64 bits, of the same numbers. torch.nn refuses it; the next call is right."""
+    truth = s.truth("a")
+    s.use.batch("a", *s.batches["a"], dtype="float64")
+    if _takes(s, "a"):
+        for name, value in s.use.read("a").items():
+            s.judge_tensor(truth, name, value)
+    s.use.batch("a", *s.batches["a"])
+    s.called("x", "a")
+    s.differentiated("x", "a")
+
+
 @rule()
 def the_surroundings_stay(s: CallSession) -> None:
     """Modes, defaults, threads, random numbers and the rest of the process are the caller's.

@@ -179,14 +179,18 @@ def two_layers_share_nothing(s: CallSession) -> None:
 
 @rule()
 def frozen_weights_leave_the_inputs_gradient(s: CallSession) -> None:
-    """And get none of their own; unfrozen ones get theirs again."""
+    """And get none of their own, while evaluating too; unfrozen ones get theirs again."""
     s.use.require(False)
-    s.called("x", "a")
-    s.use.backward("x", None, 1.0)
-    found = s.use.gradients("a")
-    s.judge_tensor(s.truth("a"), "grad.input", found["grad.input"])
-    if any(gradient.any() for name, gradient in found.items() if name != "grad.input"):
-        s.fail("a frozen weight got a gradient")
+    for training in (True, False):
+        s.use.mode(training)
+        s.use.clear()
+        s.called("x", "a")
+        s.use.backward("x", None, 1.0)
+        found = s.use.gradients("a")
+        s.judge_tensor(s.truth("a"), "grad.input", found["grad.input"])
+        if any(gradient.any() for name, gradient in found.items() if name != "grad.input"):
+            s.fail("a frozen weight got a gradient")
+    s.use.mode(True)
     s.use.require(True)
     s.called("y", "a")
     s.differentiated("y", "a")

@@ -177,12 +177,10 @@ class CallSession:
             {**results, **self.use.gradients(batch)}, self._truths_under_autocast("train", batch)
         )
 
-    def judge_methods_under_autocast(self, batch: str) -> None:
+    def judge_methods_under_autocast(self, batch: str, mode: CallMode = "autocast") -> None:
         """As `judge_autocast`, `log_prob` and `predict`."""
         truths = self._truths_under_autocast("log_prob", batch)
-        found = {
-            method: self.use.evaluate(method, batch, mode="autocast") for method in ("log_prob", "predict")
-        }
+        found = {method: self.use.evaluate(method, batch, mode=mode) for method in ("log_prob", "predict")}
         if found["predict"].dtype.kind not in "iu":
             self.fail(f"predict has dtype {found['predict'].dtype} under autocast")
         self._judge_either(found, truths)
@@ -285,7 +283,12 @@ def _sum(truths: Sequence[Truth]) -> Truth:
     """The truth on gradients that have been added up; deviations add up too, since errors may be alike."""
     total = truths[0]
     for other in truths[1:]:
-        gradients = [name for name in total.values if name.startswith("grad.")]
+        # Inputs have gradients of their own, which batches of other sizes show.
+        gradients = [
+            name
+            for name, value in total.values.items()
+            if name.startswith("grad.") and value.shape == other.values[name].shape
+        ]
         total = replace(
             total,
             values={name: total.values[name] + other.values[name] for name in gradients},

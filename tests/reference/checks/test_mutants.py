@@ -26,7 +26,9 @@ SHOWING = (
     "V5021-",
     "V31-d3-N66001-",
     "V31-d3-N8209-",
-    "train-V401-d520-",
+    "train-V500-d17-N7-*-div2-bias-float32-*",
+    "V500-d512-",
+    "V40004-",
 )
 SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quick"), pattern)]
 
