@@ -292,7 +292,9 @@ class ClusterSoftmax:
 
         A view of the workspace with rows `pitch` apart, or a tile of its own.
         """
-        weight, bias = self.weight[start:stop], None if self.bias is None else self.bias[start:stop]
+        weight, bias = self.weight, self.bias
+        if stop - start < self.n_classes:
+            weight, bias = weight[start:stop], None if bias is None else bias[start:stop]
         if has_faster_linear(x, stop - start):
             logits = linear(x, weight, bias)
             return logits if factor == 1 else logits.mul_(factor)
@@ -329,7 +331,7 @@ class ClusterSoftmax:
     def _add_input_gradient(self, out: Tensor, dz: Tensor, start: int, alpha: float, beta: int) -> None:
         """out = beta out + alpha dz W, of the classes from `start`."""
         n_classes = dz.shape[1]
-        weight = self.weight[start : start + n_classes]
+        weight = self.weight if n_classes == self.n_classes else self.weight[start : start + n_classes]
         if n_classes <= MAX_SUMMED_CLASSES or weight.dtype != self.statistics_dtype:
             add_product(out, dz, weight, alpha=alpha, beta=beta)
             return
@@ -351,7 +353,7 @@ class ClusterSoftmax:
         offset = 0 if which else (n_bytes - dtype.itemsize) * n_logits
         n_bytes = n_rows * pitch * dtype.itemsize
         tile = self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, pitch)
-        return tile[:, :n_classes]
+        return tile if pitch == n_classes else tile[:, :n_classes]
 
 
 def _rows_in(target: Tensor, classes: slice) -> Tensor:

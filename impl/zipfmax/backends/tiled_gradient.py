@@ -14,7 +14,7 @@ MAX_ROUNDED_SUMS = 16
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of maxima, sums and logarithms: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class TiledWeightGradient:
@@ -38,7 +38,7 @@ class TiledWeightGradient:
 
     def add_product(self, left: Tensor, right: Tensor, alpha: float, start: int = 0) -> None:
         """Add alpha * left @ right to the rows from `start`."""
-        out = self._sum[start : start + left.shape[0]]
+        out = self._sum if left.shape[0] == self._sum.shape[0] else self._sum[start : start + left.shape[0]]
         add_product(out, left, right, alpha=alpha, beta=int(self._blocks > 1))
 
     def add(self, term: Tensor, start: int = 0) -> None:

@@ -100,9 +100,12 @@ def write_logits(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, factor: float = 1.0
 ) -> None:
     """out [n, V] = factor (x [n, K] W^T + b), in out's dtype, which is x's; W [V, K] may be in 16 bits."""
+    beta = 0.0 if bias is None else factor
+    if weight.dtype == x.dtype:
+        torch.addmm(out if bias is None else bias, x, weight.t(), beta=beta, alpha=factor, out=out)
+        return
     for columns, part in _parts(weight, x.dtype):
         added = out[:, columns] if bias is None else bias[columns].to(x.dtype)
-        beta = 0.0 if bias is None else factor
         torch.addmm(added, x, part.t(), beta=beta, alpha=factor, out=out[:, columns])
 
 
