@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from zipfmax import model_cache, trials
 from zipfmax.compile_ahead import compile_ahead
 from zipfmax.cost_model import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
+from zipfmax.processor import processor_name
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
 Floats = npt.NDArray[np.float64]
@@ -167,7 +166,7 @@ def calibrated(
 
 def machine_identity(device: torch.device, dtype: torch.dtype, task: str, backend: str) -> dict[str, Any]:
     """What a cost model is valid for: another value of any of these needs another model."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "format": FORMAT,
         "hardware": hardware,
@@ -192,14 +191,3 @@ def _features(trial: Trial) -> Floats:
                 rows, tail.size, tail.projection_size, layout.in_features, widths=TAIL_WIDTHS
             )
     return np.concatenate([head, tails])
-
-
-def _processor_name() -> str:
-    lines: Iterable[str] = ()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-    for line in lines:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -15,6 +15,7 @@ import torch
 
 import zipfmax
 from zipfmax.errors import UsageError
+from zipfmax.processor import processor_name
 
 # Frameworks read them once, so they are set before anything is imported. Importing Paddle with OMP_NUM_THREADS unset
 # would set it to 1.
@@ -44,7 +45,7 @@ _DISTRIBUTIONS = {
 def describe() -> dict[str, Any]:
     """This machine, as `run.json` holds it: `memory_bytes` is what is installed, `cores` what we may use."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor_name(),
         "cores": usable_cores(),
         "memory_bytes": memory_bytes(),
         "threads": torch.get_num_threads(),
@@ -133,15 +134,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
