@@ -11,7 +11,7 @@ class Machine(Part):
     """A machine as a process sees it."""
 
     cpu: str | None = None
-    """The processor's model name."""
+    """The processor's name, with family and model where the system tells them."""
     cores: int | None = None
     """Cores that the process may use."""
     memory_bytes: int | None = None
