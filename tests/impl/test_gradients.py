@@ -38,20 +38,3 @@ def test_tails_that_alone_take_gradients_and_are_absent_get_zeros_where_they_wer
     layer.head.requires_grad_(False)
     layer(torch.randn(4, 16), torch.arange(4)).loss.backward()
     assert all(weight.grad is not None and not weight.grad.any() for weight in layer.tail.parameters())
-
-
-@pytest.mark.parametrize("backend", ["eager", "tiled"])
-@pytest.mark.parametrize(("absent_grads", "runs"), [("none", False), ("zeros", True)])
-def test_a_hook_on_a_weight_runs_where_it_gets_a_gradient_and_never_without_one(backend, absent_grads, runs):
-    layer = AdaptiveLogSoftmaxWithLoss(16, 20, [5, 12], absent_grads=absent_grads, backend=backend)
-    seen = []
-    layer.tail[1][1].weight.register_hook(lambda gradient: seen.append(gradient.abs().sum().item()))
-    layer(torch.randn(4, 16), torch.arange(5, 9)).loss.backward()
-    assert seen == ([0.0] if runs else [])
-
-
-def test_tails_that_alone_take_gradients_and_are_absent_get_zeros_where_they_were_asked_for():
-    layer = AdaptiveLogSoftmaxWithLoss(16, 20, [5, 12], absent_grads="zeros", backend="tiled")
-    layer.head.requires_grad_(False)
-    layer(torch.randn(4, 16), torch.arange(4)).loss.backward()
-    assert all(weight.grad is not None and not weight.grad.any() for weight in layer.tail.parameters())
