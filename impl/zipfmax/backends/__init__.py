@@ -26,14 +26,15 @@ BACKENDS = ("triton", "tiled", "eager")
 REDUCTIONS = ("mean", "sum", "none")
 
 # Logits on a CPU up to which the plain operations are at least as fast as tiles: of a loss or of all classes'
-# log-probabilities, and of the most probable class. Measured with one thread, 2,000 to 200,000 classes, d 64 to 768.
-# The times of a loss meet at 0.5 million logits (float32 on an AMD EPYC of the Zen 3 generation); of log_prob between
-# 0.5 and 2 million in float32, in bfloat16 they are within a tenth of each other; of predict from 4 million in
-# float32 and from 1 to 4 million in bfloat16. Fewer than the tiled workspace holds.
-SMALL_LOSS, SMALL_CLASSES = 2**19, 2**22
+# log-probabilities, and of the most probable class. Measured with 2,000 to 200,000 classes, d 64 to 768. The times of
+# a loss meet between 0.6 and 2 million logits on an Intel Xeon and on an AMD EPYC of the Zen 5 generation, and on one
+# of the Zen 3 generation at 0.5 million in training steps with one thread and at a million in forwards with two; of
+# log_prob between 0.5 and 2 million in float32, in bfloat16 they are within a tenth of each other; of predict from 4
+# million in float32 and from 1 to 4 million in bfloat16. Fewer than the tiled workspace holds.
+SMALL_LOSS, SMALL_CLASSES = 2**20, 2**22
 # That many times fewer where a 16-bit product is slow and tiles take it in float32: there the times of a loss meet
 # between 5,000 logits (d 768) and 25,000 (d 64).
-_SLOW_16_BITS = 2**5
+_SLOW_16_BITS = 2**6
 
 
 class Backend(Protocol):

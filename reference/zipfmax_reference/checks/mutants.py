@@ -157,7 +157,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], n_processe
     with ExitStack() as stack:
         each: Callable[..., Iterable[dict[str, list[Record]]]] = map
         if n_processes > 1:
-            each = stack.enter_context(processes.sharing(n_processes)).imap
+            each = stack.enter_context(processes.sharing(n_processes))
         columns = TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
-from multiprocessing.pool import Pool
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
 
+from zipfmax.errors import UsageError
 from zipfmax_reference.runs.case import Case
 from zipfmax_reference.runs.machine import THREAD_VARIABLES, usable_cores
 
 FEW = 40
 """Cases that are judged before other processes would have started."""
+AHEAD = 32
+"""Cases a process that are handed out before the first of them has its result."""
 
 
 def worth(cases: Sequence[Case], device: str) -> int:
@@ -25,23 +30,60 @@ def worth(cases: Sequence[Case], device: str) -> int:
     return usable_cores() if device == "cpu" and len(cases) > FEW else 1
 
 
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""As `map`: results in the order of the arguments, which are taken a few ahead."""
+
+
 @contextmanager
-def sharing(processes: int, begin: Callable[..., object] | None = None, *arguments: Any) -> Iterator[Pool]:
-    """A pool of processes, each of which calls `begin` first, if there is one; ended with the context.
+def sharing(processes: int, begin: Callable[..., object] | None = None, *arguments: Any) -> Iterator[Each]:
+    """A `map` over processes, each of which calls `begin` first, if there is one; ended with the context.
 
     They are spawned, because torch's threads do not survive a fork. An interruption is this process's to handle.
+
+    Raises:
+        UsageError: while it is used: a process ended before its work did.
     """
+    others = set(active_children())
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (begin, *arguments))
+
+    def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                with _one_thread():  # a process is started where an item finds none idle
+                    waiting.append(pool.submit(function, item))
+                if len(waiting) > AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UsageError(
+                "a process that judged cases ended before they were judged: it ran out of memory, was killed, or a "
+                "library crashed in it; what was judged is in --out, and --resume goes on there"
+            ) from error
+
+    try:
+        yield each
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """While processes that are started compute with one thread."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
-        pool = get_context("spawn").Pool(processes, _begin, (begin, *arguments))
+        yield
     finally:
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-    with pool:
-        yield pool
 
 
 def _begin(begin: Callable[..., object] | None, *arguments: Any) -> None:

@@ -221,8 +221,8 @@ def _records(
         checked = partial(map, partial(contestants.checked, save_results=save_results))
         if n_processes > 1:
             precision = torch.get_float32_matmul_precision()
-            pool = stack.enter_context(processes.sharing(n_processes, _begin, contestants.names, precision))
-            checked = partial(pool.imap, _checked)
+            each = stack.enter_context(processes.sharing(n_processes, _begin, contestants.names, precision))
+            checked = partial(each, _checked)
         stack.enter_context(progress)
         bar = progress.add_task("verify", total=len(cases), failed=0)
         failed = 0

@@ -138,4 +138,5 @@ def import_paddle() -> Any:
         warnings.filterwarnings("ignore", message="No ccache found")  # nothing is compiled here
         import paddle
 
+    paddle.disable_signal_handler()  # it waits for good where the fault lies in the allocation of memory
     return paddle

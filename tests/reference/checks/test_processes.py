@@ -1,12 +1,24 @@
 import os
+import signal
+import time
+from multiprocessing import active_children
+from pathlib import Path
 
+import pytest
 import torch
 
+from zipfmax.errors import UsageError
 from zipfmax_reference.checks import processes
 from zipfmax_reference.runs.case import Case
 
 CASE = Case(60, 8, 16, (10, 30))
 _begun = []
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """This module, by the processes that are started."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])
 
 
 def begin(word):
@@ -28,6 +40,59 @@ def test_each_process_begins_computes_with_one_thread_and_the_callers_environmen
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     before = dict(os.environ)
-    with processes.sharing(1, begin, "here") as pool:
+    with processes.sharing(1, begin, "here") as each:
         assert dict(os.environ) == before
-        assert list(pool.imap(told, [3, 1])) == [(3, ["here"], 1, "1"), (1, ["here"], 1, "1")]
+        assert list(each(told, [3, 1])) == [(3, ["here"], 1, "1"), (1, ["here"], 1, "1")]
+
+
+def ends(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_said_and_what_was_judged_stays():
+    judged = []
+
+    def judge():
+        with processes.sharing(1) as each:
+            judged.extend(each(told, [3]))
+            judged.extend(each(ends, [2]))
+
+    with pytest.raises(UsageError, match=r"ended before they were judged: .* --resume goes on"):
+        judge()
+    assert [number for number, *_ in judged] == [3]
+
+
+def waits(seconds):
+    time.sleep(seconds)
+
+
+def test_what_ends_the_context_ends_its_processes_at_once():
+    others = set(active_children())
+
+    def interrupted():
+        with processes.sharing(2) as each:
+            next(each(waits, [0, 600, 600]))
+            assert len(set(active_children()) - others) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    for process in set(active_children()) - others:
+        process.join(30)
+    assert set(active_children()) <= others
+
+
+def test_cases_are_handed_out_a_few_ahead(monkeypatch):
+    monkeypatch.setattr(processes, "AHEAD", 2)
+    taken = []
+
+    def items():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with processes.sharing(1) as each:
+        results = each(told, items())
+        assert next(results)[0] == 0
+        assert taken == [0, 1, 2]
+        assert [number for number, *_ in results] == list(range(1, 20))
