@@ -45,10 +45,7 @@ _LOG2_E = 1 / math.log(2)
 # Sums of exponentials in between are exact without a maximum taken off the logits first: no term is infinite, and
 # those that vanish are less than 1e-18 of the sum each.
 _LEAST_SUM, _LARGEST_SUM = 1e-20, 1e25
-_LEAST_OF_TARGET, _LARGEST_RATIO = (
-    1e-37,
-    1e38,
-)  # within float32's range, as is the quotient of a sum and a target
+_LEAST_OF_TARGET, _LARGEST_RATIO = 1e-37, 1e38  # float32 has the quotients of sums and targets in between
 _SUMMED_NARROW = 128  # exponentials whose sum is rounded to 16 bits before float32 takes it up
 
 
