@@ -178,7 +178,9 @@ def test_another_way_is_taken_where_it_is_faster_by_the_margin(other_s, usual_s,
 
 
 @pytest.mark.parametrize(
-    "mode", [FakeTensorMode, torch.inference_mode, lambda: torch.device("meta"), torch.no_grad], ids=str
+    "mode",
+    [FakeTensorMode, torch.inference_mode, lambda: torch.device("meta"), torch.no_grad],
+    ids=["fake", "inference", "meta", "no_grad"],
 )
 def test_the_first_use_may_lie_in_any_mode(mode):
     with mode():
