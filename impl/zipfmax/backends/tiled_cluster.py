@@ -343,11 +343,11 @@ class ClusterSoftmax:
         """A view of the workspace: tile 0 lies behind tile 1, which is the wider of the two."""
         is_whole = self.tiles.classes >= self.n_classes
         n_logits = self.tiles.rows * (self._pitch if is_whole else self.tiles.classes)
-        n_bytes = self.product_dtype.itemsize if self.narrow else bytes_per_logit(self.product_dtype)
+        each = self.product_dtype.itemsize if self.narrow else bytes_per_logit(self.product_dtype)
         if self._buffer is None:
-            self._buffer = workspace(n_logits * n_bytes, self.weight.device)
+            self._buffer = workspace(n_logits * each, self.weight.device)
         pitch = pitch or n_classes
-        offset = 0 if which else (n_bytes - dtype.itemsize) * n_logits
+        offset = 0 if which else (each - dtype.itemsize) * n_logits
         n_bytes = n_rows * pitch * dtype.itemsize
         tile = self._buffer[offset : offset + n_bytes].view(dtype).view(n_rows, pitch)
         return tile if pitch == n_classes else tile[:, :n_classes]

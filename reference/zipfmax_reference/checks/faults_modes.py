@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipfmax.clusters import Cluster
 from zipfmax_reference.checks.faults import Control, in_use
-from zipfmax_reference.checks.faults_calls import Pair
+from zipfmax_reference.checks.faults_calls import Pair, of_four_bits
 
 
 @in_use("evaluation mode softens the distribution", breaks="evaluation-mode-is-the-same-function")
@@ -72,9 +72,7 @@ class RecordedPredictsShortlist(Control):
 class AutocastCoarse(Control):
     def normalised(self, logits: Tensor) -> Tensor:
         coarse = torch.is_autocast_enabled("cpu")
-        return super().normalised(
-            logits.detach().mul(4).round().div(4) - logits.detach() + logits if coarse else logits
-        )
+        return super().normalised(of_four_bits(logits) if coarse else logits)
 
 
 @in_use("one row's output lacks its cluster's part", breaks="one-row-is-a-batch-of-one")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zipfmax_reference.checks.faults import Control, in_use, scaled_gradient
 from zipfmax_reference.checks.faults_backward import Early, Gradients
-from zipfmax_reference.checks.faults_calls import Pair, with_value
+from zipfmax_reference.checks.faults_calls import Pair, of_four_bits, with_value
 
 # Settings of the process.
 
@@ -46,8 +46,7 @@ class DeterministicLosesDuplicates(Early):
 class CoarseProducts(Control):
     def normalised(self, logits: Tensor) -> Tensor:
         coarse = torch.get_float32_matmul_precision() != "highest"
-        rounded = logits.detach().mul(4).round().div(4) - logits.detach() + logits
-        return super().normalised(rounded if coarse else logits)
+        return super().normalised(of_four_bits(logits) if coarse else logits)
 
 
 @in_use(
@@ -66,7 +65,7 @@ class EvaluationCoarseUnderAutocast(Control):
     def head_logits(self, hidden: Tensor) -> Tensor:
         logits = super().head_logits(hidden)
         coarse = torch.is_autocast_enabled("cpu") and not self.training
-        return logits.detach().mul(4).round().div(4) - logits.detach() + logits if coarse else logits
+        return of_four_bits(logits) if coarse else logits
 
 
 # Checkpoints, computed weights, parameters, hooks.

@@ -20,10 +20,7 @@ not asked: their own error is as large as a fault's."""
 
 @rule(large=True)
 def the_incoming_gradient_counts(s: CallSession) -> None:
-    """A loss that is scaled up or down, as by gradient accumulation or a loss scaler, has its sign turned, or is
-
-    multiplied by zero.
-    """
+    """A loss that gradient accumulation or a loss scaler scales up or down, that has its sign turned, or is zero."""
     half = s.case.dtype == "float16"
     large, small = (2.0**10, 2.0**-2) if half else (2.0**20, 2.0**-30)
     for call, factor in enumerate((0.5, -3.0, large, small, 0.0, 1.0)):

@@ -122,14 +122,10 @@ def a_bias_may_rule_out_classes(s: CallSession) -> None:
         left = np.delete(np.arange(layout.n_classes), ruled_out)
         s.batches["a"] = hidden, left[target % len(left)]
         s.use.batch("a", *s.batches["a"])
-        for value in (FAR_BELOW, -np.inf):
-            changed = bias.copy()
-            changed[slot] = value
-            s.weights = s.weights | {"head.bias": changed}
-            s.use.write(s.weights)
-            if value == FAR_BELOW:
-                continue
-            s.weights = s.weights | {"head.bias": np.where(np.isinf(changed), FAR_BELOW, changed)}
+        infinite, finite = bias.copy(), bias.copy()
+        infinite[slot], finite[slot] = -np.inf, FAR_BELOW
+        s.use.write(s.weights | {"head.bias": infinite})
+        s.weights = s.weights | {"head.bias": finite}
         s.called("x", "a")
         s.differentiated("x", "a")
         _judge_without(s, ruled_out)
