@@ -25,9 +25,22 @@ AHEAD = 32
 """Cases a process that are handed out before the first of them has its result."""
 
 
+MOST_ON_A_GPU, LARGE_ON_A_GPU = 8, 2**17
+"""Processes that share a GPU, each with a context of its own in its memory; classes from which one has all of it."""
+
+
 def worth(cases: Sequence[Case], device: str) -> int:
-    """How many processes should share the cases: one for each core, or one for few cases and for a GPU."""
-    return usable_cores() if device == "cpu" and len(cases) > FEW else 1
+    """How many processes should share the cases: one for each core, or one for few cases.
+
+    On a GPU too, where most of the time goes to compiling kernels on the host; but there one for large cases.
+    """
+    if len(cases) <= FEW:
+        return 1
+    if device == "cpu":
+        return usable_cores()
+    return (
+        1 if any(case.n_classes >= LARGE_ON_A_GPU for case in cases) else min(usable_cores(), MOST_ON_A_GPU)
+    )
 
 
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]

@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -30,11 +31,19 @@ def told(number):
     return number, _begun, torch.get_num_threads(), os.environ["OPENBLAS_NUM_THREADS"]
 
 
-def test_a_few_cases_and_a_gpu_have_one_process_and_many_cases_one_for_each_core(monkeypatch):
+def test_a_few_cases_have_one_process_and_many_one_for_each_core(monkeypatch):
     monkeypatch.setattr(processes, "usable_cores", lambda: 3)
     many = [CASE] * (processes.FEW + 1)
-    assert processes.worth(many, "cpu") == 3
-    assert processes.worth(many[1:], "cpu") == processes.worth(many, "cuda") == 1
+    assert processes.worth(many, "cpu") == processes.worth(many, "cuda:1") == 3
+    assert processes.worth(many[1:], "cpu") == processes.worth(many[1:], "cuda") == 1
+
+
+def test_a_gpu_is_shared_by_a_few_processes_and_by_none_for_large_cases(monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 100)
+    many = [CASE] * (processes.FEW + 1)
+    assert processes.worth(many, "cuda") == processes.MOST_ON_A_GPU
+    large = [*many, replace(CASE, n_classes=processes.LARGE_ON_A_GPU)]
+    assert (processes.worth(large, "cpu"), processes.worth(large, "cuda")) == (100, 1)
 
 
 def test_each_process_begins_computes_with_one_thread_and_the_callers_environment_stays(monkeypatch):
