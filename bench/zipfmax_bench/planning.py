@@ -119,7 +119,8 @@ def _check(options: PlanOptions) -> None:
     checked_threads(options.threads)
     if options.task not in TASKS:
         raise UsageError(unknown("task", options.task, TASKS))
-    device.present(options.device)
+    asked = device.present if options.calibrate or options.recalibrate else device.named
+    asked(options.device)
 
 
 def _plan(

@@ -207,7 +207,6 @@ def planned_cases(cases: Sequence[Case], directory: RunDirectory, threads: int |
                 dtype=case.dtype,
                 task=case.task,
                 threads=threads,
-                calibrate=not case.device.startswith("cpu"),  # only models of CPUs are bundled
             )
             plan, calibration = planning.planned(options, terminal(stderr=True))
             known[case.id] = tuple(plan.cutoffs)

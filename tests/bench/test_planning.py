@@ -15,7 +15,7 @@ from zipfmax.calibration import Calibration
 from zipfmax.command import application
 from zipfmax.cost_model import CostModel, PartCost
 from zipfmax.errors import UsageError
-from zipfmax.planner import plan_cutoffs
+from zipfmax.planner import cost_models, plan_cutoffs
 from zipfmax_bench import planning
 from zipfmax_bench.planning import PlanOptions
 
@@ -209,9 +209,20 @@ def test_what_allows_no_plan_is_wrong_use(options, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
-def test_a_device_that_is_not_there_is_wrong_use():
+@pytest.mark.parametrize("measuring", [{"calibrate": True}, {"recalibrate": True}])
+def test_measuring_on_a_device_that_is_not_there_is_wrong_use(measuring):
     with pytest.raises(UsageError, match="device cuda: torch sees 0 GPUs here"):
-        planning.planned(replace(OPTIONS, device="cuda"), Console(file=StringIO()))
+        planning.planned(replace(OPTIONS, device="cuda", **measuring), Console(file=StringIO()))
+
+
+def test_a_gpus_bundled_model_plans_where_no_gpu_is(monkeypatch):
+    monkeypatch.setattr(planning, "cost_models", cost_models)
+    options = replace(OPTIONS, classes=100_000, features=512, batch=4096, device="cuda", dtype="bfloat16")
+    plan, calibration = planning.planned(options, Console(file=StringIO()))
+    assert (calibration.identity["device"], calibration.identity["dtype"]) == ("cuda", "bfloat16")
+    on_a_cpu, _ = planning.planned(replace(options, device="cpu"), Console(file=StringIO()))
+    assert plan.predicted_s < on_a_cpu.predicted_s / 20
+    assert "device='cuda'" in planning.python_code(plan, options)
 
 
 @pytest.mark.parametrize("sources", [(), ("--zipf", "1", "--labels", "uniform")])

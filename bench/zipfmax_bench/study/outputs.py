@@ -54,7 +54,7 @@ class LayerName:
     def layout(
         self, counts: npt.NDArray[np.int64], in_features: int, rows: int, device: str, dtype: str
     ) -> ClusterLayout:
-        """Its partition of words with these counts; planned on a GPU, that is measured for 45 s at most.
+        """Its partition of words with these counts.
 
         Raises:
             UsageError: cutoffs or options that allow none.
@@ -70,7 +70,6 @@ class LayerName:
                     device=device,
                     dtype=getattr(torch, dtype),
                     min_projection=self.least,
-                    calibrate=device != "cpu",  # no cost model of a GPU is bundled
                 ).layout
             if self.cutoffs == "customary":
                 cutoffs = customary_cutoffs(n_classes)
