@@ -10,15 +10,15 @@ targets and of classes absent from the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from zipfmax_bench import messages
 from zipfmax_bench.prediction import product_flops
@@ -30,10 +30,7 @@ from zipfmax_reference.runs.drawing import FULL_WEIGHT, draw_batch, draw_full_we
 from zipfmax_reference.truth.judgement import Truth, Verdict
 from zipfmax_reference.truth.oracle import WHOLE, Oracle, precision
 
-REFERENCES: Mapping[Family, tuple[str, ...]] = {
-    "adaptive": ("definition", "torch"),
-    "full": ("definition", "full"),
-}
+REFERENCES = ("definition",)
 
 # What the float64 definition may compute for one check, and for the part of a large one; and elements of the
 # gradients of a check, of which it holds ten arrays.
@@ -129,13 +126,13 @@ class ResultJudge:
                 return [_line(request, name, "fail", reason=f"shape {values.shape}")]
         results = {name: values[rows] for name, values in saved.results.items()}
         inputs = Inputs(inputs.hidden[rows], inputs.target[rows], inputs.weights)
-        return Oracle(part, REFERENCES[request.family], inputs).check(replace(saved, results=results))
+        return Oracle(part, REFERENCES, inputs).check(replace(saved, results=results))
 
     def _oracle(self, case: Case, batch: int, family: Family) -> Oracle:
         key = case, batch
         if family not in self._oracles or self._oracles[family][0] != key:
             self._oracles.pop(family, None)  # frees the last truth first
-            self._oracles[family] = key, Oracle(case, REFERENCES[family], self._inputs(case, batch, family))
+            self._oracles[family] = key, Oracle(case, REFERENCES, self._inputs(case, batch, family))
         return self._oracles[family][1]
 
     def _inputs(self, case: Case, batch: int, family: Family) -> Inputs:
@@ -153,7 +150,7 @@ class ResultJudge:
         inputs = self._inputs(*key, family)
         if family not in self._truths or self._truths[family][0] != key:
             self._truths.pop(family, None)
-            self._truths[family] = key, large_truth(*key, family, inputs)
+            self._truths[family] = key, large_truth(request.case, family, inputs)
         truths = self._truths[family][1]
         output = truths["output"]
         lines = []
@@ -217,52 +214,69 @@ def drawn_classes(n_classes: int, target: Labels, most: int, rng: np.random.Gene
 
 def relative_error(values: Array, truth: Array) -> float:
     """Root mean square of the difference over that of the truth; infinity where a value is not finite."""
-    size = float(np.sqrt(np.mean(np.square(truth, dtype=np.float64)))) if truth.size else 0.0
-    difference = float(np.sqrt(np.mean(np.square(values - truth.astype(np.float64))))) if truth.size else 0.0
-    if not np.isfinite(difference):
-        return float("inf")
-    return difference / size if size else difference
+    exact = truth.astype(np.float64, copy=False).ravel()
+    difference = values.ravel() - exact
+    error, size = (math.sqrt(float(one @ one) / max(1, one.size)) for one in (difference, exact))
+    if not math.isfinite(error):
+        return math.inf
+    return error / size if size else error
 
 
-def large_truth(case: Case, batch: int, family: Family, inputs: Inputs) -> Results:
-    """Results of a batch from torch.nn's layer, or from linear and cross entropy, in float64, and its output.
+def large_truth(case: Case, family: Family, inputs: Inputs) -> Results:
+    """Results of a batch in float64, by torch's operations in blocks of rows, on the device of the case.
 
     Only for the tasks "forward" and "train".
     """
-    precise = replace(case, dtype="float64")
-    target = torch.from_numpy(inputs.target).to(case.device)
     hidden = torch.from_numpy(np.array(inputs.hidden, dtype=np.float64)).to(case.device)
-    model: nn.Module | None = None
-    if family == "full":
-        leaves = {FULL_WEIGHT: torch.from_numpy(inputs.weights[FULL_WEIGHT]).to(case.device, torch.float64)}
-    else:
-        own = {name: values for name, values in inputs.weights.items() if name != FULL_WEIGHT}
-        model = torch_layer().build(precise, Inputs(inputs.hidden[:1], inputs.target[:1], own)).module
-        leaves = dict(model.named_parameters())
+    target = torch.from_numpy(inputs.target).to(case.device)
+    truth = _full_truth if family == "full" else _layers_truth
+    found = truth(case, inputs, hidden, target)
+    found["loss"] = -found["output"].mean()
+    return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def _full_truth(case: Case, inputs: Inputs, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Linear and cross entropy. Their gradients are products with softmax - one_hot(target), over the rows."""
+    weight = torch.from_numpy(inputs.weights[FULL_WEIGHT]).to(case.device, torch.float64)
+    output, of_hidden = torch.empty_like(hidden[:, 0]), torch.empty_like(hidden)
+    of_weight = torch.zeros_like(weight) if case.task == "train" else None
+    for rows in _blocks(case):
+        logits = hidden[rows] @ weight.T
+        own, largest = target[rows, None], logits.amax(dim=1, keepdim=True)
+        of_target = logits.gather(1, own) - largest
+        shares = logits.sub_(largest).exp_()
+        total = shares.sum(dim=1, keepdim=True)
+        output[rows] = (of_target - total.log()).squeeze(1)
+        if of_weight is not None:
+            upstream = shares.div_(total).scatter_add_(1, own, -torch.ones_like(total)).div_(case.batch_size)
+            torch.mm(upstream, weight, out=of_hidden[rows])
+            of_weight.addmm_(upstream.T, hidden[rows])
+    if of_weight is None:
+        return {"output": output}
+    return {"output": output, "grad.input": of_hidden, f"grad.{FULL_WEIGHT}": of_weight}
+
+
+def _layers_truth(case: Case, inputs: Inputs, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """torch.nn's layer and autograd."""
+    own = {name: values for name, values in inputs.weights.items() if name != FULL_WEIGHT}
+    precise = replace(case, dtype="float64")
+    model = torch_layer().build(precise, Inputs(inputs.hidden[:1], inputs.target[:1], own)).module
     train = case.task == "train"
-    for leaf in (hidden, *leaves.values()):
+    leaves = {"input": hidden, **dict(model.named_parameters())}
+    for leaf in leaves.values():
         leaf.requires_grad_(train)
     outputs = []
     with torch.set_grad_enabled(train):
         for rows in _blocks(case):
-            log_p = _log_p(model, leaves, hidden[rows], target[rows])
-            outputs.append(log_p.detach())
+            output = model(hidden[rows], target[rows]).output
+            outputs.append(output.detach())
             if train:
-                (-log_p.sum() / case.batch_size).backward()  # type: ignore[no-untyped-call]
-    output = torch.cat(outputs)
-    found = {"loss": -output.mean(), "output": output}
+                (-output.sum() / case.batch_size).backward()
+    found = {"output": torch.cat(outputs)}
     if train:
-        gradients = {"input": hidden.grad, **{name: leaf.grad for name, leaf in leaves.items()}}
-        for name, gradient in gradients.items():
-            found[f"grad.{name}"] = gradient if gradient is not None else torch.zeros_like(leaves[name])
-    return {name: value.cpu().numpy() for name, value in found.items()}
-
-
-def _log_p(model: nn.Module | None, leaves: Mapping[str, Tensor], hidden: Tensor, target: Tensor) -> Tensor:
-    if model is not None:
-        output: Tensor = model(hidden, target).output
-        return output
-    return -F.cross_entropy(F.linear(hidden, leaves[FULL_WEIGHT]), target, reduction="none")
+        for name, leaf in leaves.items():
+            found[f"grad.{name}"] = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+    return found
 
 
 def _blocks(case: Case) -> Iterator[slice]:

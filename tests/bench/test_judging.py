@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from zipfmax_bench.judging import ResultJudge
 from zipfmax_bench.worker import WorkerState
 from zipfmax_reference.contestants import registry
 from zipfmax_reference.runs.case import Case
+from zipfmax_reference.truth.judgement import Truth
 
 CASE = Case(61, 8, 17, (10, 30), task="train", head_bias=True)
 
@@ -121,11 +123,25 @@ def test_a_large_peer_that_is_wrong_in_classes_absent_from_the_batch_fails(tmp_p
 
 
 def test_a_weight_too_large_for_the_definition_s_arrays_is_judged_in_part(tmp_path, monkeypatch):
-    assert {line["against"] for line in lines(tmp_path, LARGE, "full")} == {"definition", "full"}
+    assert {line["against"] for line in lines(tmp_path, LARGE, "full")} == {"definition"}
     monkeypatch.setattr(judging, "DEFINITION_ELEMENTS", 3_000 * 16 - 1)
     assert failed(found := lines(tmp_path, LARGE, "full")) == set()
     assert {line["against"] for line in found} == {"torch in float64"}
-    assert {line["against"] for line in lines(tmp_path, LARGE, "torch")} == {"definition", "torch"}
+    assert {line["against"] for line in lines(tmp_path, LARGE, "torch")} == {"definition"}
+
+
+@pytest.mark.parametrize("task", ["train", "forward"])
+@pytest.mark.parametrize("family", ["full", "adaptive"])
+@pytest.mark.parametrize("block", [1, 3_000 * 7, 1 << 26])
+def test_the_truth_of_a_large_cell_is_the_definitions_whatever_the_blocks(monkeypatch, task, family, block):
+    monkeypatch.setattr(judging, "_BLOCK_ELEMENTS", block)
+    case = replace(LARGE, task=task)
+    inputs = ResultJudge()._inputs(case, 3, family)
+    found = judging.large_truth(case, family, inputs)
+    values = Truth.of(case, inputs, family).values
+    assert found.keys() - {"output"} == values.keys() - {"output"}
+    for name in found.keys() & values.keys():
+        np.testing.assert_allclose(found[name], values[name], rtol=1e-10, atol=1e-14, err_msg=name)
 
 
 def test_classes_are_drawn_from_every_decade_targets_and_absent_ones_apart():
