@@ -49,9 +49,9 @@ from zipfmax_reference.truth.oracle import Oracle, Record
 
 CONTROL = "control"
 AGAINST = ("definition",)
-WAVES, ENOUGH = 24, 2
-"""More cases come in so many waves, each from all over the grid. Before each the mutants that were found wrong in so
-many cells are left out: that they are caught is known. The control is put to every cell."""
+WAVES = 24
+"""More cases come in so many waves, each from all over the grid. Before each the mutants that were caught are left out.
+The control is put to every cell."""
 
 
 @dataclass
@@ -162,7 +162,7 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], n_processe
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))
         for wave in waves:
-            left = {name: cls for name, cls in classes.items() if outcomes[name].cells_failed < ENOUGH}
+            left = {name: cls for name, cls in classes.items() if name == CONTROL or not outcomes[name].caught}
             for records in each(partial(_checked, classes=left), wave):
                 for name, of_mutant in records.items():
                     outcomes[name].note(of_mutant)

@@ -37,7 +37,6 @@ SLICE = [case for pattern in SHOWING for case in grids.matching(grids.grid("quic
 def outcomes():
     with pytest.MonkeyPatch.context() as patch:  # what was found wrong once is not asked again
         patch.setattr(mutants.processes, "FEW", 1)
-        patch.setattr(mutants, "ENOUGH", 1)
         found = mutants.examine(SLICE, {mutants.CONTROL: Control, **FAULTS})
     return {outcome.mutant: outcome for outcome in found}
 
@@ -54,12 +53,11 @@ def test_processes_that_share_the_cases_find_what_one_finds():
     assert mutants.examine(SLICE, few, n_processes=2) == mutants.examine(SLICE, few)
 
 
-def test_a_mutant_that_was_found_wrong_often_enough_is_left_out_and_the_control_is_not(monkeypatch):
+def test_a_mutant_that_was_caught_is_left_out_and_the_control_is_not(monkeypatch):
     monkeypatch.setattr(mutants.processes, "FEW", 1)
-    monkeypatch.setattr(mutants, "ENOUGH", 1)
     cases = grids.matching(grids.grid("quick"), "forward-V60-*-bias-float64")
-    often = "weight-stored-transposed"
-    control, mutant = mutants.examine(cases, {mutants.CONTROL: Control, often: FAULTS[often]})
+    caught = "weight-stored-transposed"
+    control, mutant = mutants.examine(cases, {mutants.CONTROL: Control, caught: FAULTS[caught]})
     assert (control.cells, control.cells_failed) == (len(cases), 0)
     assert 0 < mutant.cells < len(cases)
     assert mutant.cells_failed == mutant.cells
