@@ -50,7 +50,7 @@ from zipfmax_reference.truth.oracle import Oracle, Record
 CONTROL = "control"
 AGAINST = ("definition",)
 WAVES = 24
-"""More cases come in so many waves, each from all over the grid. Before each the mutants that were caught are left out.
+"""More cases come in so many waves, each from all over the grid. Before each, mutants that were caught are left out.
 The control is put to every cell."""
 
 
