@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zipfmax import timers
-from zipfmax_bench import compare, engine, parity_guard, plausibility, selftest, timing_faults
+from zipfmax_bench import compare, engine, parity_guard, planning, plausibility, selftest, timing_faults
 from zipfmax_bench.executors import InProcess
 
 
@@ -20,5 +20,5 @@ def in_process(monkeypatch):
     monkeypatch.setattr(timers, "timer_for", lambda device: timer)
     # The engine's own clock is the machine's, which that millisecond disagrees with.
     monkeypatch.setattr(plausibility, "clock_fault", lambda own: None)
-    for module in (compare, engine, parity_guard, selftest, timing_faults):
+    for module in (compare, engine, parity_guard, planning, selftest, timing_faults):
         monkeypatch.setattr(module, "WorkerProcess", InProcess)

@@ -52,7 +52,7 @@ def test_a_skipped_comparison_decides_nothing(tmp_path):
     assert found is not None
 
 
-def test_what_the_run_directory_lacks_is_checked_and_recorded(tmp_path):
+def test_what_the_run_directory_lacks_is_checked_and_recorded(tmp_path, in_process):
     directory = RunDirectory.start(tmp_path / "run", invocation({}))
     with ParityGuard(directory, 1, tmp_path / "log") as guard:
         assert guard.fault("zipfmax:eager", CASE) is None
@@ -82,17 +82,27 @@ def test_what_says_that_it_is_inexact_is_not_judged(tmp_path, name):
     assert directory.rows(Parity) == []
 
 
+PEERS_CASE = Case(50_000, 64, 512, (2_000, 10_000), dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def sampled() -> WorkerState:
+    """A sound peer that ran once: its backward in bfloat16 takes seconds."""
+    session = WorkerState("full")
+    for request in (
+        messages.PrepareCase(PEERS_CASE, fastest=False),
+        messages.Load(0, warm=1),
+        messages.TakeSample(),
+    ):
+        session.answer(request)
+    return session
+
+
 class Planted:
     """A full-softmax peer that drops the gradients of classes absent from the batch, as a gradient filter does."""
 
-    def __init__(self, case: Case, wrong: bool) -> None:
-        self._session, self._case, self._wrong = WorkerState("full"), case, wrong
-        for request in (
-            messages.PrepareCase(case, fastest=False),
-            messages.Load(0, warm=1),
-            messages.TakeSample(),
-        ):
-            self._session.answer(request)
+    def __init__(self, session: WorkerState, case: Case, wrong: bool) -> None:
+        self._session, self._case, self._wrong = session, case, wrong
 
     def ask(self, request: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         kept = self._session.answer(request)
@@ -107,13 +117,13 @@ class Planted:
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_peer_of_50000_classes_that_is_wrong_in_absent_ones_is_not_shown_and_the_reason_says_where(
-    tmp_path, wrong
+    tmp_path, wrong, sampled, in_process
 ):
-    case = Case(50_000, 64, 512, (2_000, 10_000), dtype="bfloat16")
+    case = PEERS_CASE
     assert product_flops("full", case) > DEFINITION_FLOPS
     directory = RunDirectory.start(tmp_path / "run", invocation({}))
     with ParityGuard(directory, 1, tmp_path / "log") as guard:
-        found = guard.timed_fault("full", case, 0, Planted(case, wrong))
+        found = guard.timed_fault("full", case, 0, Planted(sampled, case, wrong))
     if not wrong:
         assert found is None
         return

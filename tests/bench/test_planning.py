@@ -169,7 +169,7 @@ def test_no_number_of_clusters_is_silently_another():
     assert "number from 1 to 6, got 0" in str(result.exception)
 
 
-def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax():
+def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax(in_process):
     options = replace(OPTIONS, classes=600, features=16, batch=32, threads=1)
     plan, _ = planning.planned(options, Console(file=StringIO()))
     measured = planning.measure(plan, options, rounds=3)
@@ -182,7 +182,7 @@ def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax()
         assert line["speedup_vs_full_low"] <= line["speedup_vs_full"] <= line["speedup_vs_full_high"]
 
 
-def test_an_implementation_that_cannot_be_measured_is_named():
+def test_an_implementation_that_cannot_be_measured_is_named(in_process):
     plan, _ = planning.planned(replace(OPTIONS, classes=600), Console(file=StringIO()))
     with pytest.raises(UsageError, match="plan could not be measured: no CUDA"):
         planning.measure(plan, replace(OPTIONS, classes=600, device="cuda"), rounds=1)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_bench import compare, gate, suite
+from zipfmax_bench import compare, engine, gate, parity_guard, suite
 from zipfmax_bench.engine import SamplingPolicy
+from zipfmax_bench.executors import InProcess
 from zipfmax_bench.gate_report import MARK
 
 ACTION = Path(__file__).parents[2] / ".github" / "actions" / "gate"
@@ -82,7 +83,12 @@ def test_the_recipe_passes_for_the_same_code(repository, monkeypatch):
     monkeypatch.setattr(compare, "PROCESSES", 1)
     monkeypatch.setattr(gate, "RERUN_POLICY", SamplingPolicy(rounds=4))
     held = ("--baseline", "baseline.jsonl")
-    measure("out/then")
+    with pytest.MonkeyPatch.context() as here:
+        for module in (engine, parity_guard):
+            here.setattr(
+                module, "WorkerProcess", InProcess
+            )  # what the gate measures has processes of its own
+        measure("out/then")
     assert zipfmax("gate", "out/then", *held, "--update", "--no-rerun")[0] == 0
     left = ("--junit", "out/gate.xml", "--summary", "out/summary.md")
     status, told = zipfmax("gate", "out/then", *held, "--base", "HEAD", "--threshold", "0.9", *left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from zipfmax.errors import UsageError
 from zipfmax_bench import presets, sweep_options
 from zipfmax_bench.sweep import run
 from zipfmax_bench.sweep_options import SweepOptions
+from zipfmax_reference.contestants import registry
 from zipfmax_reference.records import Parity, Plan, RunDirectory
 from zipfmax_reference.runs.invocation import invocation
 
@@ -38,7 +42,7 @@ def sweep(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def sweep_here(out: Path, resume: bool = False, **chosen) -> int:
-    """As `sweep`, with the implementations in this process, under the clock of `in_process`."""
+    """As `sweep`, started by this process; with `in_process` the implementations are in it too."""
     return run(SweepOptions(**{**({} if resume else SMALL_OPTIONS), **chosen}), out, resume)
 
 
@@ -109,19 +113,27 @@ def test_a_partly_recorded_case_gets_its_speedup_from_rounds_measured_again(tmp_
     assert second["speedup_vs_full_low"] <= 1.0 <= second["speedup_vs_full_high"]
 
 
+@contextmanager
+def imported_here() -> Iterator[None]:
+    """A user's class is looked for in this process: starting one takes seconds, and has a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_options, "require", registry.implementation)
+        yield
+
+
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory) -> tuple[dict[str, dict], subprocess.CompletedProcess[str], Path]:
-    """One sweep over implementations that go wrong in each way there is; its lines by class or name."""
+def troubled(tmp_path_factory) -> tuple[dict[str, dict], str, Path]:
+    """One sweep in worker processes over implementations that go wrong in each way there is.
+
+    Its lines by class or name, what it says on stderr, and its folder.
+    """
     out = tmp_path_factory.mktemp("troubled") / "run"
-    names = ["full", "full:chunked", "torch"]
-    faults = ["Raises", "RunsOutOfMemory", "Wrong", "Hangs"]
-    done = sweep(
-        *SMALL,
-        *options("--impl", *names, *(f"{FAULTY}:{fault}" for fault in faults)),
-        *("--labels", "zipf:1.0", "--task", "train", "--rounds", "3", "--budget", "6", "--out", str(out)),
-        expect=1,
-    )
-    return {line["impl"].rpartition("py:")[2]: line for line in lines(out)}, done, out
+    faults = ("Raises", "RunsOutOfMemory", "Wrong", "Hangs")
+    impl = ("full", "full:chunked", "torch", *(f"{FAULTY}:{fault}" for fault in faults))
+    chosen = {"impl": impl, "labels": ("zipf:1.0",), "task": ("train",), "rounds": 3, "budget": 6.0}
+    with imported_here(), redirect_stderr(io.StringIO()) as told:
+        assert sweep_here(out, **chosen) == 1
+    return {line["impl"].rpartition("py:")[2]: line for line in lines(out)}, told.getvalue(), out
 
 
 @pytest.mark.parametrize(
@@ -144,10 +156,10 @@ def test_every_cell_is_recorded_with_what_became_of_it(troubled, name, status):
 
 
 def test_a_users_class_that_is_wrong_or_raises_fails_the_command_with_a_line_for_each_cause(troubled):
-    _, done, out = troubled
-    (told,) = [text for text in done.stderr.splitlines() if "Raises" in text]
+    _, said, out = troubled
+    (told,) = [text for text in said.splitlines() if "Raises" in text]
     assert told.endswith("Raises: failed: ValueError: this layer always raises and says so on two lines")
-    (told,) = [text for text in done.stderr.splitlines() if "Wrong" in text]
+    (told,) = [text for text in said.splitlines() if "Wrong" in text]
     assert "Wrong: parity failed: " in told
     assert "loss" in troubled[0]["Wrong"]["reason"]
     assert any(line["status"] == "fail" and "Wrong" in line["impl"] for line in lines(out, "parity"))
@@ -166,13 +178,11 @@ def test_a_timing_line_holds_what_its_readers_need(troubled):
     assert full["speedup_vs_full"] == 1.0
 
 
-def test_a_class_that_only_raises_fails_the_command(tmp_path):
-    done = sweep(
-        *(*SMALL, "--impl", f"{FAULTY}:Raises", "--task", "train", "--out", str(tmp_path)),
-        *(*options("--labels", "zipf:1.0", "uniform"), "--rounds", "2"),
-        expect=1,
-    )
-    (cause,) = done.stderr.splitlines()
+def test_a_class_that_only_raises_fails_the_command(tmp_path, in_process, capsys):
+    chosen = {"impl": (f"{FAULTY}:Raises",), "task": ("train",), "labels": ("zipf:1.0", "uniform")}
+    with imported_here():
+        assert sweep_here(tmp_path / "run", **chosen, rounds=2) == 1
+    (cause,) = capsys.readouterr().err.splitlines()
     assert cause.endswith(
         "Raises: failed: ValueError: this layer always raises and says so on two lines (2 cells)"
     )

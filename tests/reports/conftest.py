@@ -344,6 +344,13 @@ def _equal_figures_are_drawn_once() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_figure_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what a page says in words: drawing its figures takes seconds."""
+    monkeypatch.setattr(elements, "inline_svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr(elements, "draw", lambda _: None)
+
+
+@pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 

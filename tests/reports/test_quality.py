@@ -197,7 +197,7 @@ def test_the_page_holds_section_tables_figures_and_statement(tmp_path, study):
     assert "What does it cost in quality?" in page.markdown()
 
 
-def test_a_page_without_a_study_says_nothing_of_it(run_directory):
+def test_a_page_without_a_study_says_nothing_of_it(run_directory, no_figure_is_drawn):
     assert 'id="quality"' not in Page.of([read_run(run_directory)]).html()
 
 

@@ -13,9 +13,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
+from zipfmax.command import application
 from zipfmax.errors import UsageError
-from zipfmax_reports import elements, tables
+from zipfmax_reports import tables
 from zipfmax_reports.report import write_report
 from zipfmax_reports.runs import read_run
 from zipfmax_reports.style import THEMES, factor
@@ -49,34 +51,28 @@ class Text(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "zipfmax", "report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def no_figure_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what a page says in words: drawing its figures takes seconds."""
-    monkeypatch.setattr(elements, "inline_svg", lambda *_: "<svg></svg>")
-    monkeypatch.setattr(elements, "draw", lambda _: None)
-
-
 undrawn = pytest.mark.usefixtures("no_figure_is_drawn")
 
 
 def test_the_command_prints_the_path_of_the_page(run_directory: Path) -> None:
-    done = run_command(run_directory)
-    assert done.returncode == 0
+    done = CliRunner().invoke(application("report"), [str(run_directory)])
+    assert done.exit_code == 0
     assert done.stdout.strip() == str(run_directory / "index.html")
     assert (run_directory / "index.html").stat().st_size > 100_000
 
 
 def test_wrong_use_is_one_line_and_exit_status_two(run_directory: Path, tmp_path: Path) -> None:
-    for arguments in ([tmp_path / "nowhere"], [run_directory, "--output", "/proc/nowhere/page.html"]):
-        done = run_command(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith("zipfmax: ")
+    done = subprocess.run(
+        [sys.executable, "-m", "zipfmax", "report", str(tmp_path / "nowhere")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("zipfmax: ")
+    unwritable = [str(run_directory), "--output", "/proc/nowhere/page.html"]
+    refused = CliRunner().invoke(application("report"), unwritable).exception
+    assert isinstance(refused, UsageError)
+    assert "\n" not in str(refused)
 
 
 def test_no_directory_is_refused() -> None:

@@ -27,7 +27,7 @@ FLOAT, HALF, BFLOAT = DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.mark.parametrize(
     ("n_rows", "dtype"),
     crossed(
-        [(0, FLOAT), (1, BFLOAT), (17, HALF), (17, FLOAT), (129, BFLOAT)],
+        [(0, FLOAT), (1, BFLOAT), (17, HALF), (129, BFLOAT)],  # none, one, past one block, past several
         [0, 1, 15, 16, 17, 127, 128, 129, 211],
         DTYPES,
     ),
@@ -60,9 +60,9 @@ def test_any_projection_size(width: int, dtype: torch.dtype, device: torch.devic
     check(layout, *draw(layout, 21, dtype, device, biased=True))
 
 
-@pytest.mark.parametrize(("dtype", "biased"), crossed([(HALF, True), (BFLOAT, False)], DTYPES, [False, True]))
+@pytest.mark.parametrize(("dtype", "biased"), crossed([(HALF, True)], DTYPES, [False, True]))
 def test_every_dtype(dtype: torch.dtype, biased: bool, device: torch.device) -> None:
-    weights, hidden, target = draw(LAYOUT, shapes([33], [140])[-1], dtype, device, biased=biased)
+    weights, hidden, target = draw(LAYOUT, shapes([17], [140])[-1], dtype, device, biased=biased)
     check(LAYOUT, weights, hidden, target)
 
 
@@ -126,7 +126,7 @@ def test_all_rows_ignored(device: torch.device) -> None:
 
 
 def test_ignored_rows_do_not_leak_whatever_they_hold(device: torch.device) -> None:
-    weights, hidden, target = draw(SMALL, 40, torch.float32, device, biased=True)
+    weights, hidden, target = draw(SMALL, shapes([17], [40])[-1], torch.float32, device, biased=True)
     target[::4] = -100
     clean = run(triton, SMALL, weights, hidden, target, ignore_index=-100)
     hidden[::8], hidden[4::8] = float("nan"), float("inf")
@@ -137,10 +137,10 @@ def test_ignored_rows_do_not_leak_whatever_they_hold(device: torch.device) -> No
 
 @pytest.mark.parametrize("bad", shapes([float("nan")], [float("inf")]))
 def test_a_row_that_is_not_finite_spoils_no_other_row(bad: float, device: torch.device) -> None:
-    weights, hidden, target = draw(LAYOUT, shapes([20], [40])[-1], torch.float32, device)
-    clean = run(triton, LAYOUT, weights, hidden, target)
+    weights, hidden, target = draw(SMALL, shapes([17], [40])[-1], torch.float32, device)
+    clean = run(triton, SMALL, weights, hidden, target)
     hidden[7] = bad
-    dirty = run(triton, LAYOUT, weights, hidden, target)
+    dirty = run(triton, SMALL, weights, hidden, target)
     rest = torch.arange(len(target), device=device) != 7
     assert torch.equal(clean["output"][rest], dirty["output"][rest])
     key = f"gradient 0 {tuple(hidden.shape)}"
@@ -174,8 +174,8 @@ def test_logits_far_from_the_first_tile_are_done_again(scale: float, device: tor
 
 
 def test_two_runs_agree_bit_for_bit(device: torch.device) -> None:
-    weights, hidden, target = draw(LAYOUT, shapes([17], [150])[-1], torch.float32, device, biased=True)
-    first, second = (run(triton, LAYOUT, weights, hidden, target) for _ in range(2))
+    weights, hidden, target = draw(SMALL, shapes([17], [150])[-1], torch.float32, device, biased=True)
+    first, second = (run(triton, SMALL, weights, hidden, target) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -222,12 +222,13 @@ def test_second_derivatives_are_the_eager_backends(what: str, device: torch.devi
 @pytest.mark.parametrize("reduction", shapes(["none"], ["mean"]))
 def test_batched_gradients_are_those_of_a_loop(reduction: str, device: torch.device) -> None:
     weights, hidden, target = draw(SMALL, 6, torch.float32, device)
+    n_batched = shapes([2], [3])[-1]
     weights = mapped(weights, lambda t: t.requires_grad_())
     results = triton.nll(SMALL, weights, hidden.requires_grad_(), target, reduction=reduction)
-    upstream = [torch.randn(3, *result.shape, device=device) for result in results]
+    upstream = [torch.randn(n_batched, *result.shape, device=device) for result in results]
     inputs = [hidden, weights.head]
     batched = torch.autograd.grad(results, inputs, upstream, is_grads_batched=True, retain_graph=True)
-    for i in range(3):
+    for i in range(n_batched):
         expected = torch.autograd.grad(results, inputs, [u[i] for u in upstream], retain_graph=True)
         for ours, one in zip(batched, expected, strict=True):
             torch.testing.assert_close(ours[i], one, rtol=1e-4, atol=1e-5)
@@ -249,17 +250,19 @@ def test_targets_modified_after_the_call_change_no_gradient(what: str, device: t
     assert torch.equal(*gradients)
 
 
-def test_targets_modified_before_the_call_are_the_targets(device: torch.device) -> None:
+@pytest.mark.parametrize(("reduction", "upstream"), shapes([("mean", "output")], [("none", "auto")]))
+def test_targets_modified_before_the_call_are_the_targets(
+    reduction: str, upstream: str, device: torch.device
+) -> None:
     weights, hidden, target = draw(SMALL, shapes([9], [30])[-1], torch.float32, device)
     target[::3] = -100
-    for reduction, upstream in (("none", "auto"), ("mean", "output")):
-        leaf = hidden.clone().requires_grad_()
-        output, _ = triton.nll(
-            SMALL, weights, leaf, target, ignore_index=-100, reduction=reduction, upstream=Upstream(upstream)
-        )
-        output.sum().backward()
-        assert not leaf.grad[::3].any()
-        assert leaf.grad[1::3].any()
+    leaf = hidden.clone().requires_grad_()
+    output, _ = triton.nll(
+        SMALL, weights, leaf, target, ignore_index=-100, reduction=reduction, upstream=Upstream(upstream)
+    )
+    output.sum().backward()
+    assert not leaf.grad[::3].any()
+    assert leaf.grad[1::3].any()
 
 
 def test_targets_modified_before_a_second_pass_raise(device: torch.device) -> None:
@@ -281,7 +284,7 @@ def test_a_target_out_of_range_raises(wrong: int, device: torch.device) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=shapes([3], [12])[-1], deadline=None, derandomize=True)
+@settings(max_examples=shapes([2], [12])[-1], deadline=None, derandomize=True)
 def test_any_layout(data: st.DataObject) -> None:
     n_classes = data.draw(st.integers(2, 140))
     n_cutoffs = data.draw(st.integers(1, min(4, n_classes - 1)))

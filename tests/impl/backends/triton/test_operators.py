@@ -48,7 +48,7 @@ def test_the_mode_sees_a_read() -> None:
 
 
 def test_a_step_reads_no_device_data(device: torch.device) -> None:
-    weights, hidden, target = draw(LAYOUT, 33, torch.float32, device, biased=True)
+    weights, hidden, target = draw(LAYOUT, shapes([9], [33])[-1], torch.float32, device, biased=True)
     target[::5] = -100
     with NoHostRead():
         nll_step(hidden, target, *operators.pack(weights), BOUNDS, -100, want=(True, True))
