@@ -83,11 +83,9 @@ def test_the_recipe_passes_for_the_same_code(repository, monkeypatch):
     monkeypatch.setattr(compare, "PROCESSES", 1)
     monkeypatch.setattr(gate, "RERUN_POLICY", SamplingPolicy(rounds=4))
     held = ("--baseline", "baseline.jsonl")
-    with pytest.MonkeyPatch.context() as here:
+    with pytest.MonkeyPatch.context() as here:  # what the gate measures has processes of its own
         for module in (engine, parity_guard):
-            here.setattr(
-                module, "WorkerProcess", InProcess
-            )  # what the gate measures has processes of its own
+            here.setattr(module, "WorkerProcess", InProcess)
         measure("out/then")
     assert zipfmax("gate", "out/then", *held, "--update", "--no-rerun")[0] == 0
     left = ("--junit", "out/gate.xml", "--summary", "out/summary.md")

@@ -162,7 +162,9 @@ def examine(cases: Sequence[Case], classes: dict[str, type[Control]], n_processe
         progress = stack.enter_context(Progress(*columns, console=terminal(stderr=True), transient=True))
         bar = progress.add_task("mutants", total=len(cases))
         for wave in waves:
-            left = {name: cls for name, cls in classes.items() if name == CONTROL or not outcomes[name].caught}
+            left = {
+                name: cls for name, cls in classes.items() if name == CONTROL or not outcomes[name].caught
+            }
             for records in each(partial(_checked, classes=left), wave):
                 for name, of_mutant in records.items():
                     outcomes[name].note(of_mutant)
