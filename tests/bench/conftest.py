@@ -22,3 +22,5 @@ def in_process(monkeypatch):
     monkeypatch.setattr(plausibility, "clock_fault", lambda own: None)
     for module in (compare, engine, parity_guard, planning, selftest, timing_faults):
         monkeypatch.setattr(module, "WorkerProcess", InProcess)
+    for module in (engine, selftest):
+        monkeypatch.setattr(module, "can_fork", lambda: False)  # no worker is forked: no server need start
