@@ -169,7 +169,7 @@ def test_no_number_of_clusters_is_silently_another():
     assert "number from 1 to 6, got 0" in str(result.exception)
 
 
-def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax(in_process):
+def test_the_measured_plan_is_interleaved_with_the_literature_and_full_softmax():
     options = replace(OPTIONS, classes=600, features=16, batch=32, threads=1)
     plan, _ = planning.planned(options, Console(file=StringIO()))
     measured = planning.measure(plan, options, rounds=3)

@@ -178,11 +178,13 @@ def test_a_timing_line_holds_what_its_readers_need(troubled):
     assert full["speedup_vs_full"] == 1.0
 
 
-def test_a_class_that_only_raises_fails_the_command(tmp_path, in_process, capsys):
-    chosen = {"impl": (f"{FAULTY}:Raises",), "task": ("train",), "labels": ("zipf:1.0", "uniform")}
-    with imported_here():
-        assert sweep_here(tmp_path / "run", **chosen, rounds=2) == 1
-    (cause,) = capsys.readouterr().err.splitlines()
+def test_a_class_that_only_raises_fails_the_command(tmp_path):
+    done = sweep(
+        *(*SMALL, "--impl", f"{FAULTY}:Raises", "--task", "train", "--out", str(tmp_path)),
+        *(*options("--labels", "zipf:1.0", "uniform"), "--rounds", "2"),
+        expect=1,
+    )
+    (cause,) = done.stderr.splitlines()
     assert cause.endswith(
         "Raises: failed: ValueError: this layer always raises and says so on two lines (2 cells)"
     )

@@ -135,10 +135,11 @@ def _is_small(hidden: Tensor, weights: Weights, target: Tensor | None, distribut
         return most <= (small_loss if distribution else small_classes)
     if most <= small_loss or rows * head_size > small_loss:
         return most <= small_loss
-    ends = torch.tensor([head_size - len(sizes), *sizes]).cumsum(0)  # of the shortlist and of each tail
+    # Of the shortlist and of each tail.
+    ends = torch.tensor([head_size - len(sizes), *sizes], device=hidden.device).cumsum(0)
     parts = torch.bucketize(target.contiguous(), ends, right=True)
     members = torch.bincount(parts, minlength=len(ends))[1 : len(ends)]
-    return rows * head_size + int((members * torch.tensor(sizes)).sum()) <= small_loss
+    return rows * head_size + int((members * torch.tensor(sizes, device=hidden.device)).sum()) <= small_loss
 
 
 def select(

@@ -15,6 +15,7 @@ own: nobody's autograd, inference or fake mode is in it.
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -214,5 +215,8 @@ def _is_faster(other: Callable[[], Tensor], usual: Callable[[], Tensor]) -> bool
         others, usuals = zip(*pairs, strict=True)
         return bool(min(others) * MIN_GAIN < min(usuals))
 
+    # In a thread of its own the caller's modes do not reach the trial; after the main thread none can be started.
+    if not threading.main_thread().is_alive():
+        return timed()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(timed).result()

@@ -72,6 +72,16 @@ def test_fewer_logits_are_few_where_products_of_16_bits_are_slow(monkeypatch, ta
         assert taken[-1] == expected
 
 
+def test_logits_are_counted_where_the_input_is_whatever_the_default_device(monkeypatch, taken):
+    layer = AdaptiveLogSoftmaxWithLoss(8, CLASSES, [SHORTLIST, 300])
+    hidden, target = torch.randn(4, 8), torch.tensor([0, 10, 299, 300])
+    expected = layer(hidden, target).loss
+    few(monkeypatch, loss=4 * 12 + 2 * 290 + 700)
+    with torch.device("meta"):
+        assert torch.equal(layer(hidden, target).loss, expected)
+    assert taken[-1] == "eager"
+
+
 def test_one_tail_is_counted_as_several_are(monkeypatch, taken):
     layer = AdaptiveLogSoftmaxWithLoss(8, CLASSES, [SHORTLIST])
     for limit, expected in ((3 * 11 + 2 * 990, "eager"), (3 * 11 + 2 * 990 - 1, "tiled")):

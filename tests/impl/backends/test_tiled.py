@@ -83,7 +83,7 @@ def n_rows(request, monkeypatch):
     n_rows, n_bytes = {
         "whole rows": (67, 40_000),
         "tiled classes": (37, 900),
-        "one class a tile": (7, 8),
+        "one class a tile": (11, 8),
     }[request.param]
     monkeypatch.setattr(tiled, "workspace_bytes", n_bytes)
     return n_rows
@@ -273,8 +273,7 @@ def test_gradients_are_those_of_finite_differences(use, reduction, small_workspa
         output, loss = tiled.nll(layout, weights.with_tensors(tensors), hidden, target, reduction=reduction)
         return tuple(t for t, name in ((output, "output"), (loss, "loss")) if name in use)
 
-    # Every element where one block holds all; else along random directions, a thousandth of the tiles.
-    whole = tiled.workspace_bytes == 40_000
+    whole = tiled.workspace_bytes > 64  # else along random directions, which takes a thousandth of the tiles
     assert gradcheck(function, (hidden.requires_grad_(), *weights.tensors()), fast_mode=not whole)
 
 

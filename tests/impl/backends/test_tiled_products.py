@@ -1,5 +1,8 @@
 """Either library's products against float64, and which of them is asked."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -253,3 +256,16 @@ def test_rows_of_a_result_begin_at_a_cache_line_and_not_all_at_a_page(n_columns)
 def test_the_flop_counter_sees_either_librarys_products(library):
     x, weight = normal(40, 24), normal(37, 24)
     assert flops.counted(lambda: products.linear(x, weight)) == 2 * 40 * 24 * 37
+
+
+def test_a_thread_that_outlives_the_main_one_may_be_the_first_to_take_a_product():
+    program = """
+import threading, torch
+from zipfmax.backends import tiled_products
+def late():
+    threading.main_thread().join()
+    print(tiled_products._onednn_is_faster())
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() in ("True", "False"), done.stderr
