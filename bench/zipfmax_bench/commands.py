@@ -131,7 +131,10 @@ def plan(
         ),
     ] = None,
     counts_format: Annotated[
-        str | None, option("text, token-count, csv, tsv, npy, npz or json, where the guess is wrong.", LABELS)
+        str | None,
+        option(
+            "text, token-count, count-token, csv, tsv, npy, npz or json, where the guess is wrong.", LABELS
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, option("A tokenizer.json: the tokens of the text in --counts are counted.", LABELS)

@@ -21,7 +21,7 @@ from zipfmax.counts import LabelCounts
 from zipfmax.errors import UsageError, unknown
 from zipfmax.plan_code import plan_code
 from zipfmax.planner import Plan, cost_models, plan_cutoffs
-from zipfmax.steps import TASKS
+from zipfmax.steps import DTYPES, TASKS
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.presets import customary_cutoffs
@@ -104,10 +104,10 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
 
 
 def _dtype(options: PlanOptions) -> torch.dtype:
-    dtype = getattr(torch, options.dtype, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UsageError(unknown("dtype", options.dtype, ("float32", "bfloat16", "float16", "float64")))
-    return dtype
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    if options.dtype not in dtypes:
+        raise UsageError(unknown("dtype", options.dtype, tuple(dtypes)))
+    return dtypes[options.dtype]
 
 
 def _check(options: PlanOptions) -> None:

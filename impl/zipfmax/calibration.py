@@ -13,7 +13,15 @@ import torch
 
 from zipfmax import model_cache, trials
 from zipfmax.compile_ahead import compile_ahead
-from zipfmax.cost_model import TAIL_WIDTHS, WIDE, CostModel, PartCost, fit_nonnegative, part_features
+from zipfmax.cost_model import (
+    TAIL_WIDTHS,
+    WIDE,
+    CostModel,
+    PartCost,
+    fit_nonnegative,
+    part_features,
+    relative_error,
+)
 from zipfmax.processor import processor_name
 from zipfmax.steps import FullTrial, StepTimer, Trial
 
@@ -51,7 +59,12 @@ class Calibration:
         Raises:
             KeyError, TypeError, ValueError: a record of another form.
         """
-        return cls(**{**record, "model": CostModel.from_record(record["model"])})
+        return cls(
+            CostModel.from_record(record["model"]),
+            relative_error(record["p90_error"]),
+            int(record["held_out"]),
+            record["identity"],
+        )
 
 
 def calibrate(

@@ -17,6 +17,7 @@ g(k, B) = max(c + lambda * k0 * B0, c + lambda * k * B): a constant, then propor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -246,7 +247,7 @@ class CostModel:
 
         Raises:
             KeyError, TypeError: a record of another form.
-            ValueError: a price that is negative or not finite.
+            ValueError: prices or an error that are negative or not finite, or a part that costs nothing.
         """
 
         def part(name: str) -> PartCost:
@@ -257,9 +258,23 @@ class CostModel:
             prices = found.coefficients()
             if len(prices) != N_PRICES + len(found.widths) or not (np.isfinite(prices) & (prices >= 0)).all():
                 raise ValueError(f"the prices of the {name} should be numbers of at least 0, got {prices}")
+            if not prices.any():
+                raise ValueError(f"the prices of the {name} are all 0")
             return found
 
-        return cls(part("head"), part("tail"), part("full"), float(record["error"]))
+        return cls(part("head"), part("tail"), part("full"), relative_error(record["error"]))
+
+
+def relative_error(value: Any) -> float:
+    """A relative error as a record holds it.
+
+    Raises:
+        TypeError, ValueError: a value that is not a number of at least 0.
+    """
+    found = float(value)
+    if not 0 <= found < math.inf:
+        raise ValueError(f"an error should be a number of at least 0, got {value}")
+    return found
 
 
 def fit_nonnegative(features: Floats, seconds: Floats) -> Floats:

@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 LINES_LOOKED_AT = 200
 """Of a file without a telling name, to guess whether it is a list of counts or running text."""
 SHORTEST_LIST_OF_IDS = 10
-"""A JSON of that many numbers 0, 1, 2, ... in any order holds ids, not counts."""
+"""A JSON of that many numbers that follow each other, in any order, holds ids, not counts."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class LabelCounts:
     """One of `FORMATS`."""
     guessed: bool
     """Whether the format was guessed from the file."""
+    by_id: bool = False
+    """Whether the file names labels 0 to V - 1 beside their counts."""
 
     @property
     def labels(self) -> str:
         """What label i is, in words."""
-        return _LABELS[self.format]
+        return "the file's own numbers of labels" if self.by_id else _LABELS[self.format]
 
     @property
     def are_sorted(self) -> bool:
@@ -52,6 +54,7 @@ class LabelCounts:
 _LABELS = {
     "text": "the words by falling frequency",
     "token-count": "the file's lines in order",
+    "count-token": "the file's lines in order",
     "csv": "the file's rows in order",
     "tsv": "the file's rows in order",
     "npy": "the array's indices",
@@ -60,8 +63,26 @@ _LABELS = {
     "tokenizer": "the tokenizer's ids",
 }
 FORMATS = tuple(_LABELS)
-"""running text, lines of a token and its count, comma- or tab-separated rows with the count last, NumPy's two,
-a JSON object of token to count (or a list of counts), a text counted by a tokenizer.json."""
+"""running text, lines of a token and its count, or of a count and its token as `uniq -c` writes them, comma- or
+tab-separated rows with the count last, NumPy's two, a JSON object of token to count (or a list of counts), a text
+counted by a tokenizer.json. Tokens that are the numbers 0 to V - 1 are labels: their counts go where they say."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Counts beside what they are of."""
+
+    tokens: list[str]
+    counts: list[float]
+
+    def by_id(self) -> list[float] | None:
+        """The counts in the order of labels, if the tokens are labels."""
+        if not all(token.isdecimal() for token in self.tokens):
+            return None
+        ids = [int(token) for token in self.tokens]
+        if sorted(ids) != list(range(len(ids))):
+            return None
+        return [count for _, count in sorted(zip(ids, self.counts, strict=True))]
 
 
 def read_counts(
@@ -89,11 +110,14 @@ def read_counts(
     try:
         chosen = _guess(path) if format is None and tokenizer is None else chosen
         found = _READERS[chosen](path) if tokenizer is None else _tokens(path, Path(tokenizer))
+        by_id = found.by_id() if isinstance(found, _Listed) else None
+        values = by_id or found.counts if isinstance(found, _Listed) else found
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is {_kind_of_bytes(path)}, no {chosen}") from error
     except (EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
         raise ValueError(f"{path} is cut short or damaged: {error}") from error
-    return LabelCounts(_checked(found, path), chosen, guessed=format is None and tokenizer is None)
+    guessed = format is None and tokenizer is None
+    return LabelCounts(_checked(values, path), chosen, guessed, by_id is not None)
 
 
 def _guess(path: Path) -> str:
@@ -104,8 +128,10 @@ def _guess(path: Path) -> str:
     with _open(path) as stream:
         lines = [line for line in islice(stream, LINES_LOOKED_AT) if line.strip()]
     fields = [line.split() for line in lines]
-    if len(fields) > 1 and all(len(line) == 2 and line[1].isdecimal() for line in fields):
-        return "token-count"
+    if len(fields) > 1 and all(len(line) == 2 for line in fields):
+        for name, column in (("token-count", 1), ("count-token", 0)):
+            if all(line[column].isdecimal() for line in fields):
+                return name
     return "text"
 
 
@@ -127,28 +153,36 @@ def _text(path: Path) -> Iterable[int]:
     return [count for _, count in words.most_common()]
 
 
-def _token_count(path: Path) -> Iterable[float]:
+def _token_count(path: Path) -> _Listed:
     with _open(path) as stream:
-        rows = [(number, line.rsplit(None, 1)[-1]) for number, line in enumerate(stream, 1) if line.strip()]
-    return _last_column(rows, path)
+        rows = [(number, line.rsplit(None, 1)) for number, line in enumerate(stream, 1) if line.strip()]
+    return _listed(rows, path, "last")
 
 
-def _separated(path: Path, **dialect: Any) -> Iterable[float]:
+def _count_token(path: Path) -> _Listed:
     with _open(path) as stream:
-        rows = [
-            (number, row[-1].strip()) for number, row in enumerate(csv.reader(stream, **dialect), 1) if row
-        ]
-    return _last_column(rows, path)
+        rows = [(number, line.split(None, 1)[::-1]) for number, line in enumerate(stream, 1) if line.strip()]
+    return _listed(rows, path, "first")
 
 
-def _last_column(rows: list[tuple[int, str]], path: Path) -> Iterable[float]:
-    """The counts; a first row without a number is a heading."""
-    if rows and not _is_number(rows[0][1]):
+def _separated(path: Path, **dialect: Any) -> _Listed:
+    with _open(path) as stream:
+        rows = [(number, row) for number, row in enumerate(csv.reader(stream, **dialect), 1) if row]
+    return _listed(rows, path, "last")
+
+
+def _listed(rows: list[tuple[int, list[str]]], path: Path, place: str) -> _Listed:
+    """Tokens and counts of rows that end in a count, which stands at a place in the file's lines.
+
+    A first row without a number is a heading. What names the label of a row is all that is not its count.
+    """
+    if rows and not _is_number(rows[0][1][-1]):
         rows = rows[1:]
-    for number, cell in rows:
-        if not _is_number(cell):
-            raise ValueError(f"{path}, line {number}: expected a count in the last column, got {cell!r}")
-    return [float(cell) for _, cell in rows]
+    for number, row in rows:
+        if not _is_number(row[-1]):
+            cell = row[-1].strip()
+            raise ValueError(f"{path}, line {number}: expected a count in the {place} column, got {cell!r}")
+    return _Listed([" ".join(row[:-1]).strip() for _, row in rows], [float(row[-1]) for _, row in rows])
 
 
 def _is_number(text: str) -> bool:
@@ -193,20 +227,21 @@ def _kind_of_bytes(path: Path) -> str:
     return "a zip archive, as .npz and .xlsx files are" if is_zip else "not text in UTF-8"
 
 
-def _json(path: Path) -> npt.ArrayLike:
+def _json(path: Path) -> npt.ArrayLike | _Listed:
     with _open(path) as stream:
         try:
             found = json.loads("".join(stream))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON of counts: {error}") from error
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         raise ValueError(f"{path} is a tokenizer: give it as the tokenizer of a text")
     counts = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(counts, list) or not all(type(count) in (int, float) for count in counts):
         raise ValueError(f"{path} should map each token to its count, or list the counts")
-    if len(counts) >= SHORTEST_LIST_OF_IDS and sorted(counts) == list(range(len(counts))):
+    least = min(counts, default=0)
+    if len(counts) >= SHORTEST_LIST_OF_IDS and sorted(counts) == [least + i for i in range(len(counts))]:
         raise ValueError(f"{path} maps tokens to their ids, not to counts")
-    return counts
+    return _Listed(list(found), counts) if isinstance(found, dict) else counts
 
 
 def _tokens(path: Path, tokenizer: Path) -> npt.ArrayLike:
@@ -228,9 +263,10 @@ def _tokens(path: Path, tokenizer: Path) -> npt.ArrayLike:
     return counts
 
 
-_READERS: dict[str, Callable[[Path], npt.ArrayLike | Iterable[float]]] = {
+_READERS: dict[str, Callable[[Path], npt.ArrayLike | Iterable[float] | _Listed]] = {
     "text": _text,
     "token-count": _token_count,
+    "count-token": _count_token,
     "csv": _separated,
     # Tabs part the columns whatever else a token holds, a quotation mark included.
     "tsv": lambda path: _separated(path, delimiter="\t", quoting=csv.QUOTE_NONE),

@@ -62,7 +62,7 @@ def cached(
             return _read(path, identity, parse)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             complaint = (
                 f"the cost model in {path} is left aside ({one_line(error)}), a fresh one takes its place"
             )

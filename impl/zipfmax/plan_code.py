@@ -17,6 +17,7 @@ def plan_code(
     counts: str | None = None,
     counts_import: str = "",
     options: Mapping[str, str] | None = None,
+    adaptive: bool = False,
 ) -> str:
     """Lines of Python that end in `layer = ...`: the planned layer, or `nn.Linear` where full softmax wins.
 
@@ -27,11 +28,12 @@ def plan_code(
             layer then carries `LabelRanks` of them. Full softmax needs none.
         counts_import: the import that the expression needs, as a line.
         options: further arguments of the adaptive layer, as expressions.
+        adaptive: the planned layer, even where full softmax wins.
     """
     factory = _factory(device, dtype)
     torch_import = ["import torch"] if "dtype" in factory else []
     shape = [str(plan.layout.in_features), str(plan.layout.n_classes)]
-    if plan.full_is_better:
+    if plan.full_is_better and not adaptive:
         arguments = ", ".join([*shape, "bias=False", *_keywords(factory)])
         return _text(
             [*torch_import, "from torch import nn"],

@@ -17,7 +17,7 @@ from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import CostModel
 from zipfmax.errors import unknown
 from zipfmax.search import Search, unit_of
-from zipfmax.steps import TASKS
+from zipfmax.steps import DTYPES, TASKS
 
 Floats = npt.NDArray[np.float64]
 
@@ -163,13 +163,13 @@ def plan_cutoffs(
     Raises:
         ValueError: counts, a number of clusters or bounds that allow no plan, an unknown task, or a kind of
             device of which no model is bundled; says which.
-        TypeError: a dtype that is none of torch's.
+        TypeError: a dtype that is not one of `DTYPES`.
         ImportError, TimeoutError: as `zipfmax.calibration.calibrate`.
     """
     if task not in TASKS:
         raise ValueError(unknown("task", task, TASKS))
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype should be a torch.dtype, got {dtype!r}")
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype should be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size should be a positive integer, got {batch_size}")
     if min_projection is not None and min_projection < 1:

@@ -106,6 +106,7 @@ def _announcement(
         dtype=dtype,
         counts="counts" if ranked else None,
         options={name: _expression(name, value) for name, value in options.items()},
+        adaptive=True,
     )
     full = (
         "; full softmax is predicted to be faster, but an adaptive layer was asked for"

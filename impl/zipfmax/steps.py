@@ -22,6 +22,7 @@ from zipfmax.errors import unknown
 from zipfmax.weights import TailWeights, Weights
 
 TASKS = ("train", "forward")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 WARM_RUNS = 3
 """Untimed runs of a short step: it is warm after the third."""

@@ -33,7 +33,10 @@ COUNTS = ("plan", "--features", "8", "--batch", "4", "--counts", str(COUNTED))
         ((*COUNTS, "--tokenizer", "words.txt"), "a tokenizer should be a file tokenizer.json"),
         ((*COUNTS, "--tokenizer", "t.json", "--counts-format", "text"), "it goes without a format of counts"),
         ((*PLAN, "--counts-format", "csv"), "--counts-format and --tokenizer go with --counts FILE"),
-        ((*COUNTS[:5], "--labels", f"counts:xls@{COUNTED}"), "xls is not a format: text, token-count, csv"),
+        (
+            (*COUNTS[:5], "--labels", f"counts:xls@{COUNTED}"),
+            "xls is not a format: text, token-count, count-token, csv",
+        ),
         (("sweep", "--replay", "--device", "cpu"), "--replay times replays of CUDA graphs"),
         (("sweep", "--world", "2", "--precision", "2%"), "--precision does not go with --world"),
         (("sweep", "--world", "2", "--task", "train", "--task", "predict"), "forward and train, not predict"),

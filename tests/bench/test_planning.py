@@ -193,6 +193,7 @@ def test_an_implementation_that_cannot_be_measured_is_named(in_process):
     [
         ({"classes": None}, "labels zipf:1.0 need --classes"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"dtype": "float8_e4m3fn"}, "unknown dtype 'float8_e4m3fn'"),
         ({"classes": 0}, "--classes should be a positive number, got 0"),
         ({"batch": -5}, "--batch should be a positive number, got -5"),
         ({"threads": 0}, "--threads should be from 1 to 4096, got 0"),

@@ -3,13 +3,14 @@
 import json
 import random
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from zipfmax import calibration, trials
+from zipfmax import calibration, hardware, trials
 from zipfmax.calibration import Calibration, calibrate, calibrated
 from zipfmax.clusters import ClusterLayout
 from zipfmax.cost_model import TAIL_WIDTHS, CostModel, PartCost, fit_nonnegative
@@ -21,6 +22,7 @@ MODEL = CostModel(
     tail=PartCost(2e-4, 2e-11, 3e-10, 6e-10, 2e-9, 2e-10, 5e-7, (4e-10, 3e-10), PRICES, TAIL_WIDTHS),
     full=PartCost(3e-4, 3e-11, 1e-10, 5e-10, 1e-9, 3e-10, 2e-7, (2e-9, 0.0), (7e-10,)),
 )
+FREE = PartCost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0), (0.0,))
 TRIALS = trials.drawn(on_gpu=False)
 
 
@@ -142,6 +144,27 @@ def test_a_calibration_survives_its_record(measured):
     found = calibrate()
     assert found.identity["task"] == "train"
     assert Calibration.from_record(json.loads(json.dumps(found.to_record()))) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("p90_error",), None),
+        (("p90_error",), -1.0),
+        (("held_out",), "x"),
+        (("model", "error"), -5),
+        (("model", "error"), float("nan")),
+        (("model", "tail"), asdict(FREE)),
+    ],
+)
+def test_a_record_with_a_value_that_cannot_be_is_refused(path, value):
+    record = json.loads(json.dumps(hardware.bundled()[0].to_record()))
+    place = record
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    with pytest.raises((TypeError, ValueError)):
+        Calibration.from_record(record)
 
 
 def test_a_calibration_on_this_machine_is_finite_positive_and_ends_in_time(monkeypatch):

@@ -20,6 +20,7 @@ def saved(save, **arrays):
 
 FILES = {
     "token-count": ("dict.txt", b"the 3\nof 0\nand 7\n\n, 1\n"),
+    "count-token": ("uniq.txt", b"      3 the\n      0 of\n      7 and\n      1 ,\n"),
     "csv": ("c.csv", b'word,count\nthe,3\n",",0\nand,7\nof,1\n'),
     "tsv": ("c.tsv", b'the\t3\n"\t0\nand\t7\nof\t1\n'),
     "npy": ("c.npy", saved(np.save, only=(np.array(UNSORTED),))),
@@ -40,6 +41,26 @@ def test_a_list_of_counts_keeps_the_files_order_and_its_format_is_guessed(name, 
     told = read_counts(path, name)
     assert not told.guessed
     assert told.values.tolist() == UNSORTED
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content"),
+    [
+        ("c.csv", b",count\n2,7\n0,3\n3,1\n1,0\n"),
+        ("c.tsv", b"2\t7\n0\t3\n3\t1\n1\t0\n"),
+        ("dict.txt", b"2 7\n0 3\n3 1\n1 0\n"),
+        ("c.json", b'{"2": 7, "0": 3, "3": 1, "1": 0}'),
+    ],
+)
+def test_counts_beside_numbers_of_labels_go_where_these_say(file_name, content, tmp_path):
+    path = tmp_path / file_name
+    path.write_bytes(content)
+    counts = read_counts(path)
+    assert (counts.values.tolist(), counts.by_id, counts.are_sorted) == (UNSORTED, True, False)
+    assert counts.labels == "the file's own numbers of labels"
+    path.write_bytes(content.replace(b"2", b"4", 1))  # 0, 1, 3 and 4 are not the labels of four classes
+    counts = read_counts(path)
+    assert (counts.values.tolist(), counts.by_id) == ([7, 3, 1, 0], False)
 
 
 def test_words_of_a_text_come_by_falling_frequency(tmp_path):
@@ -87,6 +108,8 @@ def test_a_texts_tokens_are_counted_by_a_tokenizer(tmp_path):
     [
         ("c.json", b'{"a": 1, "b": "many"}', "should map each token to its count"),
         ("c.json", json.dumps({f"w{i}": i for i in range(12)}).encode(), "maps tokens to their ids"),
+        ("c.json", json.dumps({f"w{i}": 12 - i for i in range(12)}).encode(), "maps tokens to their ids"),
+        ("c.json", b"[" * 100_000, "is not JSON of counts: maximum recursion"),
         ("c.json", b'{"model": {"vocab": {}}}', "is a tokenizer"),
         ("c.json", b'{"a": 1', "delimiter"),
         ("c.csv", b"the,30\nof,many\n", r"line 2: expected a count in the last column, got 'many'"),
@@ -97,7 +120,7 @@ def test_a_texts_tokens_are_counted_by_a_tokenizer(tmp_path):
         ("c.tsv", b"PK\x03\x04\xff", r"c\.tsv is a zip archive, as \.npz and \.xlsx files are, no tsv"),
         ("c.npy", b"a,1\nb,2\n", r"c\.npy does not begin as a \.npy file of NumPy does"),
         ("c.npz", FILES["npy"][1], r"c\.npz does not begin as a \.npz file of NumPy does"),
-        ("c.json", b"{", r"c\.json is not JSON: "),
+        ("c.json", b"{", r"c\.json is not JSON of counts: "),
         ("c.csv", b"1e308\n1e308\n", "too large: their sum is beyond a float64"),
         ("c.txt", b"one one", "hold 1 class"),
         ("c.csv", b"3\n-1\n", "whole numbers of at least 0: 1 are not, the first is -1"),

@@ -52,6 +52,7 @@ def test_a_value_is_made_once_and_again_where_asked(cache):
         b'{"ident',
         b"\xff\xfe",
         b"[1, 2]",
+        b"[" * 100_000,
         b"{}",
         json.dumps({"identity": IDENTITY}).encode(),
         json.dumps({"identity": IDENTITY, "value": None}).encode(),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
 from zipfmax.cost_model import CostModel, PartCost
@@ -133,3 +134,9 @@ def test_what_allows_no_plan_is_said_in_one_line(counts, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         plan_cutoffs(counts, **{"in_features": 64, "batch_size": 32, "model": MODEL} | options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn, "float32"])
+def test_a_dtype_that_no_layer_trains_in_is_refused(dtype):
+    with pytest.raises(TypeError, match=r"one of torch.float32, torch.bfloat16, .*, got"):
+        plan_cutoffs([3, 2, 1], 64, 32, dtype=dtype, model=MODEL)

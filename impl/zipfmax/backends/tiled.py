@@ -193,13 +193,15 @@ class _Nll(torch.autograd.Function):
 
 
 def _factor(scale: float, grad_output: Tensor | None, grad_loss: Tensor | None) -> Tensor | None:
-    """What the gradients of sum(scale * log p) are multiplied by; None where rows weigh differently."""
+    """What the gradients of sum(scale * log p) are multiplied by; None where rows weigh differently, or too much."""
     if grad_output is None:
         return grad_loss
     first = grad_output[:1]
     if not bool((grad_output == first).all()):
         return None
     factor = first.sum().to(statistics_dtype(first.dtype)) / scale
+    if not bool(factor.isfinite()):
+        return None
     return factor if grad_loss is None else factor + grad_loss
 
 

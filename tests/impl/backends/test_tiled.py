@@ -541,3 +541,13 @@ def test_the_gradient_of_a_few_rows_keeps_the_small_terms_of_a_million_classes(m
     summed_in_parts = error()
     monkeypatch.setattr("zipfmax.backends.tiled_cluster.MAX_SUMMED_CLASSES", 1_000_000)
     assert summed_in_parts < 0.5 * error()
+
+
+def test_a_large_gradient_that_is_the_same_for_every_row_does_not_overflow():
+    weights, (hidden, target) = weights_of(LAYOUT, torch.float32), batch_of(LAYOUT, 300, torch.float32)
+    leaf = hidden.requires_grad_()
+    output, _ = tiled.nll(LAYOUT, weights, leaf, target, reduction="mean")
+    (large,) = torch.autograd.grad(output, leaf, torch.full_like(output, 2.0**120))
+    output, _ = tiled.nll(LAYOUT, weights, leaf, target, reduction="mean")
+    (one,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
+    torch.testing.assert_close(large * 2.0**-120, one)
