@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 import torch
@@ -21,7 +21,7 @@ from zipfmax.counts import LabelCounts
 from zipfmax.errors import UsageError, unknown
 from zipfmax.plan_code import plan_code
 from zipfmax.planner import Plan, cost_models, plan_cutoffs
-from zipfmax.steps import DTYPES, TASKS
+from zipfmax.steps import TASKS
 from zipfmax_bench.engine import Engine, Measurement, SamplingPolicy
 from zipfmax_bench.executors import WorkerProcess
 from zipfmax_bench.presets import customary_cutoffs
@@ -29,7 +29,7 @@ from zipfmax_bench.threads import checked_threads, default_threads
 from zipfmax_bench.timings import measured_ratio
 from zipfmax_reference.console import print_table
 from zipfmax_reference.runs import device, labels
-from zipfmax_reference.runs.case import Case
+from zipfmax_reference.runs.case import DTYPES, Case
 
 ROUNDS = 9
 MOST = 2**40
@@ -104,10 +104,9 @@ def planned(options: PlanOptions, console: Console) -> tuple[Plan, Calibration]:
 
 
 def _dtype(options: PlanOptions) -> torch.dtype:
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-    if options.dtype not in dtypes:
-        raise UsageError(unknown("dtype", options.dtype, tuple(dtypes)))
-    return dtypes[options.dtype]
+    if options.dtype not in DTYPES:
+        raise UsageError(unknown("dtype", options.dtype, DTYPES))
+    return cast(torch.dtype, getattr(torch, options.dtype))
 
 
 def _check(options: PlanOptions) -> None:

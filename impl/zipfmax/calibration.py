@@ -18,9 +18,9 @@ from zipfmax.cost_model import (
     WIDE,
     CostModel,
     PartCost,
+    checked_error,
     fit_nonnegative,
     part_features,
-    relative_error,
 )
 from zipfmax.processor import processor_name
 from zipfmax.steps import FullTrial, StepTimer, Trial
@@ -61,7 +61,7 @@ class Calibration:
         """
         return cls(
             CostModel.from_record(record["model"]),
-            relative_error(record["p90_error"]),
+            checked_error(record["p90_error"]),
             int(record["held_out"]),
             record["identity"],
         )

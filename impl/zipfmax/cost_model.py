@@ -262,10 +262,10 @@ class CostModel:
                 raise ValueError(f"the prices of the {name} are all 0")
             return found
 
-        return cls(part("head"), part("tail"), part("full"), relative_error(record["error"]))
+        return cls(part("head"), part("tail"), part("full"), checked_error(record["error"]))
 
 
-def relative_error(value: Any) -> float:
+def checked_error(value: Any) -> float:
     """A relative error as a record holds it.
 
     Raises:

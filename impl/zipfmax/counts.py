@@ -111,13 +111,14 @@ def read_counts(
         chosen = _guess(path) if format is None and tokenizer is None else chosen
         found = _READERS[chosen](path) if tokenizer is None else _tokens(path, Path(tokenizer))
         by_id = found.by_id() if isinstance(found, _Listed) else None
-        values = by_id or found.counts if isinstance(found, _Listed) else found
+        if isinstance(found, _Listed):
+            found = found.counts if by_id is None else by_id
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is {_kind_of_bytes(path)}, no {chosen}") from error
     except (EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
         raise ValueError(f"{path} is cut short or damaged: {error}") from error
     guessed = format is None and tokenizer is None
-    return LabelCounts(_checked(values, path), chosen, guessed, by_id is not None)
+    return LabelCounts(_checked(found, path), chosen, guessed, by_id is not None)
 
 
 def _guess(path: Path) -> str:

@@ -241,7 +241,7 @@ def test_a_heading_sorts_a_table_by_what_its_numbers_are_worth(shown: Shared) ->
     place = next(i for i, text in enumerate(column) if text.startswith("median"))
     button = table.locator("thead th").nth(place).locator("button")
 
-    def shown() -> list[float]:
+    def column_shown() -> list[float]:
         units = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
         texts = page.eval_on_selector_all(
             "#repeat details table.data tbody tr",
@@ -249,12 +249,12 @@ def test_a_heading_sorts_a_table_by_what_its_numbers_are_worth(shown: Shared) ->
         )
         return [float(n) * units[unit] for n, unit in (text.split() for text in texts if text != "–")]
 
-    before = shown()
+    before = column_shown()
     button.click()
-    assert shown() == sorted(before) != before
+    assert column_shown() == sorted(before) != before
     assert table.locator("thead th").nth(place).get_attribute("aria-sort") == "ascending"
     button.click()
-    assert shown() == sorted(before, reverse=True)
+    assert column_shown() == sorted(before, reverse=True)
 
 
 def test_the_choice_stands_in_the_address_and_a_link_shows_it(
@@ -305,10 +305,11 @@ def test_the_controls_change_what_every_figure_shows(chosen: Any, page_path: Pat
     table = tables.cells(read_run(page_path.parent))
     rows = tables.under(tables.ratios(table, "torch"), tables.main_condition(table))
     rows = rows[(rows["impl"] == "zipfmax") & (rows["task"] == "forward")]
-    shown = marks(chosen, "heat")
+    marked = marks(chosen, "heat")
     for row in rows.itertuples():
         assert (
-            f": {factor(row.speedup)} over torch.nn" in shown[f"{row.n_classes:,} classes, {row.labels_name}"]
+            f": {factor(row.speedup)} over torch.nn"
+            in marked[f"{row.n_classes:,} classes, {row.labels_name}"]
         )
     assert "torch.nn" in chosen.locator("#figure-heat h3").inner_text()
     assert "forward" in chosen.locator("#figure-heat figcaption").inner_text()
@@ -356,12 +357,12 @@ def test_a_cell_shows_its_time_split_by_head_and_tails(shown: Shared, page_path:
     page = shown()
     table = tables.cells(read_run(page_path.parent))
     mark = page.locator("#figure-heat .interactive [tabindex]").nth(4)
-    shown = mark.get_attribute("aria-label").split(": ")[0]
+    cell = mark.get_attribute("aria-label").split(": ")[0]
     mark.click()
     panel = page.locator("#detail")
     panel.locator(".split svg").wait_for()
     names = table["n_classes"].map("{:,} classes, ".format) + table["labels_name"]
-    own = table[(names == shown) & (table["impl"] == "zipfmax") & (table["task"] == "train")]
+    own = table[(names == cell) & (table["impl"] == "zipfmax") & (table["task"] == "train")]
     row = tables.under(own, tables.main_condition(table)).iloc[0]
     lines = panel.get_by_role("region", name="Where the time of zipfmax goes").locator("tbody tr")
     found = {line.locator("th").inner_text(): line.locator("td").all_inner_texts() for line in lines.all()}
@@ -523,11 +524,11 @@ def test_every_figure_can_be_drawn_by_both_renderers(shown: Shared, page_path: P
     assert len(pictures) >= 8
     for picture in pictures:
         panel = next(iter(picture.figure.panels.titles)) if picture.figure.panels else None
-        shown = replace(picture.figure, rows=picture.figure.rows_of(panel))
-        columns = {axis.column for axis in (shown.x, shown.y)}
-        rows = json.loads(shown.rows.assign(said="a mark").to_json(orient="records"))
+        figure = replace(picture.figure, rows=picture.figure.rows_of(panel))
+        columns = {axis.column for axis in (figure.x, figure.y)}
+        rows = json.loads(figure.rows.assign(said="a mark").to_json(orient="records"))
         drawable = [row for row in rows if all(row[column] is not None for column in columns)]
-        marks = page.evaluate(DRAW, [interactive.spec(shown, data="rows", says="said"), rows])
+        marks = page.evaluate(DRAW, [interactive.spec(figure, data="rows", says="said"), rows])
         assert marks >= len(drawable) > 0, picture.name
         assert draw(picture.figure).axes, picture.name
 
